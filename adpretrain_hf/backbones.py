@@ -1,0 +1,139 @@
+"""Backbone: a frozen vision transformer of transformers, from images to the patch maps of the chosen blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from adpretrain_hf.digest import tensors_digest
+from adpretrain_hf.errors import InputError
+from adpretrain_hf.quiet import quiet_transformers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one model type of transformers differs from the others."""
+
+    class_tokens: int = 1
+    asks_to_interpolate: bool = False  # positions are resampled only where forward() is told so
+    unused: tuple[str, ...] = ()  # what comes after the last block: the tokens of this package are taken before it
+
+
+_FAMILIES: dict[str, Family] = {
+    "dinov2": Family(unused=("layernorm",)),
+    "dinov2_with_registers": Family(unused=("layernorm",)),
+    "dinov3_vit": Family(unused=("norm",)),
+    "clip_vision_model": Family(asks_to_interpolate=True, unused=("post_layernorm",)),
+    "siglip_vision_model": Family(class_tokens=0, asks_to_interpolate=True, unused=("post_layernorm", "head")),
+    "vit": Family(asks_to_interpolate=True, unused=("layernorm", "pooler")),
+}
+
+
+def family_of(model_type: str) -> Family:
+    """The family of a transformers model type; an unknown one is taken to be a plain ViT with a class token."""
+    return _FAMILIES.get(model_type, Family())
+
+
+class Backbone(nn.Module):
+    """A frozen vision transformer that ends after the last level.
+
+    No parameter has a gradient, and it stays in eval mode whatever ``train()`` is told. Tokens are the raw residual
+    stream after a block: no final LayerNorm, class and register tokens dropped (released code, ``feature_extractor``).
+
+    Args:
+        model: a vision transformer of transformers with ``hidden_states``; blocks after the last level and whatever
+            follows them are removed from it.
+        layers: the levels, blocks counted from 1.
+
+    Raises:
+        InputError: a level beyond the depth of the network.
+    """
+
+    def __init__(self, model: PreTrainedModel, layers: Sequence[int]) -> None:
+        super().__init__()
+        family = family_of(model.config.model_type)
+        self.layers = tuple(layers)
+        self.hidden_size: int = model.config.hidden_size
+        self.patch_size: int = model.config.patch_size
+        #: Commit on the Hub that the weights come from, if they do.
+        self.commit: str | None = getattr(model.config, "_commit_hash", None)
+        self._prefix_tokens = family.class_tokens + getattr(model.config, "num_register_tokens", 0)
+        self._arguments: dict[str, Any] = {"output_hidden_states": list(self.layers)}
+        if family.asks_to_interpolate:
+            self._arguments["interpolate_pos_encoding"] = True
+        self.model = _end_after(model, self.layers[-1], family.unused)
+        self.requires_grad_(False).eval()
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Computes the patch maps of every level.
+
+        Args:
+            images: (B, 3, H, W), normalised; H and W multiples of the patch size.
+
+        Returns:
+            L maps (B, C, h, w) with h = H / patch size, w = W / patch size.
+        """
+        h, w = images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
+        states = self.model(pixel_values=images, **self._arguments).hidden_states
+        return [self._to_map(states[n], h, w) for n in self.layers]
+
+    def _to_map(self, tokens: Tensor, h: int, w: int) -> Tensor:
+        patches = tokens[:, self._prefix_tokens :]  # (B, h*w, C)
+        if patches.shape[1] != h * w:
+            raise InputError(
+                f"{self.model.config.model_type!r} gave {tokens.shape[1]} tokens for a grid of {h} x {w} patches and "
+                f"{self._prefix_tokens} prefix tokens: this kind of vision transformer is not supported"
+            )
+        return patches.transpose(1, 2).unflatten(2, (h, w))
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Stays in eval mode: a backbone is never trained."""
+        return super().train(False)
+
+    def digest(self) -> str:
+        """16 hex digits that identify the weights, whatever precision they are loaded in later."""
+        return tensors_digest(self.model.state_dict().values())
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the network as transformers' own ``save_pretrained`` does."""
+        with quiet_transformers():
+            self.model.save_pretrained(folder)
+
+
+def check_depth(last: int, depth: int, source: object) -> None:
+    """Raises InputError if level ``last`` lies beyond ``depth``, the number of blocks."""
+    if last > depth:
+        raise InputError(f"level {last} was asked for, but {str(source)!r} has blocks 1 to {depth}")
+
+
+def _end_after(model: PreTrainedModel, depth: int, unused: tuple[str, ...]) -> PreTrainedModel:
+    """Drops all that is computed after block ``depth``, and puts DINOv2's own rule for positions in."""
+    from transformers.models.dinov2.modeling_dinov2 import Dinov2Model
+
+    check_depth(depth, model.config.num_hidden_layers, model.config.model_type)
+    blocks = _find_blocks(model)
+    del blocks[depth:]
+    model.config.num_hidden_layers = depth
+    for name in unused:
+        if getattr(model, name, None) is not None:
+            setattr(model, name, nn.Identity())
+    if isinstance(model, Dinov2Model):
+        from adpretrain_hf.position_grid import PublishedGridEmbeddings
+
+        model.embeddings = PublishedGridEmbeddings(model.embeddings)
+    return model
+
+
+def _find_blocks(model: PreTrainedModel) -> nn.ModuleList:
+    depth = model.config.num_hidden_layers
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            return module
+    raise InputError(f"{model.config.model_type!r} has no list of {depth} blocks: it is not supported as a backbone")

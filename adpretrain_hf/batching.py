@@ -1,0 +1,100 @@
+"""Any number of images -> batches of prepared ones, decoded ahead in threads, in bounded memory."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adpretrain_hf.errors import ImageError, InputError
+from adpretrain_hf.images import ImageSource, named_sources
+from adpretrain_hf.preprocessing import PreparedImage, Preprocessor, check_prepared, is_prepared
+
+OnError = Callable[[str, ImageError], None]
+
+
+class PreparedBatches:
+    """Prepared images in groups of equal shape, consecutive, at most ``batch_size`` of them; iterated once.
+
+    Args:
+        images: what ``named_sources`` takes, or a float tensor (B, 3, H, W) that is already prepared.
+        preprocessor: prepares one image.
+        batch_size: images at a time.
+        on_error: called with the name and the error of an image that cannot be used, which is then left out; by default
+            the error is raised.
+
+    Attributes:
+        total: the number of images, or None where it is not known before the end.
+
+    Raises:
+        InputError: ``batch_size`` is not a positive integer, or there is no image.
+        ImageError: an image cannot be used.
+    """
+
+    def __init__(
+        self, images: Any, preprocessor: Preprocessor, batch_size: int, on_error: OnError | None = None
+    ) -> None:
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise InputError(f"batch_size is {batch_size!r}, expected an integer >= 1")
+        self.total: int | None
+        if is_prepared(images):
+            check_prepared(images, preprocessor.config.patch_size)
+            prepared: Iterable[PreparedImage] = map(_as_prepared, images, range(len(images)))
+            self.total = len(images)
+        else:
+            sources, self.total = named_sources(images)
+            prepared = _prepare_ahead(sources, preprocessor, 2 * batch_size, on_error)
+        self._batches = _group(prepared, batch_size)
+
+    def __iter__(self) -> Iterator[list[PreparedImage]]:
+        return self._batches
+
+
+def stack(batch: list[PreparedImage]) -> Tensor:
+    """The tensors of a batch as one (B, 3, H', W')."""
+    return torch.stack([image.tensor for image in batch])
+
+
+def _as_prepared(tensor: Tensor, number: int) -> PreparedImage:
+    height, width = tensor.shape[-2:]
+    return PreparedImage(tensor, f"image {number}", (height, width), (0, 0, height, width))
+
+
+def _prepare_ahead(
+    sources: Iterable[tuple[ImageSource, str]], preprocessor: Preprocessor, ahead: int, on_error: OnError | None
+) -> Iterator[PreparedImage]:
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="adpretrain-decode")
+    try:
+        remaining = iter(sources)
+        pending: deque[tuple[str, Future[PreparedImage]]] = deque()
+        while True:
+            for source, name in islice(remaining, ahead - len(pending)):
+                pending.append((name, pool.submit(preprocessor.prepare, source, name)))
+            if not pending:
+                return
+            name, future = pending.popleft()
+            try:
+                yield future.result()
+            except ImageError as error:
+                if on_error is None:
+                    raise
+                on_error(name, error)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _group(images: Iterable[PreparedImage], batch_size: int) -> Iterator[list[PreparedImage]]:
+    batch: list[PreparedImage] = []
+    for image in images:
+        if batch and (len(batch) == batch_size or image.tensor.shape != batch[0].tensor.shape):
+            yield batch
+            batch = []
+        batch.append(image)
+    if batch:
+        yield batch

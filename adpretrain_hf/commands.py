@@ -1,0 +1,208 @@
+"""What the commands of the command line do. Imported only when one of them runs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from adpretrain_hf import bundle
+from adpretrain_hf.config import ADPretrainConfig
+from adpretrain_hf.digest import tensors_digest
+from adpretrain_hf.extractor import ADPretrainFeatureExtractor
+from adpretrain_hf.files import atomic_path, write_text
+from adpretrain_hf.folder_run import FolderRun
+from adpretrain_hf.hub import bundle_folder
+from adpretrain_hf.images import read_image
+from adpretrain_hf.overlays import colour_range, overlay
+from adpretrain_hf.reference import ReferenceBank
+from adpretrain_hf.scoring import place_map
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def new(args: Namespace) -> int:
+    """Makes a bundle from a backbone; its projectors are the identity."""
+    overrides = {
+        "layers": args.levels,
+        "image_size": args.image_size,
+        "resize_mode": args.resize_mode,
+        "num_reference_tokens": args.reference_tokens,
+        "backbone": args.upstream,
+        "backbone_revision": args.revision,
+    }
+    overrides = {name: value for name, value in overrides.items() if value is not None}
+    torch.manual_seed(args.seed)
+    extractor = ADPretrainFeatureExtractor.from_backbone(args.backbone, dtype=DTYPES[args.dtype], **overrides)
+    extractor.save_pretrained(args.output, include_backbone=not args.no_backbone)
+    print(f"{args.output}: {_describe(extractor.config)}")
+    return 0
+
+
+def reference(args: Namespace) -> int:
+    """Encodes normal images as a reference bank."""
+    extractor = _load(args)
+    bank = extractor.make_reference(
+        _single(args.images), category=args.category, batch_size=args.batch_size, progress=True
+    )
+    bank.to(dtype=DTYPES[args.bank_dtype]).save(args.output)
+    print(f"{args.output}: {len(bank)} patches of {bank.num_images} images")
+    return 0
+
+
+def extract(args: Namespace) -> int:
+    """Writes the features of every image to a file of its own."""
+    extractor, settings = _prepare(args)
+    run = FolderRun(args.images, args.output, settings | {"format": args.format}, f".{args.format}")
+    stream = extractor.stream(_pending(run), batch_size=args.batch_size, on_error=run.note_failure)
+    for image, features in stream:
+        with atomic_path(run.result_path(image.name)) as temporary:
+            _WRITERS[args.format]({name: level.cpu().contiguous() for name, level in features.items()}, temporary)
+    return _finish(run)
+
+
+def score(args: Namespace) -> int:
+    """Scores every image; writes scores.csv, scores.json, the maps and an overlay of each."""
+    extractor, settings = _prepare(args)
+    run = FolderRun(args.images, args.output, settings, ".npz", "maps")
+    stream = extractor.score_stream(_pending(run), batch_size=args.batch_size, on_error=run.note_failure)
+    for scored in stream:
+        with atomic_path(run.result_path(scored.image.name)) as temporary:
+            np.savez_compressed(
+                temporary, map=scored.anomaly.numpy(), score=scored.score, size=scored.image.size, box=scored.image.box
+            )
+    _write_scores(run)
+    if not args.no_overlays:
+        _write_overlays(run)
+    return _finish(run)
+
+
+def info(args: Namespace) -> int:
+    """Says what a bundle or a reference bank is."""
+    if str(args.path).endswith(".safetensors"):
+        print(ReferenceBank.load(args.path))
+        return 0
+    folder = bundle_folder(args.path)
+    config = bundle.read_config(folder)
+    facts = config.to_dict() | {
+        "fingerprint": config.fingerprint,
+        "variants": bundle.variants_in(folder, config),
+        "backbone_included": (folder / bundle.BACKBONE_FOLDER).is_dir(),
+        "references": sorted(path.stem for path in folder.glob("references/*.safetensors")),
+    }
+    print(json.dumps(facts, indent=2) if args.json else "\n".join(f"{k:22} {v}" for k, v in facts.items()))
+    return 0
+
+
+def _load(args: Namespace) -> ADPretrainFeatureExtractor:
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return ADPretrainFeatureExtractor.from_pretrained(
+        args.bundle,
+        variant=args.variant,
+        device=device,
+        dtype=DTYPES[args.dtype],
+        image_size=args.image_size,
+        revision=args.revision,
+    )
+
+
+def _prepare(args: Namespace) -> tuple[ADPretrainFeatureExtractor, dict[str, Any]]:
+    """Loads the extractor, sets its reference, and lists what the results will depend on."""
+    extractor = _load(args)
+    extractor.set_reference(_single(args.reference))
+    bank = extractor._require_reference()
+    settings = {
+        "command": args.command,
+        "fingerprint": extractor.config.fingerprint,
+        "variant": extractor.variant,
+        "projectors": tensors_digest(extractor.projectors.state_dict().values()),
+        "residual_scale": extractor.config.residual_scale,
+        "reference": tensors_digest(bank.patches),
+        "dtype": args.dtype,
+    }
+    return extractor, settings
+
+
+def _single(paths: list[Path]) -> Any:
+    """One path stands for itself (a folder, or a bank), several are a list of images."""
+    return paths[0] if len(paths) == 1 else paths
+
+
+def _pending(run: FolderRun) -> list[Path]:
+    pending = run.pending()
+    done = len(run.names) - len(pending)
+    if done:
+        print(f"{done} of {len(run.names)} images are done already", file=sys.stderr)
+    return pending
+
+
+def _results(run: FolderRun) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    for image in run.names:
+        path = run.result_path(image)
+        if path.is_file():
+            with np.load(path, allow_pickle=False) as result:
+                yield image, dict(result)
+
+
+def _write_scores(run: FolderRun) -> None:
+    rows = [(run.names[image], float(result["score"])) for image, result in _results(run)]
+    write_csv(run.output / "scores.csv", ("image", "score"), rows)
+    report = {
+        "settings": run.settings,
+        "scores": [{"image": name, "score": value} for name, value in rows],
+        "failures": [{"image": name, "error": str(error)} for name, error in run.failures],
+    }
+    write_text(run.output / "scores.json", json.dumps(report, indent=2) + "\n")
+
+
+def _write_overlays(run: FolderRun) -> None:
+    colours = colour_range(result["map"] for _, result in _results(run))
+    for image, result in _results(run):
+        box = tuple(int(side) for side in result["box"])
+        height, width = (int(side) for side in result["size"])
+        anomaly = place_map(torch.from_numpy(result["map"]), (height, width), box)  # type: ignore[arg-type]
+        with atomic_path(run.output / "overlays" / f"{run.names[image]}.png") as temporary:
+            overlay(read_image(image, image), anomaly.numpy(), colours).save(temporary)
+
+
+def write_csv(path: Path, header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+    """Writes a CSV file atomically."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def _finish(run: FolderRun) -> int:
+    print(f"{run.output}: {len(run.names) - len(run.failures)} of {len(run.names)} images")
+    if not run.failures:
+        return 0
+    print(f"{len(run.failures)} images could not be used:", file=sys.stderr)
+    for _, error in run.failures:
+        print(f"  {error}", file=sys.stderr)
+    return 1
+
+
+def _describe(config: ADPretrainConfig) -> str:
+    return (
+        f"{config.backbone}, levels {', '.join(map(str, config.layers))}, {config.hidden_size} channels, "
+        f"{config.image_size} px, {config.num_reference_tokens} reference tokens"
+    )
+
+
+def _save_npz(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    with path.open("wb") as file:
+        np.savez(file, **{name: tensor.float().numpy() for name, tensor in tensors.items()})  # type: ignore[arg-type]
+
+
+_WRITERS: dict[str, Callable[[dict[str, torch.Tensor], Path], None]] = {"safetensors": save_file, "npz": _save_npz}

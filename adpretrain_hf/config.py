@@ -1,0 +1,266 @@
+"""ADPretrainConfig: everything about an extractor that is not a tensor."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from adpretrain_hf.errors import BundleError, InputError
+from adpretrain_hf.presets import PRESETS, quarter_levels
+from adpretrain_hf.sources import IMAGENET_MEAN, IMAGENET_STD, describe
+
+FORMAT_VERSION = 1
+RESIZE_MODES = ("crop", "resize")
+
+
+@dataclass(frozen=True)
+class ADPretrainConfig:
+    """The description of one extractor; checks itself when it is made.
+
+    Attributes:
+        backbone: where the backbone comes from: a transformers id, ``open_clip:<arch>/<weights>`` or
+            ``imagebind:<checkpoint>``.
+        hidden_size: C, channels of a token.
+        patch_size: side of a patch, in pixels.
+        layers: the levels: after which blocks, counted from 1, tokens are taken.
+        image_size: side that images are prepared to, in pixels; a multiple of ``patch_size``.
+        mean, std: normalisation of RGB values in [0, 1].
+        resize_mode: ``"crop"``, the published centre crop to a square, or ``"resize"``, which keeps the whole
+            image and its aspect ratio.
+        num_heads: heads of the projectors' cross-attention (16 for every C in the released code).
+        num_reference_tokens: learned reference tokens of a projector (2048 in the released code).
+        normalize_tokens: scale every token to unit length before matching and subtracting. Off in the published
+            checkpoints. The last block's tokens are many times longer than the first level's and would drown it.
+        residual_scale: one factor per level on the residuals; empty means 1 for all.
+        backbone_revision: commit or tag of ``backbone`` on the Hub.
+        backbone_digest: identity of the backbone's weights, so that equal settings on other weights are told apart.
+        default_variant: name of the projectors in ``model.safetensors``.
+        format_version: version of the bundle's layout.
+
+    Raises:
+        InputError: a field is out of its range; the message names the value and the range.
+    """
+
+    backbone: str
+    hidden_size: int
+    patch_size: int
+    layers: tuple[int, ...]
+    image_size: int = 224
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    resize_mode: str = "crop"
+    num_heads: int = 16
+    num_reference_tokens: int = 2048
+    normalize_tokens: bool = True
+    residual_scale: tuple[float, ...] = ()
+    backbone_revision: str | None = None
+    backbone_digest: str | None = None
+    default_variant: str = "angle"
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "mean", "std", "residual_scale"):  # JSON has lists, a frozen value has tuples
+            object.__setattr__(self, name, _as_tuple(name, getattr(self, name)))
+        if not self.residual_scale:
+            object.__setattr__(self, "residual_scale", (1.0,) * len(self.layers))
+        self._check_numbers()
+        self._check_levels()
+        self._check_names()
+
+    def _check_numbers(self) -> None:
+        for name in ("hidden_size", "patch_size", "image_size", "num_heads", "num_reference_tokens"):
+            value = getattr(self, name)
+            _require(_is_int(value) and value >= 1, name, value, "an integer >= 1")
+        _require(
+            self.image_size % self.patch_size == 0,
+            "image_size",
+            self.image_size,
+            f"a multiple of patch_size={self.patch_size}",
+        )
+        _require(
+            self.hidden_size % self.num_heads == 0,
+            "num_heads",
+            self.num_heads,
+            f"a divisor of hidden_size={self.hidden_size}",
+        )
+        _require(len(self.mean) == 3 and all(map(_is_finite, self.mean)), "mean", self.mean, "3 finite numbers")
+        _require(
+            len(self.std) == 3 and all(_is_finite(s) and s > 0 for s in self.std),
+            "std",
+            self.std,
+            "3 finite numbers > 0",
+        )
+
+    def _check_levels(self) -> None:
+        rising = all(a < b for a, b in zip(self.layers, self.layers[1:], strict=False))
+        _require(
+            bool(self.layers) and all(_is_int(n) and n >= 1 for n in self.layers) and rising,
+            "layers",
+            self.layers,
+            "block numbers >= 1 in rising order, e.g. (3, 6, 9, 12)",
+        )
+        _require(
+            len(self.residual_scale) == len(self.layers) and all(_is_finite(s) and s > 0 for s in self.residual_scale),
+            "residual_scale",
+            self.residual_scale,
+            f"one finite factor > 0 for each of the {len(self.layers)} levels",
+        )
+
+    def _check_names(self) -> None:
+        _require(isinstance(self.backbone, str) and bool(self.backbone), "backbone", self.backbone, "a non-empty text")
+        _require(self.resize_mode in RESIZE_MODES, "resize_mode", self.resize_mode, f"one of {RESIZE_MODES}")
+        _require(isinstance(self.normalize_tokens, bool), "normalize_tokens", self.normalize_tokens, "True or False")
+        check_variant_name(self.default_variant)
+        if self.format_version != FORMAT_VERSION:
+            raise InputError(
+                f"format_version is {self.format_version!r}, this version of adpretrain-hf reads {FORMAT_VERSION}: "
+                "install the version of adpretrain-hf that wrote the bundle, or a newer one"
+            )
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> ADPretrainConfig:
+        """Returns one of the known configurations (paper, appendix; method table of the released code).
+
+        Args:
+            name: a key of ``PRESETS``, e.g. ``"dinov2-base"``.
+            overrides: fields to set otherwise.
+
+        Raises:
+            InputError: unknown name or field.
+        """
+        if name not in PRESETS:
+            raise InputError(f"unknown preset {name!r}: expected one of {', '.join(PRESETS)}")
+        return cls._checked(PRESETS[name] | overrides)
+
+    @classmethod
+    def from_backbone(cls, source: str, **overrides: Any) -> ADPretrainConfig:
+        """Derives a configuration from a backbone: its sizes, its statistics, levels at the quarters of its depth.
+
+        Args:
+            source: a preset's name, a transformers id or folder, ``open_clip:<arch>/<weights>`` or
+                ``imagebind:<checkpoint>``. No weights are loaded.
+            overrides: fields to set otherwise, e.g. ``layers=(2, 4, 6, 8)``.
+
+        Raises:
+            InputError: not a vision transformer that is supported, not reachable, or an override out of range.
+        """
+        if source in PRESETS:
+            return cls.preset(source, **overrides)
+        spec = describe(source, revision=overrides.get("backbone_revision"))
+        derived = {
+            "backbone": source,
+            "hidden_size": spec.hidden_size,
+            "patch_size": spec.patch_size,
+            "layers": quarter_levels(spec.depth),
+            "image_size": spec.image_size,
+            "mean": spec.mean,
+            "std": spec.std,
+        }
+        config = cls._checked(derived | overrides)
+        _require(
+            config.layers[-1] <= spec.depth,
+            "layers",
+            config.layers,
+            f"block numbers from 1 to {spec.depth}, the depth of {source}",
+        )
+        return config
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ADPretrainConfig:
+        """Reads what ``to_dict`` wrote.
+
+        Raises:
+            BundleError: a field is unknown, missing or out of range, or the format is of another version.
+        """
+        if not isinstance(values, dict):
+            raise BundleError(f"a configuration is a JSON object, got {type(values).__name__}")
+        # An unknown version comes first: its other fields mean nothing to this one.
+        if values.get("format_version") != FORMAT_VERSION:
+            raise BundleError(
+                f"format_version is {values.get('format_version')!r}, this version of adpretrain-hf reads "
+                f"{FORMAT_VERSION}: it is not an ADPretrain bundle, or needs a newer adpretrain-hf"
+            )
+        try:
+            return cls._checked(values)
+        except InputError as error:
+            raise BundleError(str(error)) from error
+
+    @classmethod
+    def _checked(cls, values: dict[str, Any]) -> ADPretrainConfig:
+        names = {field.name for field in fields(cls)}
+        unknown = sorted(set(values) - names)
+        if unknown:
+            raise InputError(f"unknown configuration fields {unknown}: expected some of {sorted(names)}")
+        missing = [name for name in ("backbone", "hidden_size", "patch_size", "layers") if name not in values]
+        if missing:
+            raise InputError(f"configuration fields {missing} are missing")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON holds them."""
+        return asdict(self)
+
+    def replace(self, **changes: Any) -> ADPretrainConfig:
+        """A copy with some fields changed, checked again."""
+        unknown = sorted(set(changes) - {field.name for field in fields(self)})
+        if unknown:
+            raise InputError(f"unknown configuration fields {unknown}")
+        return replace(self, **changes)
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """The levels' names, ``"layer3"`` for block 3: the keys of the features."""
+        return tuple(f"layer{n}" for n in self.layers)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that are equal where reference patches are interchangeable: what shapes a raw token.
+
+        The projectors are left out, for a bank holds what goes into them.
+        """
+        names = [
+            "hidden_size",
+            "patch_size",
+            "layers",
+            "image_size",
+            "mean",
+            "std",
+            "resize_mode",
+            "normalize_tokens",
+        ]
+        # Where the weights themselves are known, it does not matter under which name they came.
+        names += ["backbone_digest"] if self.backbone_digest else ["backbone", "backbone_revision"]
+        text = json.dumps({name: getattr(self, name) for name in names}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def check_variant_name(name: str) -> str:
+    """Returns ``name`` if it can stand in a file name.
+
+    Raises:
+        InputError: it is empty or has other characters than letters, digits, ``-`` and ``_``.
+    """
+    plain = isinstance(name, str) and bool(name) and all(c.isascii() and (c.isalnum() or c in "-_") for c in name)
+    _require(plain, "variant", name, "letters, digits, '-' and '_', e.g. 'angle' or 'norm'")
+    return name
+
+
+def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:
+    _require(isinstance(value, (list, tuple)), name, value, "a list or tuple")
+    return tuple(value)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _require(condition: bool, name: str, value: Any, expected: str) -> None:
+    if not condition:
+        raise InputError(f"{name} is {value!r}, expected {expected}")

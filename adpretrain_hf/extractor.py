@@ -1,0 +1,292 @@
+"""ADPretrainFeatureExtractor: the public class."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Optional, Union
+
+import torch
+from huggingface_hub.utils import tqdm
+from torch import Tensor
+from torch.nn import functional as F
+
+from adpretrain_hf.backbones import Backbone
+from adpretrain_hf.batching import OnError, PreparedBatches, stack
+from adpretrain_hf.config import ADPretrainConfig
+from adpretrain_hf.errors import InputError
+from adpretrain_hf.preprocessing import PreparedImage, Preprocessor, check_prepared, is_prepared
+from adpretrain_hf.pretrained import Pretrained
+from adpretrain_hf.projector import Projectors
+from adpretrain_hf.reference import ReferenceBank, residuals_per_image
+from adpretrain_hf.scoring import AnomalyScores, ScoredImage, score_batch
+
+References = Union[ReferenceBank, Sequence[ReferenceBank], Any]
+
+
+class ADPretrainFeatureExtractor(Pretrained):
+    """A frozen backbone, a reference set, and projectors: images to features that are pretrained for anomaly detection.
+
+    Made by ``from_pretrained`` (a bundle) or ``from_backbone`` (a new one, whose projectors are the identity). All
+    parameters are frozen; ``extractor.projectors.requires_grad_()`` opens the projectors to training. Methods may be
+    called from several threads at once.
+
+    Attributes:
+        config: the configuration.
+        backbone: the frozen network.
+        projectors: one per level.
+        variant: name of the projectors that are loaded, e.g. ``"angle"`` or ``"norm"``.
+        reference: the bank that ``set_reference`` made, or None.
+        layers: the levels' names, the keys of the features: ``("layer3", ...)``.
+        out_dims: C of every level.
+        reductions: input pixels per patch, of every level.
+        image_size, mean, std: how images are prepared.
+    """
+
+    def __init__(
+        self,
+        config: ADPretrainConfig,
+        backbone: Backbone,
+        projectors: Optional[Projectors] = None,
+        variant: Optional[str] = None,
+    ) -> None:
+        super().__init__()
+        got = (backbone.hidden_size, backbone.patch_size, backbone.layers)
+        if got != (config.hidden_size, config.patch_size, config.layers):
+            raise InputError(
+                f"the backbone's width, patch size and levels are {got}, the configuration's are "
+                f"{(config.hidden_size, config.patch_size, config.layers)}"
+            )
+        self.config = config
+        self.backbone = backbone
+        self.projectors = Projectors(config) if projectors is None else projectors
+        self.variant = variant or config.default_variant
+        self.preprocess = Preprocessor(config)
+        self.reference: Optional[ReferenceBank] = None
+        self.layers = config.layer_names
+        self.out_dims = [config.hidden_size] * len(config.layers)
+        self.reductions = [config.patch_size] * len(config.layers)
+        self.image_size, self.mean, self.std = config.image_size, config.mean, config.std
+        self.requires_grad_(False).eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the weights."""
+        return next(self.parameters()).dtype
+
+    def make_reference(
+        self, images: Any, *, category: str = "", batch_size: int = 16, progress: bool = False
+    ) -> ReferenceBank:
+        """Encodes normal images of one category as a bank.
+
+        Args:
+            images: a few defect-free images: a folder, paths, PIL images, arrays, or a prepared float tensor
+                (K, 3, H, W). The published protocol takes 8.
+            category: name of the product, kept with the bank.
+            batch_size: images at a time.
+            progress: show a bar.
+
+        Raises:
+            InputError: no images.
+            ImageError: an image cannot be used.
+        """
+        rows: list[list[Tensor]] = [[] for _ in self.layers]
+        number = 0
+        for batch, features in self._encode_batches(images, batch_size, progress, None, "reference"):
+            number += len(batch)
+            for level, maps in zip(rows, features, strict=True):
+                level.append(maps.permute(0, 2, 3, 1).flatten(0, 2))  # (B*h*w, C)
+        if not number:
+            raise InputError("no reference images were given: expected at least one normal image")
+        patches = [torch.cat(level) for level in rows]
+        return ReferenceBank(patches, fingerprint=self.config.fingerprint, category=category, num_images=number)
+
+    def set_reference(self, images: Any, *, category: str = "") -> "ADPretrainFeatureExtractor":
+        """Sets the normal images that later calls compare with, and returns self.
+
+        Args:
+            images: what ``make_reference`` takes, a ``ReferenceBank``, or the path of a saved one
+                (``.safetensors``).
+            category: name of the product, kept with the bank.
+
+        Raises:
+            InputError: no images, or a bank that another extractor made.
+            ImageError: an image cannot be used.
+        """
+        self.reference = self._as_bank(images, category)
+        return self
+
+    def encode(self, images: Tensor) -> list[Tensor]:
+        """Backbone tokens of prepared images (B, 3, H, W), as residuals are made of: L maps (B, C, h, w).
+
+        They have unit length if the configuration says ``normalize_tokens``.
+        """
+        maps = self.backbone(images.to(self.device, self.dtype))
+        if self.config.normalize_tokens:
+            return [F.normalize(level.float(), dim=1).to(level.dtype) for level in maps]
+        return maps
+
+    def residuals(self, features: Sequence[Tensor], references: Optional[References] = None) -> list[Tensor]:
+        """Scaled residuals of encoded images against their references: L maps (B, C, h, w) to the same.
+
+        Args:
+            features: what ``encode`` returned.
+            references: None for the reference that is set, a bank, one bank for each image, or what ``make_reference``
+                takes.
+
+        Raises:
+            InputError: no reference is set or given, or one that does not fit.
+        """
+        residuals = self._match(features, references)
+        return [r if s == 1 else r * s for r, s in zip(residuals, self.config.residual_scale, strict=True)]
+
+    def forward(self, images: Any, references: Optional[References] = None) -> dict[str, Tensor]:
+        """Extracts pretrained features.
+
+        Args:
+            images: a float tensor (B, 3, H, W), prepared, H and W multiples of the patch size; everything else goes
+                through ``preprocess``.
+            references: see ``residuals``.
+
+        Returns:
+            ``{"layer<n>": (B, C, h, w)}`` with h = H / patch size and w = W / patch size.
+
+        Raises:
+            InputError: images of a wrong shape or with NaN, or no reference.
+        """
+        if not is_prepared(images):
+            images = self.preprocess(images)
+        check_prepared(images, self.config.patch_size)
+        features = self.projectors(self.residuals(self.encode(images), references))
+        return dict(zip(self.layers, features, strict=True))
+
+    def extract(self, images: Any, *, batch_size: int = 16, progress: bool = True) -> Iterator[dict[str, Tensor]]:
+        """Extracts the features of any number of images, one after the other, in bounded memory.
+
+        Args:
+            images: a folder, paths, PIL images, arrays, an iterator of such, or a prepared float tensor (B, 3, H, W).
+            batch_size: images at a time.
+            progress: show a bar.
+
+        Returns:
+            An iterator with one ``{"layer<n>": (C, h, w)}`` for each image, in order.
+
+        Raises:
+            InputError: no reference is set, or a batch size that is not positive.
+            ImageError: an image cannot be used.
+        """
+        stream = self.stream(images, batch_size=batch_size, progress=progress)
+        return (features for _, features in stream)
+
+    def stream(
+        self, images: Any, *, batch_size: int = 16, progress: bool = True, on_error: Optional[OnError] = None
+    ) -> Iterator[tuple[PreparedImage, dict[str, Tensor]]]:
+        """Like ``extract``, with each image as it was prepared: its name, its size, and the part of it that was seen.
+
+        Args:
+            images, batch_size, progress: see ``extract``.
+            on_error: called with the name and the error of an image that cannot be used, which is then left out; by
+                default the error is raised.
+        """
+        return (
+            (image, {name: level[row] for name, level in zip(self.layers, features, strict=True)})
+            for batch, features in self._feature_batches(images, batch_size, progress, on_error, "extract")
+            for row, image in enumerate(batch)
+        )
+
+    def score(self, images: Any, *, batch_size: int = 16, progress: bool = False) -> AnomalyScores:
+        """Scores images by the norm of their features (FeatureNorm; paper, section 4).
+
+        Args:
+            images, batch_size, progress: see ``extract``.
+
+        Returns:
+            Anomaly maps at the images' own sizes, (B, H, W) or a list of (H, W) where sizes differ, and scores (B,),
+            both on the CPU. What a centre crop cuts off has the value 0.
+
+        Raises:
+            InputError: no images, no reference is set, or NaN or infinite values in a prepared tensor.
+            ImageError: an image cannot be used.
+        """
+        results = list(self.score_stream(images, batch_size=batch_size, progress=progress))
+        if not results:
+            raise InputError("no images were given: expected at least one")
+        maps = [result.full_size_map() for result in results]
+        same_size = len({tuple(m.shape) for m in maps}) == 1
+        return AnomalyScores(
+            torch.stack(maps) if same_size else maps, torch.tensor([result.score for result in results])
+        )
+
+    def score_stream(
+        self, images: Any, *, batch_size: int = 16, progress: bool = True, on_error: Optional[OnError] = None
+    ) -> Iterator[ScoredImage]:
+        """Like ``score`` for any number of images, one after the other, in bounded memory.
+
+        Args:
+            images, batch_size, progress, on_error: see ``stream``.
+        """
+        batches = self._feature_batches(images, batch_size, progress, on_error, "score")
+        return (scored for batch, features in batches for scored in score_batch(batch, features))
+
+    def _feature_batches(
+        self, images: Any, batch_size: int, progress: bool, on_error: Optional[OnError], label: str
+    ) -> Iterator[tuple[list[PreparedImage], list[Tensor]]]:
+        reference = self._require_reference()  # now, not at the first image
+        encoded = self._encode_batches(images, batch_size, progress, on_error, label)
+        return ((batch, self._project(features, reference)) for batch, features in encoded)
+
+    def _encode_batches(
+        self, images: Any, batch_size: int, progress: bool, on_error: Optional[OnError], label: str
+    ) -> Iterator[tuple[list[PreparedImage], list[Tensor]]]:
+        batches = PreparedBatches(images, self.preprocess, batch_size, on_error)
+        bar = tqdm(total=batches.total, unit="image", desc=label, disable=not progress)
+        return self._encode_with_bar(batches, bar)
+
+    @torch.no_grad()
+    def _encode_with_bar(
+        self, batches: PreparedBatches, bar: tqdm
+    ) -> Iterator[tuple[list[PreparedImage], list[Tensor]]]:
+        with bar:
+            for batch in batches:
+                yield batch, self.encode(stack(batch))
+                bar.update(len(batch))
+
+    @torch.no_grad()
+    def _project(self, features: list[Tensor], reference: ReferenceBank) -> list[Tensor]:
+        return self.projectors(self.residuals(features, reference))
+
+    def _match(self, features: Sequence[Tensor], references: Optional[References]) -> list[Tensor]:
+        if references is None:
+            references = self._require_reference()
+        device = features[0].device
+        if isinstance(references, (list, tuple)) and all(isinstance(bank, ReferenceBank) for bank in references):
+            return residuals_per_image(features, [self._check_bank(bank).to(device) for bank in references])
+        return self._as_bank(references).to(device).residuals(features)
+
+    def _as_bank(self, images: Any, category: str = "") -> ReferenceBank:
+        if isinstance(images, (str, Path)) and str(images).endswith(".safetensors"):
+            images = ReferenceBank.load(images)
+        if isinstance(images, ReferenceBank):
+            return self._check_bank(images)
+        return self.make_reference(images, category=category)
+
+    def _check_bank(self, bank: ReferenceBank) -> ReferenceBank:
+        """Returns a bank if this extractor made it, or if it carries no stamp."""
+        if bank.fingerprint not in ("", self.config.fingerprint):
+            raise InputError(
+                f"the reference bank was made by another extractor: its fingerprint is {bank.fingerprint}, this "
+                f"extractor's is {self.config.fingerprint} (backbone, levels, image size and preparation count). Make "
+                "it again from the images with set_reference"
+            )
+        return bank
+
+    def _require_reference(self) -> ReferenceBank:
+        if self.reference is None:
+            raise InputError(
+                "no reference is set: call set_reference(images) with a few normal images of the product, or with a "
+                "saved bank, before asking for features or scores"
+            )
+        return self.reference

@@ -1,0 +1,55 @@
+"""Files that are either whole or not there: written under a temporary name, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary path beside ``path`` and moves what was written there (a file or a folder) to ``path``.
+
+    If the block raises, the temporary is removed and ``path`` is as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Hidden, and with the same ending, for writers that go by it.
+    temporary = path.with_name(f".{uuid4().hex[:8]}.{path.name}")
+    try:
+        mode = _default_mode(temporary)
+        yield temporary
+        for written in [temporary, *temporary.rglob("*")]:
+            if written.is_file():
+                written.chmod(mode)
+        if temporary.is_dir():
+            remove(path)
+        os.replace(temporary, path)
+    finally:
+        remove(temporary)
+
+
+def _default_mode(probe: Path) -> int:
+    """The permissions that the user's umask gives; some writers leave files that only their owner can read."""
+    probe.touch()
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
+    return mode
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a UTF-8 text file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a folder if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,39 @@
+"""Finding a bundle: a folder, or the files of one variant from a repository on the Hub."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from adpretrain_hf import bundle
+from adpretrain_hf.errors import MissingPathError
+
+
+def bundle_folder(name: str | os.PathLike[str], variant: str | None = None, **hub: Any) -> Path:
+    """Returns the folder of a bundle; from the Hub, only what the variant needs is downloaded.
+
+    Args:
+        name: a folder, or the id of a repository.
+        variant: the projectors that are wanted; the bundle's default ones by default.
+        hub: ``revision``, ``token``, ``cache_dir``, ``local_files_only``, ``force_download``.
+
+    Raises:
+        MissingPathError: no such folder, and not the id of a repository either.
+        BundleError: not a bundle.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    try:
+        validate_repo_id(str(name))
+    except HFValidationError as error:
+        raise MissingPathError(f"no bundle at {name}: it is neither a folder nor the id of a repository") from error
+    config = bundle.read_config(Path(hf_hub_download(str(name), bundle.CONFIG_FILE, **hub)).parent)
+    wanted = bundle.weights_file(config, variant or config.default_variant)
+    patterns = [bundle.CONFIG_FILE, bundle.PREPROCESSOR_FILE, wanted, f"{bundle.BACKBONE_FOLDER}/*"]
+    return Path(snapshot_download(str(name), allow_patterns=patterns, **hub))

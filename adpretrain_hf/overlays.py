@@ -1,0 +1,95 @@
+"""Pictures of anomaly maps: heat maps, overlays on the image, and a contact sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+# Dark to bright, even in lightness, and readable without colour vision.
+_COLOURS = np.array(
+    [(0, 0, 4), (40, 11, 84), (101, 21, 110), (159, 42, 99), (212, 72, 66), (245, 125, 21), (250, 193, 39),
+     (252, 255, 164)],
+    dtype=np.float32,
+)  # fmt: skip
+_TILE, _CAPTION, _GAP, _COLUMNS = 128, 34, 10, 3
+
+
+@dataclass(frozen=True)
+class ColourRange:
+    """The map values of the darkest and the brightest colour, the same for all images of a run."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class SheetEntry:
+    """One image of a contact sheet: the picture, its map (H, W), two lines of caption."""
+
+    image: Image.Image
+    anomaly: np.ndarray
+    title: str
+    subtitle: str
+    colours: ColourRange
+
+
+def colour_range(maps: Iterable[np.ndarray]) -> ColourRange:
+    """Chooses the colours' range for some maps: from the typical patch to the most anomalous one.
+
+    The brightest colour is at least half again the typical value, so that a run of normal images stays dark.
+    """
+    quantiles = [np.quantile(anomaly, (0.5, 0.999)) for anomaly in maps]
+    low = float(np.median([typical for typical, _ in quantiles]))
+    return ColourRange(low, max(1.5 * low, float(max(high for _, high in quantiles)), low + 1e-6))
+
+
+def heat_map(anomaly: np.ndarray, colours: ColourRange) -> Image.Image:
+    """Colours a map (H, W)."""
+    return Image.fromarray(_colour(_relative(anomaly, colours)).astype(np.uint8))
+
+
+def overlay(image: Image.Image, anomaly: np.ndarray, colours: ColourRange) -> Image.Image:
+    """Lays a map (H, W) over its RGB image (W x H); what is normal stays as it is."""
+    relative = _relative(anomaly, colours)
+    weight = 0.75 * np.sqrt(relative)[..., None]
+    blended = (1 - weight) * np.asarray(image, dtype=np.float32) + weight * _colour(relative)
+    return Image.fromarray(blended.round().astype(np.uint8))
+
+
+def contact_sheet(entries: Sequence[SheetEntry]) -> Image.Image:
+    """Draws image, heat map and overlay of every entry, with its caption, three entries in a row."""
+    cell = (3 * _TILE + 2, _TILE + _CAPTION)
+    rows = -(-len(entries) // _COLUMNS)
+    columns = min(_COLUMNS, len(entries))
+    size = (columns * (cell[0] + _GAP) + _GAP, rows * (cell[1] + _GAP) + _GAP)
+    sheet = Image.new("RGB", size, "white")
+    for number, entry in enumerate(entries):
+        row, column = divmod(number, _COLUMNS)
+        _draw_entry(sheet, entry, _GAP + column * (cell[0] + _GAP), _GAP + row * (cell[1] + _GAP))
+    return sheet
+
+
+def _draw_entry(sheet: Image.Image, entry: SheetEntry, left: int, top: int) -> None:
+    pictures = (
+        entry.image,
+        heat_map(entry.anomaly, entry.colours),
+        overlay(entry.image, entry.anomaly, entry.colours),
+    )
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    draw.text((left, top), entry.title, fill="black", font=font)
+    draw.text((left, top + 15), entry.subtitle, fill="black", font=font)
+    for place, picture in enumerate(pictures):
+        picture.thumbnail((_TILE, _TILE)) if max(picture.size) > _TILE else None
+        sheet.paste(picture, (left + place * (_TILE + 1), top + _CAPTION))
+
+
+def _relative(anomaly: np.ndarray, colours: ColourRange) -> np.ndarray:
+    return np.clip((anomaly.astype(np.float32) - colours.low) / (colours.high - colours.low), 0, 1)
+
+
+def _colour(relative: np.ndarray) -> np.ndarray:
+    anchors = np.linspace(0, 1, len(_COLOURS))
+    return np.stack([np.interp(relative, anchors, channel) for channel in _COLOURS.T], axis=-1)

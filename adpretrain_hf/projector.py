@@ -1,0 +1,161 @@
+"""The projectors: what ADPretrain trains, one per level, from residuals to pretrained features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adpretrain_hf.cache import ParameterCache
+from adpretrain_hf.config import ADPretrainConfig
+from adpretrain_hf.errors import InputError
+
+KeysValues = tuple[Tensor, Tensor]  # two of (1, heads, N, C / heads)
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of C channels; its parameters are those of ``nn.MultiheadAttention``."""
+
+    def __init__(self, channels: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * channels, channels))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * channels))
+        self.out_proj = nn.Linear(channels, channels)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+
+    def keys_values(self, context: Tensor) -> KeysValues:
+        """Projects the context (N, C) to keys and values, each (1, heads, N, C / heads)."""
+        channels = context.shape[-1]
+        key, value = F.linear(context, self.in_proj_weight[channels:], self.in_proj_bias[channels:]).chunk(2, dim=-1)
+        return self._split_heads(key), self._split_heads(value)
+
+    def forward(self, tokens: Tensor, keys_values: KeysValues) -> Tensor:
+        """Attends from tokens (M, C), of all images at once, and returns (M, C)."""
+        channels = tokens.shape[-1]
+        query = F.linear(tokens, self.in_proj_weight[:channels], self.in_proj_bias[:channels])
+        attended = F.scaled_dot_product_attention(self._split_heads(query), *keys_values)
+        return self.out_proj(attended.squeeze(0).transpose(0, 1).flatten(1))
+
+    def _split_heads(self, tokens: Tensor) -> Tensor:
+        return tokens.unflatten(-1, (self.num_heads, -1)).transpose(0, 1).unsqueeze(0)
+
+
+class SqueezeExcite(nn.Module):
+    """A gate per channel from the mean over all tokens: here a projector sees more than one patch at a time."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        # A sixteenth, rounded to a multiple of 8 (timm, make_divisible without its round limit).
+        hidden = max(8, (channels // 16 + 4) // 8 * 8)
+        self.fc1 = nn.Linear(channels, hidden)
+        self.fc2 = nn.Linear(hidden, channels)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Scales tokens (B, T, D) by their gate (B, 1, D)."""
+        gate = self.fc2(F.relu(self.fc1(tokens.mean(dim=1, keepdim=True))))
+        return tokens * gate.sigmoid()
+
+
+class GatedMlp(nn.Module):
+    """C -> 4C, squeeze-excite, GELU, 4C -> C."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(channels, 4 * channels)
+        self.gate = SqueezeExcite(4 * channels)
+        self.fc2 = nn.Linear(4 * channels, channels)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Maps tokens (B, T, C) to (B, T, C)."""
+        return self.fc2(F.gelu(self.gate(self.fc1(tokens))))
+
+
+class ResidualProjector(nn.Module):
+    """One level's projector: subtracts what learned reference tokens explain, then a gated MLP (paper, section 3.3).
+
+    ``h = x - attention(x, R)``, ``out = h + mlp(h)``, with R a linear map of N learned tokens. Keys and values of R do
+    not depend on the images: without gradients they are computed once per set of weights, and once per batch in
+    training. The gate of the MLP averages over all patches, so an output depends on the size of the input.
+
+    A new projector is the identity: the output projection of the attention and the last layer of the MLP start at
+    zero. An untrained bundle then already gives the residual features, which detect anomalies, rather than noise, and
+    training can only depart from them where the loss asks for it. Both layers receive gradients from the first step.
+
+    Args:
+        channels: C.
+        num_heads: heads of the cross-attention.
+        num_reference_tokens: N.
+    """
+
+    def __init__(self, channels: int, num_heads: int, num_reference_tokens: int) -> None:
+        super().__init__()
+        self.reference_tokens = nn.Parameter(torch.randn(num_reference_tokens, channels))
+        self.reference_projection = nn.Linear(channels, channels)
+        self.attention = CrossAttention(channels, num_heads)
+        self.mlp = GatedMlp(channels)
+        for last in (self.attention.out_proj, self.mlp.fc2):
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+        self._cache: ParameterCache[KeysValues] = ParameterCache()
+
+    def forward(self, residual: Tensor) -> Tensor:
+        """Projects one level's residuals (B, C, h, w) to features (B, C, h, w)."""
+        b, c, h, w = residual.shape
+        tokens = residual.flatten(2).transpose(1, 2)  # (B, h*w, C)
+        explained = self.attention(tokens.reshape(b * h * w, c), self.keys_values())
+        tokens = tokens - explained.view(b, h * w, c)
+        tokens = tokens + self.mlp(tokens)
+        return tokens.transpose(1, 2).unflatten(2, (h, w))
+
+    def keys_values(self) -> KeysValues:
+        """Keys and values of the reference tokens, kept for as long as the weights they come from do not change."""
+        parameters = [self.reference_tokens, *self.reference_projection.parameters()]
+        parameters += [self.attention.in_proj_weight, self.attention.in_proj_bias]
+        in_training = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
+        if in_training or torch.compiler.is_compiling():
+            return self._compute_keys_values()
+        return self._cache.get(parameters, self._compute_keys_values)
+
+    def _compute_keys_values(self) -> KeysValues:
+        return self.attention.keys_values(self.reference_projection(self.reference_tokens))
+
+
+class Projectors(nn.Module):
+    """The projectors of all levels; ``projectors[l]`` is level l's, weights are not shared.
+
+    Args:
+        config: gives C, the levels, the heads and the number of reference tokens.
+    """
+
+    def __init__(self, config: ADPretrainConfig) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(
+            ResidualProjector(config.hidden_size, config.num_heads, config.num_reference_tokens) for _ in config.layers
+        )
+
+    def forward(self, residuals: Sequence[Tensor]) -> list[Tensor]:
+        """Projects L residual maps (B, C, h, w) to L feature maps (B, C, h, w).
+
+        Raises:
+            InputError: not L maps, or not of C channels.
+        """
+        self._check(residuals)
+        return [level(residual) for level, residual in zip(self.levels, residuals, strict=True)]
+
+    def __getitem__(self, level: int) -> ResidualProjector:
+        return self.levels[level]  # type: ignore[return-value]
+
+    def __len__(self) -> int:
+        return len(self.levels)
+
+    def __iter__(self) -> Iterator[ResidualProjector]:
+        return iter(self.levels)  # type: ignore[arg-type]
+
+    def _check(self, residuals: Sequence[Tensor]) -> None:
+        channels = self[0].reference_tokens.shape[-1]
+        shapes = [tuple(residual.shape) for residual in residuals]
+        if len(shapes) != len(self) or any(len(shape) != 4 or shape[1] != channels for shape in shapes):
+            raise InputError(f"got maps of shapes {shapes}, expected {len(self)} of (B, {channels}, h, w)")

@@ -1,0 +1,209 @@
+"""ReferenceBank: the patches of a few normal images of one category, and residuals against the nearest of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from adpretrain_hf.errors import BundleError, InputError, MissingPathError
+from adpretrain_hf.files import atomic_path
+
+_FORMAT = "adpretrain-reference-bank-1"
+# One block of similarities is at most 2,048 x 4,096 floats, 32 MB, however many queries and references there are.
+_QUERY_CHUNK, _REFERENCE_CHUNK = 2048, 4096
+
+
+class ReferenceBank:
+    """The patches of one category's normal images, for every level.
+
+    Made by ``extractor.set_reference`` or ``extractor.make_reference``; kept in a file of its own, never in the
+    weights, for categories come and go.
+
+    Args:
+        patches: L tensors (K, C), the un-normalised tokens of K patches; float32, float16 or bfloat16.
+        fingerprint: ``ADPretrainConfig.fingerprint`` of the extractor that made them.
+        category: name of the product, for people.
+        num_images: how many images the patches come from, for people.
+
+    Raises:
+        InputError: no patches, shapes that do not belong together, or NaN or infinite values.
+    """
+
+    def __init__(
+        self, patches: Sequence[Tensor], *, fingerprint: str = "", category: str = "", num_images: int = 0
+    ) -> None:
+        shapes = [tuple(level.shape) for level in patches]
+        if not shapes or any(len(shape) != 2 or shape != shapes[0] for shape in shapes) or 0 in shapes[0]:
+            raise InputError(f"got reference patches of shapes {shapes}, expected one (K, C) for each level, K >= 1")
+        if not all(level.isfinite().all() for level in patches):
+            raise InputError("the reference patches hold NaN or infinite values: check the reference images")
+        self.patches = list(patches)
+        self.fingerprint = fingerprint
+        self.category = category
+        self.num_images = num_images
+        # The norms are needed by every matching and do not change.
+        self._inverse_norms = [1 / level.float().norm(dim=1).clamp_min(1e-12) for level in patches]
+
+    @classmethod
+    def from_features(cls, features: Sequence[Tensor], *, fingerprint: str = "", category: str = "") -> ReferenceBank:
+        """Makes a bank of all patches of L feature maps (B, C, h, w)."""
+        patches = [_to_rows(level).contiguous() for level in features]
+        return cls(patches, fingerprint=fingerprint, category=category, num_images=len(features[0]))
+
+    def __len__(self) -> int:
+        """K, the number of patches."""
+        return len(self.patches[0])
+
+    def __repr__(self) -> str:
+        k, c = self.patches[0].shape
+        return (
+            f"ReferenceBank(category={self.category!r}, {self.num_images} images, {k} patches, {len(self.patches)} "
+            f"levels, {c} channels, {self.patches[0].dtype}, fingerprint={self.fingerprint!r})"
+        )
+
+    def residuals(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Subtracts from every token its nearest reference patch (paper, section 3.2).
+
+        The nearest one by cosine similarity is sought; the un-normalised one is subtracted. An image whose patches
+        are in the bank gets the residual 0.
+
+        Args:
+            features: L maps (B, C, h, w).
+
+        Returns:
+            L maps (B, C, h, w).
+
+        Raises:
+            InputError: not as many levels or channels as the bank has.
+        """
+        self._check(features)
+        return [
+            _residual(level, patches, norms)
+            for level, patches, norms in zip(features, self.patches, self._inverse_norms, strict=True)
+        ]
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ReferenceBank:
+        """A bank on another device or in another precision (itself, if it is there already)."""
+        patches = [level.to(device=device, dtype=dtype) for level in self.patches]
+        if all(new is old for new, old in zip(patches, self.patches, strict=True)):
+            return self
+        return ReferenceBank(patches, fingerprint=self.fingerprint, category=self.category, num_images=self.num_images)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the bank as a safetensors file."""
+        tensors = {f"level.{level}": patches.cpu().clone() for level, patches in enumerate(self.patches)}
+        about = {"format": _FORMAT, "fingerprint": self.fingerprint, "category": self.category}
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata=about | {"num_images": str(self.num_images)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> ReferenceBank:
+        """Reads what ``save`` wrote. Whether it fits an extractor is checked when it is given to one.
+
+        Raises:
+            MissingPathError: no such file.
+            BundleError: not a reference bank, or a damaged one.
+        """
+        if not Path(path).is_file():
+            raise MissingPathError(f"no reference bank at {path}: make one with `adpretrain reference`")
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        except (SafetensorError, OSError) as error:
+            raise BundleError(f"{path} is not a readable safetensors file: {error}") from error
+        if about.get("format") != _FORMAT:
+            raise BundleError(f"{path} is not a reference bank: its format is {about.get('format')!r}")
+        expected = {f"level.{level}" for level in range(len(tensors))}
+        if set(tensors) != expected:
+            raise BundleError(f"{path} holds {sorted(tensors)}, expected {sorted(expected)}")
+        try:
+            return cls(
+                [tensors[f"level.{level}"] for level in range(len(tensors))],
+                fingerprint=about.get("fingerprint", ""),
+                category=about.get("category", ""),
+                num_images=int(about.get("num_images", 0)),
+            )
+        except InputError as error:
+            raise BundleError(f"{path}: {error}") from error
+
+    def _check(self, features: Sequence[Tensor]) -> None:
+        shapes = [tuple(level.shape) for level in features]
+        channels = self.patches[0].shape[1]
+        if len(shapes) != len(self.patches) or any(len(s) != 4 or s[1] != channels for s in shapes):
+            raise InputError(
+                f"got feature maps of shapes {shapes}, the bank has {len(self.patches)} levels of (B, {channels}, h, w)"
+            )
+
+
+def residuals_per_image(features: Sequence[Tensor], banks: Sequence[ReferenceBank]) -> list[Tensor]:
+    """Residuals of a batch in which every image has its own bank, as where categories are mixed.
+
+    Args:
+        features: L maps (B, C, h, w).
+        banks: B banks; one that several images share is matched once for all of them.
+
+    Returns:
+        L maps (B, C, h, w).
+
+    Raises:
+        InputError: not one bank for each image.
+    """
+    if len(banks) != len(features[0]):
+        raise InputError(f"got {len(banks)} reference banks for {len(features[0])} images, expected one for each")
+    residuals = [torch.empty_like(level) for level in features]
+    for bank in {id(bank): bank for bank in banks}.values():
+        rows = torch.tensor([i for i, own in enumerate(banks) if own is bank], device=features[0].device)
+        parts = bank.residuals([level[rows] for level in features])
+        for level, part in zip(residuals, parts, strict=True):
+            level[rows] = part
+    return residuals
+
+
+def nearest_reference(queries: Tensor, references: Tensor, inverse_norms: Tensor | None = None) -> Tensor:
+    """Finds for every query the reference with the largest cosine similarity, the first one of equals.
+
+    Memory is bounded: similarities are computed block by block, in float32.
+
+    Args:
+        queries: (Q, C).
+        references: (K, C).
+        inverse_norms: (K,), one over the references' lengths, if known.
+
+    Returns:
+        (Q,), indices into the references.
+    """
+    if inverse_norms is None:
+        inverse_norms = 1 / references.float().norm(dim=1).clamp_min(1e-12)
+    # The length of a query does not change which reference is nearest to it.
+    best = queries.new_full((len(queries),), -torch.inf, dtype=torch.float32)
+    index = torch.zeros(len(queries), dtype=torch.long, device=queries.device)
+    with torch.autocast(queries.device.type, enabled=False):
+        for start in range(0, len(references), _REFERENCE_CHUNK):
+            stop = start + _REFERENCE_CHUNK
+            unit = references[start:stop].float() * inverse_norms[start:stop, None]
+            for part in range(0, len(queries), _QUERY_CHUNK):
+                rows = slice(part, part + _QUERY_CHUNK)
+                similarity, where = (queries[rows].float() @ unit.T).max(dim=1)
+                better = similarity > best[rows]
+                best[rows] = torch.where(better, similarity, best[rows])
+                index[rows] = torch.where(better, where + start, index[rows])
+    return index
+
+
+def _residual(features: Tensor, references: Tensor, inverse_norms: Tensor) -> Tensor:
+    b, _, h, w = features.shape
+    queries = _to_rows(features)
+    with torch.no_grad():
+        index = nearest_reference(queries, references, inverse_norms)
+    residual = queries - references[index].to(queries.dtype)
+    return residual.view(b, h * w, -1).transpose(1, 2).unflatten(2, (h, w))
+
+
+def _to_rows(features: Tensor) -> Tensor:
+    return features.permute(0, 2, 3, 1).flatten(0, 2)  # (B, C, h, w) -> (B*h*w, C)

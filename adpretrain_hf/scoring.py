@@ -1,0 +1,133 @@
+"""FeatureNorm: the length of a pretrained feature is an anomaly score (paper, section 4; released ``feature_norm``)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from adpretrain_hf.errors import InputError
+from adpretrain_hf.preprocessing import PreparedImage
+
+SIGMA = 4.0
+_TRUNCATE = 4.0  # a Gaussian is cut off after this many sigmas, as scipy.ndimage does
+
+
+class AnomalyScores(NamedTuple):
+    """What ``score`` returns.
+
+    Attributes:
+        maps: anomaly maps at the images' own size: (B, H, W), or a list of B maps (H, W) where sizes differ.
+        scores: (B,), the maximum of each map before it is brought to the image's size.
+    """
+
+    maps: Tensor | list[Tensor]
+    scores: Tensor
+
+
+def feature_norm(features: Tensor) -> Tensor:
+    """``sqrt(||f|| + 1) - 1`` of every patch: (B, C, h, w) -> (B, h, w), in float32.
+
+    The paper writes the squared norm; the released code, and so this, has no square.
+    """
+    return (features.float().norm(dim=1) + 1).sqrt() - 1
+
+
+def anomaly_map(features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """The FeatureNorm map: mean over the levels of the up-sampled norms, smoothed by a Gaussian of sigma 4 px.
+
+    Args:
+        features: L maps (B, C, h, w).
+        size: H and W of the network's input, in pixels.
+
+    Returns:
+        (B, H, W), float32.
+    """
+    levels = [
+        F.interpolate(feature_norm(level)[:, None], size=size, mode="bilinear", align_corners=True)[:, 0]
+        for level in features
+    ]
+    mean = torch.stack(levels).mean(dim=0)
+    rows, columns = (gaussian_matrix(side).to(mean.device) for side in size)
+    return rows @ mean @ columns.T
+
+
+@lru_cache(maxsize=64)
+def gaussian_matrix(side: int) -> Tensor:
+    """The Gaussian filter of sigma 4 along an axis of ``side`` pixels, borders mirrored, as a matrix (side, side).
+
+    Equal to ``scipy.ndimage.gaussian_filter1d(..., mode="reflect")``, which the released code uses, and
+    differentiable.
+    """
+    radius = int(_TRUNCATE * SIGMA + 0.5)
+    offsets = torch.arange(-radius, radius + 1)
+    weights = torch.exp(-0.5 * (offsets / SIGMA).double() ** 2)
+    weights = weights / weights.sum()
+    positions = (torch.arange(side)[:, None] + offsets[None]) % (2 * side)
+    positions = torch.where(positions < side, positions, 2 * side - 1 - positions)
+    matrix = torch.zeros(side, side, dtype=torch.float64)
+    return matrix.scatter_add_(1, positions, weights.expand(side, -1).contiguous()).float()
+
+
+@dataclass(frozen=True)
+class ScoredImage:
+    """One image's result.
+
+    Attributes:
+        image: the image as it was prepared.
+        anomaly: (H', W'), the map at the size of the network's input, on the CPU.
+        score: its maximum.
+    """
+
+    image: PreparedImage
+    anomaly: Tensor
+    score: float
+
+    def full_size_map(self) -> Tensor:
+        """The map at the image's own size, (H, W)."""
+        return place_map(self.anomaly, self.image.size, self.image.box)
+
+
+def score_batch(images: Sequence[PreparedImage], features: Sequence[Tensor]) -> list[ScoredImage]:
+    """Scores the features of a batch.
+
+    Args:
+        images: B prepared images.
+        features: L maps (B, C, h, w).
+
+    Raises:
+        InputError: a score is not a finite number.
+    """
+    size = tuple(images[0].tensor.shape[-2:])
+    maps = anomaly_map(features, (size[0], size[1])).cpu()
+    scores = maps.amax(dim=(1, 2)).tolist()
+    for image, score in zip(images, scores, strict=True):
+        if not math.isfinite(score):
+            raise InputError(
+                f"the score of {image.name} is {score}: it holds NaN, or its features overflow {maps.dtype}"
+            )
+    return [ScoredImage(*result) for result in zip(images, maps, scores, strict=True)]
+
+
+def place_map(anomaly: Tensor, size: tuple[int, int], box: tuple[int, int, int, int] | None = None) -> Tensor:
+    """Brings a map of the network's input to the size of the image it comes from.
+
+    Args:
+        anomaly: (H', W').
+        size: H and W of the image.
+        box: top, left, height and width of the part of the image that the network saw; all of it by default.
+
+    Returns:
+        (H, W); 0, the score of a perfectly normal patch, where the network saw nothing.
+    """
+    top, left, height, width = box or (0, 0, *size)
+    if (height, width) == tuple(anomaly.shape) == tuple(size):
+        return anomaly
+    seen = F.interpolate(anomaly[None, None], size=(height, width), mode="bilinear", align_corners=False)[0, 0]
+    return F.pad(seen, (left, size[1] - left - width, top, size[0] - top - height))

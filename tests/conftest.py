@@ -1,0 +1,80 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import os
+
+# Read when huggingface_hub is imported: no test may reach for the network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from tests.tiny import save_tiny
+from torch import Tensor
+
+from adpretrain_hf import ADPretrainFeatureExtractor
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = ROOT / "tests" / "golden"
+PHOTOS = ROOT / "tests" / "photos"
+BUNDLE = ROOT / "hub_cards" / "adpretrain-dinov2-small"
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict[str, Tensor]:
+    """Inputs and outputs of the authors' code; float16 inputs come as float32."""
+    tensors = load_file(GOLDEN / "golden.safetensors")
+    return {name: t.float() if t.dtype == torch.float16 else t for name, t in tensors.items()}
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random DINOv2 in transformers' format: 4 blocks, C = 32, patches of 8 px, 32 px."""
+    return save_tiny(tmp_path_factory.mktemp("tiny") / "dinov2")
+
+
+@pytest.fixture
+def extractor(tiny_folder: Path) -> ADPretrainFeatureExtractor:
+    """A tiny extractor with trained-looking projectors: 32 px, levels 1 to 4, C = 32."""
+    return make_extractor(tiny_folder)
+
+
+@pytest.fixture
+def bundle(extractor: ADPretrainFeatureExtractor, tmp_path: Path) -> Path:
+    """The tiny extractor saved as a bundle."""
+    extractor.save_pretrained(tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """A folder of five random images, two of them in a subfolder: images/{0,1,2}.png, images/sub/{3,4}.jpg."""
+    folder = tmp_path / "images"
+    (folder / "sub").mkdir(parents=True)
+    for number in range(5):
+        name = f"{number}.png" if number < 3 else f"sub/{number}.jpg"
+        random_image(number).save(folder / name)
+    return folder
+
+
+def make_extractor(folder: Path, seed: int = 1, **overrides: object) -> ADPretrainFeatureExtractor:
+    """An extractor on a backbone's folder, its projectors random instead of the identity."""
+    settings = {"image_size": 32, "num_reference_tokens": 24, "num_heads": 4} | overrides
+    extractor = ADPretrainFeatureExtractor.from_backbone(str(folder), **settings)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in extractor.projectors.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return extractor
+
+
+def random_image(seed: int, width: int = 48, height: int = 40) -> Image.Image:
+    """A random RGB image."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
