@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from adpretrain_hf.backbones import Backbone, check_depth, family_of
+from adpretrain_hf.backbones import Backbone, check_depth, cut_config, family_of
 from adpretrain_hf.errors import BundleError, InputError
 from adpretrain_hf.quiet import quiet_transformers
 from adpretrain_hf.sources import split_open_clip, split_source, vision_config
@@ -83,9 +84,7 @@ def _load_transformers(
 
     config = vision_config(source, **hub)
     check_depth(depth, config.num_hidden_layers, source)
-    config.num_hidden_layers = depth
-    if hasattr(config, "use_mask_token"):
-        config.use_mask_token = False
+    cut_config(config, depth)
     try:
         with quiet_transformers():
             model, report = AutoModel.from_pretrained(
@@ -99,7 +98,7 @@ def _load_transformers(
                 ignore_mismatched_sizes=True,
                 **hub,
             )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"the backbone at {str(source)!r} cannot be loaded: {error}") from error
     _check_report(report, config, source, strict)
     return model

@@ -14,7 +14,7 @@ from adpretrain_hf.errors import InputError
 from adpretrain_hf.quiet import quiet_transformers
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Backbone(nn.Module):
         #: Commit on the Hub that the weights come from, if they do.
         self.commit: str | None = getattr(model.config, "_commit_hash", None)
         self._prefix_tokens = family.class_tokens + getattr(model.config, "num_register_tokens", 0)
-        self._arguments: dict[str, Any] = {"output_hidden_states": list(self.layers)}
+        self._arguments: dict[str, Any] = {"output_hidden_states": _states_to_keep(self.layers)}
         if family.asks_to_interpolate:
             self._arguments["interpolate_pos_encoding"] = True
         self.model = _end_after(model, self.layers[-1], family.unused)
@@ -107,6 +107,13 @@ class Backbone(nn.Module):
             self.model.save_pretrained(folder)
 
 
+def _states_to_keep(layers: Sequence[int]) -> list[int] | bool:
+    """Asks for the levels' states alone, where the installed transformers can keep some of them in their places."""
+    from transformers.utils import output_capturing
+
+    return list(layers) if hasattr(output_capturing, "selected_hidden_states") else True
+
+
 def check_depth(last: int, depth: int, source: object) -> None:
     """Raises InputError if level ``last`` lies beyond ``depth``, the number of blocks."""
     if last > depth:
@@ -120,7 +127,10 @@ def _end_after(model: PreTrainedModel, depth: int, unused: tuple[str, ...]) -> P
     check_depth(depth, model.config.num_hidden_layers, model.config.model_type)
     blocks = _find_blocks(model)
     del blocks[depth:]
-    model.config.num_hidden_layers = depth
+    cut_config(model.config, depth)
+    if hasattr(model.config, "use_mask_token"):
+        embeddings: Any = model.embeddings
+        embeddings.mask_token = None
     for name in unused:
         if getattr(model, name, None) is not None:
             setattr(model, name, nn.Identity())
@@ -129,6 +139,16 @@ def _end_after(model: PreTrainedModel, depth: int, unused: tuple[str, ...]) -> P
 
         model.embeddings = PublishedGridEmbeddings(model.embeddings)
     return model
+
+
+def cut_config(config: PretrainedConfig, depth: int) -> None:
+    """Makes a configuration that of a network which ends after block ``depth`` and never masks a patch."""
+    config.num_hidden_layers = depth
+    if hasattr(config, "use_mask_token"):
+        config.use_mask_token = False
+    if getattr(config, "stage_names", None):  # transformers' own backbones refuse names of blocks that are gone
+        config.stage_names = config.stage_names[: depth + 1]
+        config.out_features = config.stage_names[-1:]
 
 
 def _find_blocks(model: PreTrainedModel) -> nn.ModuleList:

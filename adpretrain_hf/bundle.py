@@ -100,11 +100,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise BundleError(f"{path} is not a whole safetensors file: {error}") from error
 
 
-def write_weights(path: Path, module: nn.Module, **metadata: str) -> None:
-    """Writes a module's tensors."""
+def write_weights(path: Path, module: nn.Module) -> None:
+    """Writes a module's tensors; the same tensors give the same bytes."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"} | metadata)
+        save_file(tensors, temporary, metadata={"format": "pt"})
 
 
 def load_strict(module: nn.Module, tensors: dict[str, Tensor], where: str, dtype: torch.dtype) -> None:

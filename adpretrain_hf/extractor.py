@@ -77,6 +77,13 @@ class ADPretrainFeatureExtractor(Pretrained):
         """The precision of the weights."""
         return next(self.parameters()).dtype
 
+    def _apply(self, fn: Any, recurse: bool = True) -> "ADPretrainFeatureExtractor":
+        """Takes the reference along when the module is moved, or every batch would copy it again."""
+        super()._apply(fn, recurse)
+        if self.reference is not None:
+            self.reference = self.reference.to(self.device)
+        return self
+
     def make_reference(
         self, images: Any, *, category: str = "", batch_size: int = 16, progress: bool = False
     ) -> ReferenceBank:
@@ -261,10 +268,9 @@ class ADPretrainFeatureExtractor(Pretrained):
     def _match(self, features: Sequence[Tensor], references: Optional[References]) -> list[Tensor]:
         if references is None:
             references = self._require_reference()
-        device = features[0].device
         if isinstance(references, (list, tuple)) and all(isinstance(bank, ReferenceBank) for bank in references):
-            return residuals_per_image(features, [self._check_bank(bank).to(device) for bank in references])
-        return self._as_bank(references).to(device).residuals(features)
+            return residuals_per_image(features, [self._check_bank(bank) for bank in references])
+        return self._as_bank(references).residuals(features)
 
     def _as_bank(self, images: Any, category: str = "") -> ReferenceBank:
         if isinstance(images, (str, Path)) and str(images).endswith(".safetensors"):
@@ -274,14 +280,14 @@ class ADPretrainFeatureExtractor(Pretrained):
         return self.make_reference(images, category=category)
 
     def _check_bank(self, bank: ReferenceBank) -> ReferenceBank:
-        """Returns a bank if this extractor made it, or if it carries no stamp."""
+        """Returns a bank, on this extractor's device, if this extractor made it or it carries no stamp."""
         if bank.fingerprint not in ("", self.config.fingerprint):
             raise InputError(
                 f"the reference bank was made by another extractor: its fingerprint is {bank.fingerprint}, this "
                 f"extractor's is {self.config.fingerprint} (backbone, levels, image size and preparation count). Make "
                 "it again from the images with set_reference"
             )
-        return bank
+        return bank.to(self.device)
 
     def _require_reference(self) -> ReferenceBank:
         if self.reference is None:

@@ -340,16 +340,17 @@ def _build_model(tensors: Mapping[str, Tensor], config: CLIPVisionConfig) -> CLI
     tensors = identity | dict(_split_attention(tensors))
     with torch.device("meta"):
         model = CLIPVisionModel(config)
-    _check_shapes(tensors, model.state_dict())
+    tower: Any = getattr(model, "vision_model", model)  # the first releases of transformers 5 wrap it once more
+    _check_shapes(tensors, tower.state_dict())
     # open_clip's half-precision towers keep their norms in float32, but a transformers model has one type.
     dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors.values()))
     # Copies: neither views of a fused tensor, which safetensors will not save, nor a file kept open.
     own = torch.contiguous_format
     copies = {k: t.detach().to(dtype, copy=True, memory_format=own) for k, t in tensors.items()}
-    model.load_state_dict(copies, assign=True)
+    tower.load_state_dict(copies, assign=True)
     # The one buffer that is in no state dict is still on the meta device.
-    ids = torch.arange(model.embeddings.num_positions, device=norm.device)[None]
-    model.embeddings.register_buffer("position_ids", ids, persistent=False)
+    ids = torch.arange(tower.embeddings.num_positions, device=norm.device)[None]
+    tower.embeddings.register_buffer("position_ids", ids, persistent=False)
     return model.eval()
 
 

@@ -150,7 +150,7 @@ class Pretrained(nn.Module, ModelHubMixin):
                 "include_backbone=True, or give the configuration a backbone id and backbone_revision"
             )
         weights = bundle.weights_file(self.config, self.variant)
-        bundle.write_weights(folder / weights, self.projectors, variant=self.variant)
+        bundle.write_weights(folder / weights, self.projectors)
         bundle.write_config(folder, self.config)
         if not (folder / bundle.CARD_FILE).exists():  # a card is edited by hand
             write_text(folder / bundle.CARD_FILE, card_text(self.config))

@@ -116,6 +116,7 @@ class ResidualProjector(nn.Module):
         parameters += [self.attention.in_proj_weight, self.attention.in_proj_bias]
         in_training = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
         if in_training or torch.compiler.is_compiling():
+            self._cache.clear()  # what follows may be a step of an optimiser
             return self._compute_keys_values()
         return self._cache.get(parameters, self._compute_keys_values)
 

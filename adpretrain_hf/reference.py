@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from adpretrain_hf.errors import BundleError, InputError, MissingPathError
 from adpretrain_hf.files import atomic_path
 
-_FORMAT = "adpretrain-reference-bank-1"
+_FORMAT = "adpretrain_reference_bank_1"
 # One block of similarities is at most 2,048 x 4,096 floats, 32 MB, however many queries and references there are.
 _QUERY_CHUNK, _REFERENCE_CHUNK = 2048, 4096
 
@@ -97,9 +98,10 @@ class ReferenceBank:
     def save(self, path: str | Path) -> None:
         """Writes the bank as a safetensors file."""
         tensors = {f"level.{level}": patches.cpu().clone() for level, patches in enumerate(self.patches)}
-        about = {"format": _FORMAT, "fingerprint": self.fingerprint, "category": self.category}
+        about = {"fingerprint": self.fingerprint, "category": self.category, "num_images": self.num_images}
         with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata=about | {"num_images": str(self.num_images)})
+            # One entry only: safetensors writes several in any order, and the same bank should give the same bytes.
+            save_file(tensors, temporary, metadata={_FORMAT: json.dumps(about)})
 
     @classmethod
     def load(cls, path: str | Path) -> ReferenceBank:
@@ -113,23 +115,18 @@ class ReferenceBank:
             raise MissingPathError(f"no reference bank at {path}: make one with `adpretrain reference`")
         try:
             with safe_open(path, framework="pt") as file:
-                about = file.metadata() or {}
+                metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, OSError) as error:
             raise BundleError(f"{path} is not a readable safetensors file: {error}") from error
-        if about.get("format") != _FORMAT:
-            raise BundleError(f"{path} is not a reference bank: its format is {about.get('format')!r}")
+        if _FORMAT not in metadata:
+            raise BundleError(f"{path} is not a reference bank: its metadata lack {_FORMAT!r}")
         expected = {f"level.{level}" for level in range(len(tensors))}
         if set(tensors) != expected:
             raise BundleError(f"{path} holds {sorted(tensors)}, expected {sorted(expected)}")
         try:
-            return cls(
-                [tensors[f"level.{level}"] for level in range(len(tensors))],
-                fingerprint=about.get("fingerprint", ""),
-                category=about.get("category", ""),
-                num_images=int(about.get("num_images", 0)),
-            )
-        except InputError as error:
+            return cls([tensors[f"level.{level}"] for level in range(len(tensors))], **json.loads(metadata[_FORMAT]))
+        except (InputError, TypeError, json.JSONDecodeError) as error:
             raise BundleError(f"{path}: {error}") from error
 
     def _check(self, features: Sequence[Tensor]) -> None:

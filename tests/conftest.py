@@ -15,10 +15,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tests.tiny import save_tiny
 from torch import Tensor
 
 from adpretrain_hf import ADPretrainFeatureExtractor
+from tests.tiny import save_tiny
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"

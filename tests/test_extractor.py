@@ -1,0 +1,338 @@
+"""The extractor end to end: the authors' numbers, its interface, precision, threads."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from adpretrain_hf import ADPretrainConfig, ADPretrainFeatureExtractor, ReferenceBank
+from adpretrain_hf.backbones import Backbone
+from adpretrain_hf.errors import ImageError, InputError
+from adpretrain_hf.released import from_released
+from tests.conftest import GOLDEN, PHOTOS, make_extractor, random_image
+from tests.test_projector import released  # noqa: F401 (a fixture)
+from tests.tiny import save_tiny
+
+
+@pytest.fixture
+def authors(released):  # noqa: F811
+    """The tiny DINOv2 with the stored checkpoint's projectors, as published."""
+    extractor = ADPretrainFeatureExtractor.from_backbone(str(GOLDEN / "dinov2_tiny"), normalize_tokens=False)
+    projectors = {name: tensor.float() for name, tensor in from_released(released).items()}
+    extractor.projectors.load_state_dict(projectors)
+    return extractor
+
+
+def references(number: int = 3) -> list[Image.Image]:
+    return [random_image(100 + seed) for seed in range(number)]
+
+
+class TestAgainstTheAuthors:
+    def test_features(self, golden, authors):
+        authors.set_reference(golden["e2e.references"])
+        for level, features in enumerate(authors(golden["e2e.images"]).values()):
+            expected = golden[f"e2e.features.{level}"]
+            assert (features - expected).norm() / expected.norm() <= 1e-3
+
+    def test_map(self, golden, authors):
+        result = authors.set_reference(golden["e2e.references"]).score(golden["e2e.images"])
+        assert (result.maps - golden["e2e.map"]).abs().max() <= 1e-4
+        torch.testing.assert_close(result.scores, golden["e2e.map"].amax(dim=(1, 2)), atol=1e-4, rtol=0)
+
+    def test_saved_and_loaded_again(self, golden, authors, tmp_path):
+        authors.save_pretrained(tmp_path)
+        again = ADPretrainFeatureExtractor.from_pretrained(tmp_path)
+        ours = authors(golden["e2e.images"], golden["e2e.references"])
+        theirs = again(golden["e2e.images"], golden["e2e.references"])
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_promises_before_the_first_forward_hold(extractor):
+    features = extractor.set_reference(references())(extractor.preprocess(random_image(0)))
+    assert tuple(features) == extractor.layers == ("layer1", "layer2", "layer3", "layer4")
+    for maps, width, reduction in zip(features.values(), extractor.out_dims, extractor.reductions, strict=True):
+        side = extractor.image_size // reduction
+        assert maps.shape == (1, width, side, side)
+        assert maps.dtype == extractor.dtype and maps.device == extractor.device
+
+
+def test_a_new_extractor_gives_the_residuals(tiny_folder):
+    extractor = ADPretrainFeatureExtractor.from_backbone(str(tiny_folder), image_size=32, num_heads=4)
+    extractor.set_reference(references())
+    images = extractor.preprocess([random_image(1), random_image(2)])
+    residuals = extractor.reference.residuals(extractor.encode(images))
+    for features, residual in zip(extractor(images).values(), residuals, strict=True):
+        assert torch.equal(features, residual)
+
+
+def test_tokens_have_unit_length_where_the_configuration_says_so(tiny_folder):
+    images = torch.randn(2, 3, 32, 32)
+    for level in make_extractor(tiny_folder).encode(images):
+        torch.testing.assert_close(level.norm(dim=1), torch.ones(2, 4, 4))
+    for level in make_extractor(tiny_folder, normalize_tokens=False).encode(images):
+        assert (level.norm(dim=1) - 1).abs().min() > 0.1
+
+
+def test_residual_scale_multiplies_each_level(tiny_folder):
+    plain = make_extractor(tiny_folder)
+    scaled = make_extractor(tiny_folder, residual_scale=(1, 2, 0.5, 3))
+    bank = plain.make_reference(references())
+    features = plain.encode(torch.randn(1, 3, 32, 32))
+    pairs = zip(plain.residuals(features, bank), scaled.residuals(features, bank), (1, 2, 0.5, 3), strict=True)
+    for one, other, scale in pairs:
+        torch.testing.assert_close(one * scale, other)
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 48), (64, 24), (8, 8)])
+def test_input_need_not_be_square(extractor, height, width):
+    extractor.set_reference(torch.randn(2, 3, height, width))
+    images = torch.randn(2, 3, height, width)
+    for maps in extractor(images).values():
+        assert maps.shape == (2, 32, height // 8, width // 8)
+    assert extractor.score(images).maps.shape == (2, height, width)
+
+
+def test_images_of_any_kind_give_the_same_features(extractor, tmp_path):
+    image = random_image(5)
+    image.save(tmp_path / "a.png")
+    extractor.set_reference(references())
+    prepared = extractor(extractor.preprocess(image))
+    pixels = np.asarray(image)
+    kinds = [image, [image], tmp_path / "a.png", str(tmp_path / "a.png"), tmp_path, pixels]
+    kinds += [torch.from_numpy(pixels.copy()).permute(2, 0, 1), (image for _ in range(1))]
+    for kind in kinds:
+        assert torch.equal(extractor(kind)["layer2"], prepared["layer2"])
+
+
+class TestReference:
+    def test_it_must_be_set(self, extractor):
+        images = extractor.preprocess(random_image(0))
+        for call in (extractor, extractor.score, extractor.extract):
+            with pytest.raises(InputError, match=r"no reference is set: call set_reference\(images\)"):
+                call(images)
+
+    def test_none_is_refused_and_the_old_one_stays(self, extractor):
+        extractor.set_reference(references())
+        kept = extractor.reference
+        for nothing in ([], iter([]), torch.zeros(0, 3, 32, 32)):
+            with pytest.raises(InputError, match="at least one"):
+                extractor.set_reference(nothing)
+        assert extractor.reference is kept
+
+    def test_its_own_images_score_zero(self, extractor, tiny_folder):
+        fresh = ADPretrainFeatureExtractor.from_backbone(str(tiny_folder), image_size=32, num_heads=4)
+        images = fresh.preprocess(references(4))
+        assert fresh.set_reference(images).score(images).scores.max() < 1e-5
+
+    def test_kinds_are_equal(self, extractor, tmp_path):
+        for number, image in enumerate(references()):
+            image.save(tmp_path / f"{number}.png")
+        extractor.make_reference(references()).save(tmp_path / "bank.safetensors")
+        image = extractor.preprocess(random_image(0))
+        expected = extractor.set_reference(references())(image)
+        bank = ReferenceBank.load(tmp_path / "bank.safetensors")
+        for kind in (tmp_path, sorted(tmp_path.glob("*.png")), bank, tmp_path / "bank.safetensors"):
+            assert torch.equal(extractor.set_reference(kind)(image)["layer4"], expected["layer4"])
+        assert torch.equal(extractor(image, references())["layer4"], expected["layer4"])
+
+    def test_many_images_make_the_same_bank_as_one_batch(self, extractor):
+        images = extractor.preprocess(references(5))
+        one, many = extractor.make_reference(images), extractor.make_reference(images, batch_size=2)
+        assert (len(one), one.num_images) == (len(many), many.num_images) == (5 * 16, 5)
+        for a, b in zip(one.patches, many.patches, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+    def test_one_bank_for_each_image(self, extractor):
+        banks = [extractor.make_reference(references(k)) for k in (1, 2)]
+        images = extractor.preprocess([random_image(7), random_image(8)])
+        mixed = extractor(images, [banks[1], banks[0]])["layer3"]
+        torch.testing.assert_close(mixed[:1], extractor(images[:1], banks[1])["layer3"], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(mixed[1:], extractor(images[1:], banks[0])["layer3"], atol=1e-5, rtol=1e-4)
+
+    @pytest.mark.parametrize("other", ["backbone", "levels", "image size", "preparation"])
+    def test_that_of_another_extractor_is_refused(self, extractor, tiny_folder, tmp_path, other):
+        if other == "backbone":
+            another = make_extractor(save_tiny(tmp_path / "other", seed=9))
+        else:
+            change = {
+                "levels": {"layers": (1, 2, 4)},
+                "image size": {"image_size": 64},
+                "preparation": {"resize_mode": "resize"},
+            }
+            another = make_extractor(tiny_folder, **change[other])
+        bank = another.make_reference(references())
+        message = f"{another.config.fingerprint}, this extractor's is {extractor.config.fingerprint}"
+        with pytest.raises(InputError, match=message):
+            extractor.set_reference(bank)
+        with pytest.raises(InputError, match="was made by another extractor"):
+            extractor(torch.zeros(1, 3, 32, 32), bank)
+
+    def test_another_training_of_the_projectors_may_use_it(self, extractor, tiny_folder):
+        bank = make_extractor(tiny_folder, seed=5, num_reference_tokens=8).make_reference(references())
+        assert extractor.set_reference(bank).reference is bank
+
+    def test_it_follows_the_extractor(self, extractor):
+        extractor.set_reference(references()).double()
+        assert extractor(torch.randn(1, 3, 32, 32))["layer1"].dtype == torch.float64
+
+
+class TestManyImages:
+    def test_extract_is_forward_one_by_one(self, extractor, image_folder):
+        extractor.set_reference(references())
+        prepared = extractor.preprocess(image_folder)
+        expected = extractor(prepared)
+        results = list(extractor.extract(image_folder, batch_size=2, progress=False))
+        assert len(results) == 5
+        for row, features in enumerate(results):
+            assert tuple(features) == extractor.layers
+            torch.testing.assert_close(features["layer2"], expected["layer2"][row], atol=1e-5, rtol=1e-4)
+
+    def test_extract_reads_a_generator_only_as_far_as_needed(self, extractor):
+        read = []
+
+        def images():
+            for number in range(1000):
+                read.append(number)
+                yield random_image(number)
+
+        stream = extractor.set_reference(references()).extract(images(), batch_size=4, progress=False)
+        next(stream)
+        stream.close()
+        assert len(read) <= 16
+
+    @pytest.mark.parametrize("batch_size", [0, -1, 2.5])
+    def test_batch_size_must_be_positive(self, extractor, batch_size):
+        extractor.set_reference(references())
+        for method in (extractor.extract, extractor.score):
+            with pytest.raises(InputError, match=f"batch_size is {batch_size}, expected an integer >= 1"):
+                method(references(), batch_size=batch_size)
+
+    def test_score_gives_maps_at_the_images_size(self, extractor):
+        extractor.set_reference(references())
+        same = extractor.score([random_image(1, 50, 40), random_image(2, 50, 40)])
+        assert same.maps.shape == (2, 40, 50) and same.scores.shape == (2,)
+        mixed = extractor.score([random_image(1, 50, 40), random_image(2, 33, 99)])
+        assert [tuple(anomaly.shape) for anomaly in mixed.maps] == [(40, 50), (99, 33)]
+        torch.testing.assert_close(mixed.scores[0], same.scores[0])
+
+    def test_batches_do_not_change_scores(self, extractor, image_folder):
+        extractor.set_reference(references())
+        one, many = (extractor.score(image_folder, batch_size=size).scores for size in (1, 5))
+        torch.testing.assert_close(one, many, atol=1e-5, rtol=1e-5)
+
+    def test_a_bad_image_is_named(self, extractor, image_folder):
+        (image_folder / "1.png").write_bytes(b"")
+        extractor.set_reference(references())
+        with pytest.raises(ImageError, match="1.png cannot be read as an image"):
+            extractor.score(image_folder)
+
+    def test_whole_images_of_many_shapes(self, tiny_folder):
+        extractor = make_extractor(tiny_folder, resize_mode="resize")
+        images = [random_image(n, w, h) for n, (w, h) in enumerate([(64, 32), (32, 64), (40, 40), (64, 32)])]
+        result = extractor.set_reference(images[:2]).score(images, batch_size=4)
+        assert [tuple(m.shape) for m in result.maps] == [(32, 64), (64, 32), (40, 40), (32, 64)]
+        with pytest.raises(InputError, match="images of different shapes"):
+            extractor.preprocess(images)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(3, 32, 32), r"shape \(3, 32, 32\), expected \(B, 3, H, W\)"),
+        (torch.zeros(1, 4, 32, 32), r"shape \(1, 4, 32, 32\), expected \(B, 3, H, W\)"),
+        (
+            torch.zeros(1, 3, 30, 32),
+            "30 x 32 pixels, expected a height and width that are multiples of the patch size 8",
+        ),
+        (torch.zeros(1, 3, 0, 32), "0 x 32 pixels"),
+        (torch.full((1, 3, 32, 32), torch.nan), "hold NaN or infinite values"),
+        (torch.full((1, 3, 32, 32), torch.inf), "hold NaN or infinite values"),
+        (torch.zeros(1, 3, 32, 32, dtype=torch.int64), "torch.int64, expected uint8"),
+        (np.zeros((32, 32, 3)), "array of float64, expected uint8 or uint16"),
+        (7, "got int as images"),
+    ],
+)
+def test_images_that_cannot_be_used_are_refused(extractor, images, message):
+    extractor.set_reference(references())
+    for call in (extractor, extractor.score):
+        with pytest.raises(InputError, match=message):
+            call(images)
+
+
+class TestPrecision:
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_half(self, extractor, dtype):
+        images = [random_image(1), random_image(2)]
+        expected = extractor.set_reference(references()).score(images)
+        extractor.to(dtype).set_reference(references())
+        assert extractor(images)["layer4"].dtype == dtype
+        result = extractor.score(images)
+        assert result.maps.dtype == torch.float32
+        torch.testing.assert_close(result.scores, expected.scores, atol=0.05, rtol=0.05)
+
+    def test_autocast(self, extractor):
+        images = [random_image(1), random_image(2)]
+        expected = extractor.set_reference(references()).score(images)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            result = extractor.score(images)
+        torch.testing.assert_close(result.scores, expected.scores, atol=0.05, rtol=0.05)
+
+    def test_overflow_is_an_error_and_no_score(self, extractor):
+        extractor.set_reference(references())
+        with torch.no_grad():
+            extractor.projectors[0].mlp.fc2.bias.fill_(torch.inf)
+        with pytest.raises(InputError, match="the score of image 0 is"):
+            extractor.score([random_image(0)])
+
+
+class TestFrozen:
+    def test_nothing_is_trained_by_default(self, extractor):
+        assert not any(parameter.requires_grad for parameter in extractor.parameters())
+        assert not extractor.set_reference(references())(random_image(0))["layer1"].requires_grad
+
+    def test_projectors_can_be_opened_and_the_backbone_stays(self, extractor):
+        extractor.train().projectors.requires_grad_()
+        assert not extractor.backbone.training
+        extractor.set_reference(references())(random_image(0))["layer1"].sum().backward()
+        assert extractor.projectors[0].reference_tokens.grad is not None
+        assert not any(parameter.requires_grad for parameter in extractor.backbone.parameters())
+
+
+def test_threads_may_score_at_once(extractor):
+    extractor.set_reference(references())
+    batches = [[random_image(10 * t + n) for n in range(3)] for t in range(6)]
+    expected = [extractor.score(batch).scores for batch in batches]
+    results: dict[int, torch.Tensor] = {}
+    threads = [
+        threading.Thread(target=lambda t=t: results.update({t: extractor.score(batches[t]).scores}))
+        for t in range(len(batches))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for t, scores in enumerate(expected):
+        torch.testing.assert_close(results[t], scores, atol=1e-6, rtol=1e-6)
+
+
+def test_a_backbone_that_does_not_fit_its_configuration_is_refused():
+    from tests.tiny import tiny_model
+
+    config = ADPretrainConfig(backbone="x", hidden_size=64, patch_size=8, layers=(1, 2))
+    with pytest.raises(
+        InputError, match="width, patch size and levels are .32, 8, .1, 2.., the configuration's are .64"
+    ):
+        ADPretrainFeatureExtractor(config, Backbone(tiny_model("vit"), (1, 2)))
+
+
+def test_photographs_are_told_apart_without_training(tmp_path):
+    extractor = ADPretrainFeatureExtractor.from_backbone(str(GOLDEN / "dinov2_tiny"))
+    brick = PHOTOS / "brick"
+    extractor.set_reference(brick / "train" / "good")
+    assert extractor.reference.num_images == 5
+    result = extractor.score(brick / "test" / "crack")
+    assert result.scores.shape == (3,) and result.maps.shape[0] == 3

@@ -1,0 +1,218 @@
+"""Reference banks: matching against the authors' and a naive oracle, memory, files."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
+
+from adpretrain_hf import ReferenceBank
+from adpretrain_hf import reference as reference_module
+from adpretrain_hf.errors import BundleError, InputError, MissingPathError
+from adpretrain_hf.reference import nearest_reference, residuals_per_image
+
+
+def random_bank(k: int = 40, c: int = 16, levels: int = 2, seed: int = 0, **about: object) -> ReferenceBank:
+    generator = torch.Generator().manual_seed(seed)
+    return ReferenceBank([torch.randn(k, c, generator=generator) for _ in range(levels)], **about)
+
+
+def naive_residual(features: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
+    rows = features.flatten(2).transpose(1, 2)  # (B, h*w, C)
+    similarity = F.normalize(rows, dim=-1) @ F.normalize(references, dim=-1).T
+    return (rows - references[similarity.argmax(-1)]).transpose(1, 2).reshape(features.shape)
+
+
+def test_residuals_equal_the_authors(golden):
+    bank = ReferenceBank([golden[f"matching.references.{level}"] for level in range(4)])
+    residuals = bank.residuals([golden[f"matching.features.{level}"] for level in range(4)])
+    for level, residual in enumerate(residuals):
+        assert torch.equal(residual, golden[f"matching.residual.{level}"])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    b=st.integers(1, 3),
+    h=st.integers(1, 4),
+    w=st.integers(1, 4),
+    c=st.sampled_from([1, 3, 16]),
+    k=st.integers(1, 70),
+    chunk=st.sampled_from([1, 7, 64]),
+)
+def test_chunks_do_not_change_the_result(b, h, w, c, k, chunk):
+    features, bank = torch.randn(b, c, h, w), random_bank(k, c, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference_module, "_QUERY_CHUNK", chunk)
+        patch.setattr(reference_module, "_REFERENCE_CHUNK", chunk)
+        residual = bank.residuals([features])[0]
+    expected = naive_residual(features, bank.patches[0])
+    if c > 1:  # in one dimension all directions are ties
+        torch.testing.assert_close(residual, expected, atol=1e-5, rtol=1e-5)
+    assert residual.shape == features.shape
+
+
+def test_of_equals_the_first_reference_is_taken(monkeypatch):
+    monkeypatch.setattr(reference_module, "_REFERENCE_CHUNK", 2)
+    references = torch.tensor([[0.0, 1.0], [2.0, 0.0], [1.0, 0.0], [3.0, 0.0]])
+    assert nearest_reference(torch.tensor([[5.0, 0.0]]), references).tolist() == [1]
+
+
+def test_the_longest_is_not_the_nearest():
+    references = torch.tensor([[100.0, 100.0], [1.0, 0.0]])
+    assert nearest_reference(torch.tensor([[10.0, 1.0]]), references).tolist() == [1]
+
+
+def test_an_image_of_the_bank_has_residual_zero():
+    maps = [torch.randn(3, 16, 4, 4) for _ in range(2)]
+    bank = ReferenceBank.from_features(maps)
+    assert (len(bank), bank.num_images) == (48, 3)
+    for residual in bank.residuals([level[1:2] for level in maps]):
+        assert not residual.any()
+
+
+def test_zero_tokens_do_not_give_nan():
+    bank = ReferenceBank([torch.zeros(3, 4)])
+    assert bank.residuals([torch.zeros(1, 4, 2, 2)])[0].isfinite().all()
+
+
+def test_a_large_bank_needs_no_large_similarity_matrix():
+    features, bank = torch.randn(32, 8, 16, 16), random_bank(64_000, 8, 1)
+    full_matrix = 32 * 256 * 64_000 * 4  # 2 GB
+    largest = 0
+
+    class Spy(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            result = func(*args, **kwargs or {})
+            if isinstance(result, torch.Tensor):
+                largest = max(largest, result.untyped_storage().nbytes())
+            return result
+
+    with Spy():
+        bank.residuals([features])
+    assert largest < 100e6 < full_matrix
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_storage_stays_close(dtype):
+    features, bank = torch.randn(2, 16, 4, 4), random_bank(levels=1)
+    residual = bank.to(dtype=dtype).residuals([features])[0]
+    assert residual.dtype == torch.float32
+    expected = bank.residuals([features])[0]
+    assert (residual - expected).norm() / expected.norm() < 0.05
+
+
+def test_residual_has_the_features_dtype():
+    assert random_bank(levels=1).residuals([torch.randn(1, 16, 2, 2).bfloat16()])[0].dtype == torch.bfloat16
+
+
+def test_gradients_flow_to_the_features():
+    features = torch.randn(1, 16, 2, 2, requires_grad=True)
+    random_bank(levels=1).residuals([features])[0].sum().backward()
+    assert torch.equal(features.grad, torch.ones_like(features))
+
+
+def test_every_image_against_its_own_bank():
+    one, two = random_bank(seed=1), random_bank(seed=2)
+    features = [torch.randn(3, 16, 4, 4) for _ in range(2)]
+    mixed = residuals_per_image(features, [two, one, two])
+    for level in range(2):
+        for row, bank in enumerate((two, one, two)):
+            alone = bank.residuals([maps[row : row + 1] for maps in features])[level][0]
+            torch.testing.assert_close(mixed[level][row], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_a_wrong_number_of_banks_is_refused():
+    with pytest.raises(InputError, match="got 2 reference banks for 3 images, expected one for each"):
+        residuals_per_image([torch.zeros(3, 16, 2, 2)] * 2, [random_bank()] * 2)
+
+
+def test_saved_and_loaded_again_it_is_the_same(tmp_path):
+    bank = random_bank(fingerprint="f00", category="käse", num_images=5).to(dtype=torch.bfloat16)
+    bank.save(tmp_path / "sub" / "bank.safetensors")
+    again = ReferenceBank.load(tmp_path / "sub" / "bank.safetensors")
+    assert (again.fingerprint, again.category, again.num_images) == ("f00", "käse", 5)
+    for a, b in zip(bank.patches, again.patches, strict=True):
+        assert a.dtype == b.dtype == torch.bfloat16 and torch.equal(a, b)
+    assert "käse" in repr(again) and "40 patches" in repr(again)
+
+
+def test_the_same_bank_gives_the_same_bytes(tmp_path):
+    for name in "ab":
+        random_bank(fingerprint="f00", category="screw", num_images=5).save(tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_slice_of_other_tensors_is_saved_alone(tmp_path):
+    large = torch.randn(1000, 16)
+    ReferenceBank([large[:2], large[2:4]]).save(tmp_path / "bank.safetensors")
+    assert (tmp_path / "bank.safetensors").stat().st_size < 2000
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("missing", "no reference bank at .*make one with `adpretrain reference`"),
+        ("text", "is not a readable safetensors file"),
+        ("truncated", "is not a readable safetensors file"),
+        ("other", "is not a reference bank: its metadata lack 'adpretrain_reference_bank_1'"),
+        ("levels", r"holds \['level.0', 'level.2'\], expected \['level.0', 'level.1'\]"),
+        ("nan", "NaN or infinite values"),
+        ("shape", "got reference patches of shapes"),
+    ],
+)
+def test_a_damaged_file_is_refused(tmp_path, damage, message):
+    path = tmp_path / "bank.safetensors"
+    random_bank().save(path)
+    tensors, about = load_file(path), {"adpretrain_reference_bank_1": "{}"}
+    if damage == "missing":
+        path.unlink()
+    elif damage == "text":
+        path.write_text("hello")
+    elif damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-7])
+    elif damage == "other":
+        save_file(tensors, path)
+    elif damage == "levels":
+        save_file({"level.0": tensors["level.0"], "level.2": tensors["level.1"]}, path, metadata=about)
+    elif damage == "nan":
+        tensors["level.1"][3, 3] = torch.nan
+        save_file(tensors, path, metadata=about)
+    elif damage == "shape":
+        save_file(tensors | {"level.1": torch.zeros(3, 3)}, path, metadata=about)
+    with pytest.raises(MissingPathError if damage == "missing" else BundleError, match=message):
+        ReferenceBank.load(path)
+
+
+@pytest.mark.parametrize(
+    "patches", [[], [torch.zeros(0, 4)], [torch.zeros(2, 3, 4)], [torch.zeros(2, 4), torch.zeros(3, 4)]]
+)
+def test_patches_that_make_no_bank_are_refused(patches):
+    with pytest.raises(InputError, match=r"expected one \(K, C\) for each level, K >= 1"):
+        ReferenceBank(patches)
+
+
+@pytest.mark.parametrize(
+    "features", [[torch.zeros(1, 16, 2, 2)], [torch.zeros(1, 8, 2, 2)] * 2, [torch.zeros(16, 2)] * 2]
+)
+def test_features_that_do_not_fit_are_refused(features):
+    with pytest.raises(InputError, match=r"the bank has 2 levels of \(B, 16, h, w\)"):
+        random_bank().residuals(features)
+
+
+def test_threads_share_a_bank():
+    bank, features = random_bank(), [torch.randn(2, 16, 4, 4) for _ in range(2)]
+    expected, results = bank.residuals(features), []
+    threads = [threading.Thread(target=lambda: results.append(bank.residuals(features))) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 6
+    for result in results:
+        assert all(torch.equal(a, b) for a, b in zip(result, expected, strict=True))
