@@ -42,11 +42,11 @@ def load_backbone(
     """
     kind, name = split_source(str(source))
     if kind == "open_clip":
-        from adpretrain_hf.importers import from_open_clip
+        from adpretrain_hf.open_clip_towers import from_open_clip
 
         model: PreTrainedModel = from_open_clip(*split_open_clip(name))
     elif kind == "imagebind":
-        from adpretrain_hf.importers import from_imagebind
+        from adpretrain_hf.imagebind import from_imagebind
 
         model = from_imagebind(name)
     else:

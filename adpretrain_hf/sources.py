@@ -69,13 +69,13 @@ def describe(source: str, *, revision: str | None = None) -> BackboneSpec:
     """
     kind, name = split_source(source)
     if kind == "open_clip":
-        from adpretrain_hf.importers import open_clip_vision_config
+        from adpretrain_hf.open_clip_towers import open_clip_vision_config
 
-        info = open_clip_vision_config(split_open_clip(name)[0])
+        info = open_clip_vision_config(*split_open_clip(name))
         sizes = info.hidden_size, info.num_hidden_layers, info.patch_size, info.image_size
         return BackboneSpec(*sizes, tuple(info.mean), tuple(info.std))
     if kind == "imagebind":
-        from adpretrain_hf.importers import from_imagebind
+        from adpretrain_hf.imagebind import from_imagebind
 
         return _spec(from_imagebind(name).config, CLIP_MEAN, CLIP_STD)
     return _describe_transformers(name, revision)

@@ -17,15 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPVisionModel
 
+from adpretrain_hf.checkpoints import read_checkpoint
 from adpretrain_hf.errors import InputError
-from adpretrain_hf.importers import (
-    convert_imagebind_trunk,
-    convert_open_clip_tower,
-    from_imagebind,
-    from_open_clip,
-    open_clip_vision_config,
-    read_checkpoint,
-)
+from adpretrain_hf.imagebind import convert_imagebind_trunk, from_imagebind
+from adpretrain_hf.open_clip_towers import convert_open_clip_tower, from_open_clip, open_clip_vision_config
 
 TINY = {
     "embed_dim": 32,
@@ -82,6 +77,10 @@ def maps(model: CLIPVisionModel, images: Tensor) -> list[Tensor]:
     return [state[:, 1:].transpose(1, 2).unflatten(2, (side, side)) for state in states]
 
 
+def last_norm(model: CLIPVisionModel) -> Any:
+    return getattr(model, "vision_model", model).post_layernorm
+
+
 @torch.no_grad()
 def original(visual: Any, images: Tensor) -> list[Tensor]:
     return visual.forward_intermediates(images, intermediates_only=True)["image_intermediates"]
@@ -124,19 +123,19 @@ def test_pooler_is_left_out(tower: Callable[..., Any], images: Tensor) -> None:
     visual = tower(attentional_pool=True, attn_pooler_heads=4, attn_pooler_queries=3, output_dim=32)
     model = convert_open_clip_tower(visual)
     assert difference(maps(model, images), original(visual, images)) <= 1e-5
-    assert torch.equal(model.post_layernorm.weight, torch.ones(64))
+    assert torch.equal(last_norm(model).weight, torch.ones(64))
 
 
 def test_last_norm_is_kept_or_identity(tower: Callable[..., Any]) -> None:
     visual = tower()
-    assert torch.equal(convert_open_clip_tower(visual).post_layernorm.bias, visual.ln_post.bias)
+    assert torch.equal(last_norm(convert_open_clip_tower(visual)).bias, visual.ln_post.bias)
     visual.prune_intermediate_layers([1], prune_norm=True)
     model = convert_open_clip_tower(visual)
     assert model.config.num_hidden_layers == 2
-    assert torch.equal(model.post_layernorm.bias, torch.zeros(64))
+    assert torch.equal(last_norm(model).bias, torch.zeros(64))
 
 
-def test_model_owns_its_tensors_and_survives_saving(tower: Callable[..., Any], images: Tensor, tmp_path: Path) -> None:
+def test_tensors_are_owned_and_saved(tower: Callable[..., Any], images: Tensor, tmp_path: Path) -> None:
     visual = tower()
     model = convert_open_clip_tower(visual)
     before = maps(model, images)
@@ -331,7 +330,7 @@ def test_checkpoints_that_do_not_match(open_clip: Any, tmp_path: Path) -> None:
         from_open_clip("tiny", str(path))
 
 
-def test_vision_config(open_clip: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vision_config(open_clip: Any) -> None:
     info = open_clip_vision_config("ViT-L-14-quickgelu", "openai")
     sizes = (info.hidden_size, info.num_hidden_layers, info.patch_size, info.image_size)
     assert sizes == (1024, 24, 14, 224)
@@ -424,7 +423,7 @@ def test_imagebind_parity() -> None:
     config = model.config
     assert (config.hidden_size, config.intermediate_size, config.num_hidden_layers) == (32, 64, 3)
     assert (config.patch_size, config.image_size, config.layer_norm_eps) == (14, 56, 1e-6)
-    assert not model.training and torch.equal(model.post_layernorm.weight, torch.ones(32))
+    assert not model.training and torch.equal(last_norm(model).weight, torch.ones(32))
     assert difference(maps(model, images), imagebind_maps(state, images)) <= 1e-5
     kernel = "modality_preprocessors.vision.rgbt_stem.proj.1.weight"
     one_frame = state | {kernel: state[kernel] * torch.tensor([1.0, 0.0])[:, None, None]}
