@@ -107,8 +107,14 @@ def write_weights(path: Path, module: nn.Module) -> None:
         save_file(tensors, temporary, metadata={"format": "pt"})
 
 
-def load_strict(module: nn.Module, tensors: dict[str, Tensor], where: str, dtype: torch.dtype) -> None:
+def load_strict(module: nn.Module, tensors: dict[str, Tensor], where: str, dtype: torch.dtype | None) -> None:
     """Puts tensors into a module (which may lie on the meta device) if they fit it exactly.
+
+    Args:
+        module: where they go.
+        tensors: by name.
+        where: what errors call them.
+        dtype: what they are converted to; None keeps what they are.
 
     Raises:
         BundleError: tensors are missing, unexpected, of another shape, not floats or not finite; all are listed.
@@ -127,7 +133,7 @@ def load_strict(module: nn.Module, tensors: dict[str, Tensor], where: str, dtype
             f"mis-shaped or of another kind {shapes + kinds}"
         )
     check_finite(tensors, where)
-    module.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)
+    module.load_state_dict({name: tensor.to(dtype or tensor.dtype) for name, tensor in tensors.items()}, assign=True)
 
 
 def load_projectors(folder: Path, config: ADPretrainConfig, variant: str, dtype: torch.dtype) -> Projectors:

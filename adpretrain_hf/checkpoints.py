@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -12,30 +15,63 @@ from torch import Tensor
 
 from adpretrain_hf.errors import InputError
 
+_EXPECTED = "expected a dictionary of tensors and nothing else, saved by torch.save or as .safetensors"
 # What damaged and foreign files make torch.load and safetensors raise.
 _READING_FAILED = (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """Read tensors by name from a file of torch.save or a .safetensors; no code in a pickle is ever run.
+    """Reads tensors by name from a file of torch.save or a .safetensors.
 
     The ``state_dict`` of a training checkpoint is taken out of its wrapping.
 
     Raises:
         InputError: there is no such file, it is damaged, or it holds anything else than tensors by name.
     """
-    expected = "expected a dictionary of tensors and nothing else, saved by torch.save or as .safetensors"
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such file; {expected}")
-    try:
-        if str(path).endswith(".safetensors"):
-            return load_file(path)
-        # Mapped, because of ImageBind's 4.8 GB the vision trunk is only a half.
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (*_READING_FAILED, pickle.UnpicklingError, SafetensorError) as error:
-        raise InputError(f"{path}: cannot be read safely ({type(error).__name__}); {expected}") from error
+    state = load_safetensors(path) if str(path).endswith(".safetensors") else load_pickle(path)
     if isinstance(state, dict):
         state = state.get("state_dict", state)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"{path}: got other things than tensors; {expected}")
+        raise InputError(f"{path}: got other things than tensors; {_EXPECTED}")
     return {str(key): value for key, value in state.items()}
+
+
+def load_safetensors(path: str | Path) -> dict[str, Tensor]:
+    """Reads a .safetensors file.
+
+    Raises:
+        InputError: there is no such file, or it is damaged.
+    """
+    _check_there(path)
+    try:
+        return load_file(path)
+    except (*_READING_FAILED, SafetensorError) as error:
+        raise InputError(f"{path}: cannot be read safely ({error}); {_EXPECTED}") from error
+
+
+def load_pickle(path: str | Path, allowed: Sequence[Any] = ()) -> Any:
+    """Reads a file of torch.save; no code in it is ever run.
+
+    Args:
+        path: the file.
+        allowed: globals that it may name besides PyTorch's own, as ``torch.serialization.safe_globals`` takes them.
+
+    Raises:
+        InputError: there is no such file, it is damaged, or it names another global, which the message tells.
+    """
+    _check_there(path)
+    try:
+        with torch.serialization.safe_globals(list(allowed)):
+            # Mapped, because of ImageBind's 4.8 GB the vision trunk is only a half.
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        asked = f"it asks for the global {found[1]}" if found else "it is damaged or no pickle of tensors"
+        raise InputError(f"{path}: refused, for {asked}; {_EXPECTED}") from error
+    except _READING_FAILED as error:
+        raise InputError(f"{path}: cannot be read safely ({type(error).__name__}); {_EXPECTED}") from error
+
+
+def _check_there(path: str | Path) -> None:
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file; {_EXPECTED}")

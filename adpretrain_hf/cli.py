@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"adpretrain-hf {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (_add_new, _add_reference, _add_extract, _add_score, _add_info, _add_demo):
+    for add in (_add_new, _add_convert, _add_reference, _add_extract, _add_score, _add_info, _add_demo):
         add(commands)
     return parser
 
@@ -78,6 +78,17 @@ def _add_new(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--no-backbone", action="store_true", help="record id and commit instead of the weights")
     parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="precision of the files")
     parser.add_argument("--seed", type=int, default=0, help="of the projectors' initial weights")
+
+
+def _add_convert(commands: argparse._SubParsersAction) -> None:
+    parser = _command(commands, "convert", "make a bundle from the authors' released checkpoints")
+    parser.add_argument("--backbone", required=True, help="preset, or a backbone as for `adpretrain new`")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the bundle")
+    parser.add_argument("--angle", type=Path, help="checkpoint of the angle variant (.pth)")
+    parser.add_argument("--norm", type=Path, help="checkpoint of the norm variant (.pth)")
+    parser.add_argument("--from-hub", metavar="REPOSITORY", help="fetch both from the Hub: xcyao00/ADPretrain")
+    parser.add_argument("--levels", type=_levels, help="blocks counted from 1, where the backbone is no preset")
+    parser.add_argument("--upstream", help="id on the Hub to record as the origin, where the backbone is a folder")
 
 
 def _add_reference(commands: argparse._SubParsersAction) -> None:

@@ -17,7 +17,10 @@ from safetensors.torch import save_file
 
 from adpretrain_hf import bundle
 from adpretrain_hf.config import ADPretrainConfig
+from adpretrain_hf.convert import convert as convert_released
+from adpretrain_hf.convert import fetch_released
 from adpretrain_hf.digest import tensors_digest
+from adpretrain_hf.errors import InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.files import atomic_path, write_text
 from adpretrain_hf.folder_run import FolderRun
@@ -45,6 +48,21 @@ def new(args: Namespace) -> int:
     extractor = ADPretrainFeatureExtractor.from_backbone(args.backbone, dtype=DTYPES[args.dtype], **overrides)
     extractor.save_pretrained(args.output, include_backbone=not args.no_backbone)
     print(f"{args.output}: {_describe(extractor.config)}")
+    return 0
+
+
+def convert(args: Namespace) -> int:
+    """Makes a bundle from the authors' released checkpoints."""
+    files = {"angle": args.angle, "norm": args.norm}
+    checkpoints = {variant: path for variant, path in files.items() if path is not None}
+    if bool(checkpoints) == bool(args.from_hub):
+        raise InputError("give either --from-hub or the files, --angle and --norm")
+    if args.from_hub:
+        checkpoints = fetch_released(args.backbone, args.from_hub)
+    overrides = {"layers": args.levels, "backbone": args.upstream}
+    overrides = {name: value for name, value in overrides.items() if value is not None}
+    extractor = convert_released(args.backbone, checkpoints, args.output, **overrides)
+    print(f"{args.output}: {_describe(extractor.config)}, variants {', '.join(checkpoints)}")
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from adpretrain_hf.errors import BundleError, InputError
@@ -37,6 +37,7 @@ class ADPretrainConfig:
         residual_scale: one factor per level on the residuals; empty means 1 for all.
         backbone_revision: commit or tag of ``backbone`` on the Hub.
         backbone_digest: identity of the backbone's weights, so that equal settings on other weights are told apart.
+        reported_scores: what the makers of released projectors reported, by variant and metric; for people.
         default_variant: name of the projectors in ``model.safetensors``.
         format_version: version of the bundle's layout.
 
@@ -58,6 +59,7 @@ class ADPretrainConfig:
     residual_scale: tuple[float, ...] = ()
     backbone_revision: str | None = None
     backbone_digest: str | None = None
+    reported_scores: dict[str, dict[str, float]] = field(default_factory=dict)
     default_variant: str = "angle"
     format_version: int = FORMAT_VERSION
 
@@ -113,6 +115,11 @@ class ADPretrainConfig:
         _require(isinstance(self.backbone, str) and bool(self.backbone), "backbone", self.backbone, "a non-empty text")
         _require(self.resize_mode in RESIZE_MODES, "resize_mode", self.resize_mode, f"one of {RESIZE_MODES}")
         _require(isinstance(self.normalize_tokens, bool), "normalize_tokens", self.normalize_tokens, "True or False")
+        scores = self.reported_scores
+        well_formed = isinstance(scores, dict) and all(
+            isinstance(metrics, dict) and all(map(_is_finite, metrics.values())) for metrics in scores.values()
+        )
+        _require(well_formed, "reported_scores", scores, "{variant: {metric: finite number}}")
         check_variant_name(self.default_variant)
         if self.format_version != FORMAT_VERSION:
             raise InputError(
@@ -190,7 +197,7 @@ class ADPretrainConfig:
 
     @classmethod
     def _checked(cls, values: dict[str, Any]) -> ADPretrainConfig:
-        names = {field.name for field in fields(cls)}
+        names = {one.name for one in fields(cls)}
         unknown = sorted(set(values) - names)
         if unknown:
             raise InputError(f"unknown configuration fields {unknown}: expected some of {sorted(names)}")
@@ -205,7 +212,7 @@ class ADPretrainConfig:
 
     def replace(self, **changes: Any) -> ADPretrainConfig:
         """A copy with some fields changed, checked again."""
-        unknown = sorted(set(changes) - {field.name for field in fields(self)})
+        unknown = sorted(set(changes) - {one.name for one in fields(self)})
         if unknown:
             raise InputError(f"unknown configuration fields {unknown}")
         return replace(self, **changes)
