@@ -13,7 +13,7 @@ from torch import Tensor
 from adpretrain_hf.backbones import Backbone, check_depth, cut_config, family_of
 from adpretrain_hf.errors import BundleError, InputError
 from adpretrain_hf.quiet import quiet_transformers
-from adpretrain_hf.sources import split_open_clip, split_source, vision_config
+from adpretrain_hf.sources import locate, split_open_clip, split_source, vision_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -41,6 +41,7 @@ def load_backbone(
         BundleError: weights are missing, of another shape, or not finite.
     """
     kind, name = split_source(str(source))
+    commit = None
     if kind == "open_clip":
         from adpretrain_hf.open_clip_towers import from_open_clip
 
@@ -50,9 +51,11 @@ def load_backbone(
 
         model = from_imagebind(name)
     else:
-        model = _load_transformers(source, layers[-1], revision=revision, dtype=dtype, **hub)
+        folder = locate(name, ["*.json", "*.safetensors"], revision=revision, **hub)
+        model = _load_transformers(folder, layers[-1], dtype=dtype)
+        commit = None if folder == Path(name) else folder.name
     check_finite(model.state_dict(), str(source))
-    return Backbone(model, layers).to(dtype)
+    return Backbone(model, layers, commit).to(dtype)
 
 
 def load_saved_backbone(folder: Path, layers: Sequence[int], *, dtype: torch.dtype = torch.float32) -> Backbone:
@@ -77,12 +80,10 @@ def check_finite(tensors: dict[str, Tensor], where: str) -> None:
         raise BundleError(f"{where}: NaN or infinite values in {bad}; the file is damaged, get it again")
 
 
-def _load_transformers(
-    source: str | Path, depth: int, *, dtype: torch.dtype, strict: bool = False, **hub: Any
-) -> PreTrainedModel:
+def _load_transformers(source: Path, depth: int, *, dtype: torch.dtype, strict: bool = False) -> PreTrainedModel:
     from transformers import AutoModel
 
-    config = vision_config(source, **hub)
+    config = vision_config(source)
     check_depth(depth, config.num_hidden_layers, source)
     cut_config(config, depth)
     try:
@@ -96,7 +97,6 @@ def _load_transformers(
                 trust_remote_code=False,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
-                **hub,
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"the backbone at {str(source)!r} cannot be loaded: {error}") from error
@@ -104,7 +104,7 @@ def _load_transformers(
     return model
 
 
-def _check_report(report: dict[str, Any], config: PretrainedConfig, source: str | Path, strict: bool) -> None:
+def _check_report(report: dict[str, Any], config: PretrainedConfig, source: Path, strict: bool) -> None:
     unused = family_of(config.model_type).unused
     missing = sorted(key for key in report["missing_keys"] if key.split(".")[0] not in unused)
     unexpected = sorted(report["unexpected_keys"]) if strict else []

@@ -51,19 +51,19 @@ class Backbone(nn.Module):
         model: a vision transformer of transformers with ``hidden_states``; blocks after the last level and whatever
             follows them are removed from it.
         layers: the levels, blocks counted from 1.
+        commit: of the repository on the Hub that the weights come from, if they do.
 
     Raises:
         InputError: a level beyond the depth of the network.
     """
 
-    def __init__(self, model: PreTrainedModel, layers: Sequence[int]) -> None:
+    def __init__(self, model: PreTrainedModel, layers: Sequence[int], commit: str | None = None) -> None:
         super().__init__()
         family = family_of(model.config.model_type)
         self.layers = tuple(layers)
         self.hidden_size: int = model.config.hidden_size
         self.patch_size: int = model.config.patch_size
-        #: Commit on the Hub that the weights come from, if they do.
-        self.commit: str | None = getattr(model.config, "_commit_hash", None)
+        self.commit = commit
         self._prefix_tokens = family.class_tokens + getattr(model.config, "num_register_tokens", 0)
         self._arguments: dict[str, Any] = {"output_hidden_states": _states_to_keep(self.layers)}
         if family.asks_to_interpolate:

@@ -143,12 +143,13 @@ class ADPretrainConfig:
         return cls._checked(PRESETS[name] | overrides)
 
     @classmethod
-    def from_backbone(cls, source: str, **overrides: Any) -> ADPretrainConfig:
+    def from_backbone(cls, source: str, *, hub: dict[str, Any] | None = None, **overrides: Any) -> ADPretrainConfig:
         """Derives a configuration from a backbone: its sizes, its statistics, levels at the quarters of its depth.
 
         Args:
             source: a preset's name, a transformers id or folder, ``open_clip:<arch>/<weights>`` or
                 ``imagebind:<checkpoint>``. No weights are loaded.
+            hub: ``token``, ``cache_dir``, ``local_files_only`` for the Hub.
             overrides: fields to set otherwise, e.g. ``layers=(2, 4, 6, 8)``.
 
         Raises:
@@ -156,7 +157,7 @@ class ADPretrainConfig:
         """
         if source in PRESETS:
             return cls.preset(source, **overrides)
-        spec = describe(source, revision=overrides.get("backbone_revision"))
+        spec = describe(source, revision=overrides.get("backbone_revision"), **(hub or {}))
         derived = {
             "backbone": source,
             "hidden_size": spec.hidden_size,

@@ -218,14 +218,15 @@ class ADPretrainFeatureExtractor(Pretrained):
             InputError: no images, no reference is set, or NaN or infinite values in a prepared tensor.
             ImageError: an image cannot be used.
         """
-        results = list(self.score_stream(images, batch_size=batch_size, progress=progress))
-        if not results:
+        maps: list[Tensor] = []
+        scores: list[float] = []
+        for scored in self.score_stream(images, batch_size=batch_size, progress=progress):
+            maps.append(scored.full_size_map())
+            scores.append(scored.score)
+        if not maps:
             raise InputError("no images were given: expected at least one")
-        maps = [result.full_size_map() for result in results]
-        same_size = len({tuple(m.shape) for m in maps}) == 1
-        return AnomalyScores(
-            torch.stack(maps) if same_size else maps, torch.tensor([result.score for result in results])
-        )
+        same_size = len({anomaly.shape for anomaly in maps}) == 1
+        return AnomalyScores(torch.stack(maps) if same_size else maps, torch.tensor(scores))
 
     def score_stream(
         self, images: Any, *, batch_size: int = 16, progress: bool = True, on_error: Optional[OnError] = None

@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from adpretrain_hf import bundle
 from adpretrain_hf.errors import MissingPathError
+from adpretrain_hf.hub_download import RepositoryFiles
 
 
 def bundle_folder(name: str | os.PathLike[str], variant: str | None = None, **hub: Any) -> Path:
@@ -20,11 +20,11 @@ def bundle_folder(name: str | os.PathLike[str], variant: str | None = None, **hu
     Args:
         name: a folder, or the id of a repository.
         variant: the projectors that are wanted; the bundle's default ones by default.
-        hub: ``revision``, ``token``, ``cache_dir``, ``local_files_only``, ``force_download``.
+        hub: ``revision``, ``token``, ``cache_dir``, ``local_files_only``, ``force_download``; see ``RepositoryFiles``.
 
     Raises:
-        MissingPathError: no such folder, and not the id of a repository either.
-        BundleError: not a bundle.
+        MissingPathError: no such folder or repository.
+        BundleError: not a bundle, not to be had, or damaged on the way twice.
     """
     folder = Path(name)
     if folder.is_dir():
@@ -33,7 +33,7 @@ def bundle_folder(name: str | os.PathLike[str], variant: str | None = None, **hu
         validate_repo_id(str(name))
     except HFValidationError as error:
         raise MissingPathError(f"no bundle at {name}: it is neither a folder nor the id of a repository") from error
-    config = bundle.read_config(Path(hf_hub_download(str(name), bundle.CONFIG_FILE, **hub)).parent)
+    files = RepositoryFiles(str(name), **hub)
+    config = bundle.read_config(files.file(bundle.CONFIG_FILE).parent)
     wanted = bundle.weights_file(config, variant or config.default_variant)
-    patterns = [bundle.CONFIG_FILE, bundle.PREPROCESSOR_FILE, wanted, f"{bundle.BACKBONE_FOLDER}/*"]
-    return Path(snapshot_download(str(name), allow_patterns=patterns, **hub))
+    return files.folder([bundle.CONFIG_FILE, bundle.PREPROCESSOR_FILE, wanted, f"{bundle.BACKBONE_FOLDER}/*"])

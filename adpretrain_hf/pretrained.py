@@ -55,7 +55,7 @@ class Pretrained(nn.Module, ModelHubMixin):
         Raises:
             InputError: the source is unknown or not supported, or a field is out of its range.
         """
-        config = ADPretrainConfig.from_backbone(source, **overrides)
+        config = ADPretrainConfig.from_backbone(source, hub=hub, **overrides)
         backbone = load_backbone(
             config.backbone if source in PRESETS else source,
             config.layers,
@@ -98,7 +98,7 @@ class Pretrained(nn.Module, ModelHubMixin):
             MissingPathError: no such folder or repository.
             BundleError: not a bundle, an incomplete or damaged one, or without this variant.
         """
-        hub = {
+        hub: dict[str, Any] = {
             "token": token,
             "cache_dir": cache_dir,
             "local_files_only": local_files_only,

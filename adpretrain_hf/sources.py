@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,7 @@ def split_open_clip(name: str) -> tuple[str, str]:
     return arch, weights
 
 
-def describe(source: str, *, revision: str | None = None) -> BackboneSpec:
+def describe(source: str, *, revision: str | None = None, **hub: Any) -> BackboneSpec:
     """Reads a backbone's sizes and statistics.
 
     Raises:
@@ -78,39 +79,61 @@ def describe(source: str, *, revision: str | None = None) -> BackboneSpec:
         from adpretrain_hf.imagebind import from_imagebind
 
         return _spec(from_imagebind(name).config, CLIP_MEAN, CLIP_STD)
-    return _describe_transformers(name, revision)
+    return _describe_folder(locate(name, ["*.json"], revision=revision, **hub))
 
 
-def vision_config(source: str | Path, *, revision: str | None = None, **hub: Any) -> PretrainedConfig:
-    """Loads the transformers configuration of a vision transformer, the vision part where there are two towers.
+def locate(source: str | Path, patterns: Sequence[str], **hub: Any) -> Path:
+    """The folder of a transformers model: itself, or the files of a repository on the Hub that match the patterns.
+
+    Args:
+        source: a folder, or the id of a repository.
+        patterns: what to download, e.g. ``["*.json"]``.
+        hub: see ``RepositoryFiles``.
 
     Raises:
-        InputError: unreachable, damaged, or not a vision transformer with one width and square patches.
+        InputError: neither, or unreachable.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub.errors import HFValidationError
+
+    from adpretrain_hf.hub_download import RepositoryFiles
+
+    try:
+        return RepositoryFiles(str(source), **hub).folder(list(patterns))
+    except (InputError, HFValidationError) as error:
+        raise InputError(
+            f"no backbone at {str(source)!r}: expected a folder with a transformers model, an id on the Hub (reachable "
+            f"now), open_clip:<arch>/<weights> or imagebind:<checkpoint>. {error}"
+        ) from error
+
+
+def vision_config(folder: Path) -> PretrainedConfig:
+    """Reads the transformers configuration of a vision transformer, the vision part where there are two towers.
+
+    Raises:
+        InputError: missing, damaged, or not that of a vision transformer with one width and square patches.
     """
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False, **hub)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"no backbone at {str(source)!r}: expected a folder with a transformers config.json, an id on the Hub "
-            f"(reachable now), open_clip:<arch>/<weights> or imagebind:<checkpoint>. {error}"
-        ) from error
+        raise InputError(f"no backbone at '{folder}': expected a transformers config.json in it. {error}") from error
     config = getattr(config, "vision_config", config)
     needed = ("hidden_size", "num_hidden_layers", "patch_size", "image_size")
     lacking = [name for name in needed if not isinstance(getattr(config, name, None), int)]
     if lacking:
         raise InputError(
-            f"{str(source)!r} is a {config.model_type!r} model without a single {', '.join(lacking)}: expected a plain "
+            f"'{folder}' is a {config.model_type!r} model without a single {', '.join(lacking)}: expected a plain "
             "vision transformer such as Dinov2, DINOv3ViT, CLIPVision, SiglipVision or ViT"
         )
     return config
 
 
-def _describe_transformers(source: str, revision: str | None) -> BackboneSpec:
-    config = vision_config(source, revision=revision)
-    mean, std = _statistics(source, revision, config.model_type)
-    spec = _spec(config, mean, std)
+def _describe_folder(folder: Path) -> BackboneSpec:
+    config = vision_config(folder)
+    spec = _spec(config, *_statistics(folder / "preprocessor_config.json", config.model_type))
     return replace(spec, image_size=224 - 224 % spec.patch_size) if config.model_type in _FREE_SIZE else spec
 
 
@@ -119,19 +142,7 @@ def _spec(config: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> Backb
     return BackboneSpec(*sizes, mean, std)
 
 
-def _statistics(source: str, revision: str | None, model_type: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    path = Path(source) / "preprocessor_config.json"
-    if not Path(source).is_dir():
-        from transformers.utils import cached_file
-
-        found = cached_file(
-            source,
-            path.name,
-            revision=revision,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-        path = Path(found) if found else path
+def _statistics(path: Path, model_type: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     if not path.is_file():
         return _STATISTICS.get(model_type, (IMAGENET_MEAN, IMAGENET_STD))
     values = json.loads(path.read_text(encoding="utf-8"))

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import os
-
-# Read when huggingface_hub is imported: no test may reach for the network.
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+from tests.loopback_hub.hub_server import HubServer
+
+# Read when huggingface_hub is imported: the Hub of all tests is on loopback, and none may reach for another one.
+HUB_FOLDER = tempfile.TemporaryDirectory(prefix="loopback-hub-")
+HUB = HubServer(Path(HUB_FOLDER.name) / "hub").start()
+os.environ |= {
+    "HF_ENDPOINT": HUB.url,
+    "HF_HOME": str(Path(HUB_FOLDER.name) / "home"),
+    "HF_HUB_DISABLE_XET": "1",  # the protocol that the server does not speak
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DOWNLOAD_TIMEOUT": "3",
+    "HF_HUB_ETAG_TIMEOUT": "3",
+}
+for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+    os.environ.pop(name, None)
+    os.environ.pop(name.lower(), None)
 
 import numpy as np
 import pytest
@@ -24,6 +38,15 @@ ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
 PHOTOS = ROOT / "tests" / "photos"
 BUNDLE = ROOT / "hub_cards" / "adpretrain-dinov2-small"
+
+
+@pytest.fixture
+def hub() -> Iterator[HubServer]:
+    """The Hub on loopback, with an empty log and no faults waiting."""
+    HUB.rules.clear()
+    HUB.log.clear()
+    yield HUB
+    HUB.rules.clear()
 
 
 @pytest.fixture(scope="session")

@@ -157,7 +157,7 @@ def test_from_backbone_refuses_a_level_beyond_the_depth():
 
 
 def test_from_backbone_refuses_what_is_no_backbone(tmp_path):
-    with pytest.raises(InputError, match="no backbone at .*expected a folder with a transformers config.json"):
+    with pytest.raises(InputError, match="no backbone at .*expected a transformers config.json in it"):
         ADPretrainConfig.from_backbone(str(tmp_path))
     with pytest.raises(InputError, match="no backbone at 'no-such/model'"):
         ADPretrainConfig.from_backbone("no-such/model")

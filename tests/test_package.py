@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import configparser
 import os
+import re
+import shutil
 import subprocess
 import sys
+import zipfile
 
 import pytest
-import tomllib
 
 import adpretrain_hf
 from tests.conftest import ROOT
@@ -44,13 +46,22 @@ def test_public_names():
         _ = adpretrain_hf.nothing
 
 
-def test_only_the_package_is_installed():
-    import setuptools
-
-    settings = configparser.ConfigParser()
-    settings.read(ROOT / "setup.cfg")
-    include = settings["options.packages.find"]["include"].split()
-    assert setuptools.find_packages(str(ROOT), include=include) == ["adpretrain_hf"]
+def test_the_wheel_holds_the_package_alone(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    shutil.copytree(ROOT / "adpretrain_hf", source / "adpretrain_hf")
+    for other in ("training", "tests", "hub_cards"):
+        (source / other).mkdir()
+        (source / other / "__init__.py").touch()
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path)]
+    subprocess.run([*command, str(source)], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"adpretrain_hf"}
+    assert {"adpretrain_hf/py.typed", "adpretrain_hf/extractor.py"} <= set(names)
 
 
 def test_core_dependencies_are_few():
@@ -61,4 +72,5 @@ def test_core_dependencies_are_few():
 
 
 def test_pyproject_holds_the_build_system_alone():
-    assert list(tomllib.loads((ROOT / "pyproject.toml").read_text())) == ["build-system"]
+    tables = re.findall(r"^\[(.+)\]$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert tables == ["build-system"]

@@ -1,0 +1,299 @@
+"""Loading from the Hub: the real client against a server on loopback that misbehaves on order."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import HfApi
+from safetensors.torch import load_file, save_file
+
+from adpretrain_hf import ADPretrainFeatureExtractor
+from adpretrain_hf.errors import BundleError, MissingPathError
+from tests.conftest import ROOT, make_extractor, random_image
+from tests.loopback_hub.hub_server import HubServer
+from tests.tiny import save_tiny
+
+OWNER = "hf_owner"
+API = HfApi(token=OWNER)
+# Requests for the weights go to a second origin; those for other files end in their name.
+WEIGHTS, CONFIG, SMALL = (
+    "GET /_cdn/",
+    "GET .*/resolve/[^/]+/config.json",
+    "GET .*/resolve/[^/]+/preprocessor_config.json",
+)
+load = ADPretrainFeatureExtractor.from_pretrained
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """acme/tiny: a bundle of two variants with a picture beside them; its first commit, and a later one on main."""
+    folder = tmp_path_factory.mktemp("hub")
+    save_tiny(folder / "backbone")
+    angle = make_extractor(folder / "backbone")
+    norm = make_extractor(folder / "backbone", seed=2)
+    norm.variant = "norm"
+    for extractor in (angle, norm):
+        extractor.save_pretrained(folder / "bundle")
+    (folder / "bundle" / "picture.png").write_bytes(b"\x89PNG" + bytes(1000))
+    API.create_repo("acme/tiny")
+    first = API.upload_folder(repo_id="acme/tiny", folder_path=folder / "bundle").oid
+    API.create_tag("acme/tiny", tag="v1")
+    later = make_extractor(folder / "backbone", seed=3)
+    later.save_pretrained(folder / "later")
+    weights = folder / "later" / "model.safetensors"
+    API.upload_file(repo_id="acme/tiny", path_or_fileobj=weights, path_in_repo="model.safetensors")
+    return {"first": first, "folder": str(folder / "bundle"), "later": str(folder / "later")}
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+@pytest.fixture(autouse=True)
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adpretrain_hf.retries.random.uniform", lambda low, high: 0.02)
+
+
+def features_of(extractor: ADPretrainFeatureExtractor) -> torch.Tensor:
+    return extractor.set_reference([random_image(1)])(random_image(0))["layer4"]
+
+
+def requests(hub: HubServer, method: str, part: str) -> list[dict]:
+    return [entry for entry in hub.log if entry["method"] == method and part in entry["path"]]
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    everything = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=everything, timeout=120)
+
+
+class TestFromPretrained:
+    def test_is_bit_identical_by_branch_tag_and_commit(self, repository, hub, cache):
+        first, later = features_of(load(repository["folder"])), features_of(load(repository["later"]))
+        assert not torch.equal(first, later)
+        assert torch.equal(features_of(load("acme/tiny", cache_dir=cache)), later)
+        for revision in ("v1", repository["first"]):
+            assert torch.equal(features_of(load("acme/tiny", revision=revision, cache_dir=cache)), first)
+
+    def test_downloads_only_what_the_variant_needs(self, repository, hub, cache):
+        extractor = load("acme/tiny", variant="norm", cache_dir=cache)
+        assert torch.equal(features_of(extractor), features_of(load(repository["folder"], variant="norm")))
+        files = {path.relative_to(path.parents[1]).as_posix() for path in (cache).rglob("snapshots/*/*")}
+        names = {Path(name).name for name in files}
+        assert names == {"config.json", "preprocessor_config.json", "model.norm.safetensors", "backbone"}
+
+    def test_arguments_of_a_folder_work_alike(self, repository, hub, cache):
+        extractor = load("acme/tiny", cache_dir=cache, dtype=torch.bfloat16, device="cpu", image_size=64)
+        assert (extractor.dtype, extractor.image_size) == (torch.bfloat16, 64)
+
+    def test_a_second_time_nothing_is_downloaded(self, repository, hub, cache):
+        load("acme/tiny", cache_dir=cache)
+        hub.log.clear()
+        load("acme/tiny", cache_dir=cache)
+        assert not requests(hub, "GET", "/_cdn/")
+        hub.log.clear()
+        load("acme/tiny", cache_dir=cache, local_files_only=True)
+        assert not hub.log
+
+    def test_force_download(self, repository, hub, cache):
+        load("acme/tiny", cache_dir=cache)
+        hub.log.clear()
+        load("acme/tiny", cache_dir=cache, force_download=True)
+        assert len(requests(hub, "GET", "/_cdn/")) == 2
+
+    def test_the_other_origin_gets_no_token(self, repository, hub, cache):
+        load("acme/tiny", cache_dir=cache, token=OWNER)
+        assert {entry["auth"] for entry in hub.log if entry["server"] is hub.cdn} == {None}
+        assert requests(hub, "HEAD", "/resolve/")[0]["auth"] == f"Bearer {OWNER}"
+
+    def test_private_with_a_token(self, repository, hub, cache):
+        API.create_repo("acme/private", private=True)
+        API.upload_folder(repo_id="acme/private", folder_path=repository["folder"])
+        assert load("acme/private", cache_dir=cache, token=OWNER).variant == "angle"
+
+    def test_in_a_new_process_offline_from_the_cache(self, repository, hub, cache):
+        load("acme/tiny", cache_dir=cache)
+        code = f"""
+from adpretrain_hf import ADPretrainFeatureExtractor as Extractor
+print(Extractor.from_pretrained("acme/tiny", cache_dir={str(cache)!r}).variant)
+try: Extractor.from_pretrained("acme/tiny", variant="norm", cache_dir={str(cache)!r})
+except ValueError as error: print(error)
+try: Extractor.from_pretrained("acme/other", cache_dir={str(cache)!r})
+except ValueError as error: print(error)
+"""
+        lines = python(code, HF_HUB_OFFLINE="1").stdout.splitlines()
+        assert lines[0] == "angle"
+        assert "no variant 'norm'" in lines[1] or "acme/tiny at revision 'main' is not all in the cache" in lines[1]
+        assert "acme/other at revision 'main' is not all in the cache, and the Hub cannot be asked" in lines[2]
+
+    def test_a_backbone_that_was_left_out_is_fetched_at_its_commit(self, repository, hub, cache, tmp_path):
+        API.create_repo("acme/backbone")
+        save_tiny(tmp_path / "backbone")
+        commit = API.upload_folder(repo_id="acme/backbone", folder_path=tmp_path / "backbone").oid
+        extractor = ADPretrainFeatureExtractor.from_backbone(
+            "acme/backbone", image_size=32, num_heads=4, hub={"cache_dir": cache}
+        )
+        assert extractor.config.backbone_revision == commit
+        extractor.save_pretrained(tmp_path / "slim", include_backbone=False)
+        API.upload_folder(repo_id="acme/backbone", folder_path=save_tiny(tmp_path / "other", seed=9))
+        assert not (tmp_path / "slim" / "backbone").exists()
+        again = load(tmp_path / "slim", cache_dir=tmp_path / "another cache")
+        assert torch.equal(features_of(again), features_of(extractor))
+
+
+FAULTS = {
+    "500": {"status": 500},
+    "502": {"status": 502},
+    "503": {"status": 503},
+    "503, Retry-After": {"status": 503, "headers": {"Retry-After": "1"}},
+    "429, Retry-After": {"status": 429, "headers": {"Retry-After": "0"}},
+    "dropped before the answer": {"drop_after": 0},
+    "reset before the answer": {"drop_after": 0, "reset": True},
+    "closed early": {"drop_after": 100},
+    "reset in the body": {"drop_after": 100, "reset": True},
+    "truncated": {"truncate": 50},
+    "one bit flipped": {"corrupt": True},
+    "slow": {"rate": 400_000},
+}
+
+
+class TestFaults:
+    @pytest.mark.parametrize("target", [WEIGHTS, CONFIG, SMALL], ids=["weights", "config", "small file"])
+    @pytest.mark.parametrize("fault", FAULTS)
+    def test_one_of_each_is_survived(self, repository, hub, cache, target, fault):
+        hub.fault(target, **FAULTS[fault])
+        extractor = load("acme/tiny", cache_dir=cache)
+        assert not any(rule["times"] for rule in hub.rules), "the fault did happen"
+        assert torch.equal(features_of(extractor), features_of(load(repository["later"])))
+        part = "/_cdn/" if target == WEIGHTS else "/config.json" if target == CONFIG else "preprocessor_config"
+        usual = 2 if target != SMALL else 1
+        again = len(requests(hub, "GET", part)) - usual
+        assert again == (0 if fault == "slow" else 1)
+
+    @pytest.mark.parametrize("part", ["HEAD .*/resolve/", "GET /api/models/acme/tiny"])
+    @pytest.mark.parametrize("fault", ["500", "503", "429, Retry-After", "reset before the answer"])
+    def test_one_while_looking_up_is_survived(self, repository, hub, cache, part, fault):
+        hub.fault(part, **FAULTS[fault])
+        assert torch.equal(features_of(load("acme/tiny", cache_dir=cache)), features_of(load(repository["later"])))
+
+    @pytest.mark.parametrize("target", [WEIGHTS, CONFIG], ids=["weights", "config"])
+    def test_damaged_twice_is_an_error_and_nothing_is_kept(self, repository, hub, cache, target):
+        hub.fault(target, times=2 if target == CONFIG else 9, corrupt=True)
+        with pytest.raises(BundleError, match="does not have the checksum that the Hub announced, twice"):
+            load("acme/tiny", cache_dir=cache)
+        hub.rules.clear()
+        assert torch.equal(features_of(load("acme/tiny", cache_dir=cache)), features_of(load(repository["later"])))
+
+    @pytest.mark.parametrize("fault", ["500", "503", "reset in the body", "dropped before the answer"])
+    def test_for_good_is_one_clear_error_after_a_few_attempts(self, repository, hub, cache, monkeypatch, fault):
+        monkeypatch.setenv("ADPRETRAIN_HUB_ATTEMPTS", "3")
+        hub.fault(WEIGHTS, times=999, **FAULTS[fault])
+        with pytest.raises(BundleError, match="again and again|connection to the Hub failed") as caught:
+            load("acme/tiny", cache_dir=cache)
+        assert caught.value.__cause__ is not None
+        assert not list(cache.rglob("*.incomplete"))
+        assert len(requests(hub, "GET", "/_cdn/")) <= 40
+
+    def test_a_retry_after_beyond_the_limit_is_not_waited_for(self, repository, hub, cache, monkeypatch):
+        monkeypatch.setenv("ADPRETRAIN_HUB_SECONDS", "2")
+        hub.fault(CONFIG, times=99, status=503, headers={"Retry-After": "3600"})
+        with pytest.raises(BundleError, match="the Hub answered 503 for acme/tiny"):
+            load("acme/tiny", cache_dir=cache)
+
+    def test_a_cached_file_that_rotted_is_fetched_again(self, repository, hub, cache):
+        load("acme/tiny", cache_dir=cache)
+        (weights,) = cache.rglob("snapshots/*/model.safetensors")
+        blob = weights.resolve()
+        data = bytearray(blob.read_bytes())
+        data[-1] ^= 1
+        blob.write_bytes(data)
+        assert torch.equal(features_of(load("acme/tiny", cache_dir=cache)), features_of(load(repository["later"])))
+
+    def test_a_stale_copy_is_not_taken_silently(self, repository, hub, cache):
+        load("acme/tiny", cache_dir=cache)
+        hub.fault("GET /api/models/acme/tiny", times=99, status=503)
+        with pytest.raises(BundleError, match="the Hub answered 503 for acme/tiny"):
+            load("acme/tiny", cache_dir=cache)
+
+    def test_without_an_answer_the_cached_state_is_taken_with_a_warning(self, repository, hub, cache):
+        load("acme/tiny", cache_dir=cache)
+        code = f"""
+import logging; logging.basicConfig()
+from adpretrain_hf import ADPretrainFeatureExtractor as Extractor
+print(Extractor.from_pretrained("acme/tiny", cache_dir={str(cache)!r}).variant)
+"""
+        gone = python(code, HF_ENDPOINT="http://127.0.0.1:9", ADPRETRAIN_HUB_ATTEMPTS="1")
+        assert gone.stdout == "angle\n", gone.stderr
+        assert "the Hub cannot be reached: taking the cached commit" in gone.stderr
+
+
+class TestRefusals:
+    def refused(self, message: str, name: str = "acme/tiny", kind: type = BundleError, **arguments: object) -> None:
+        with pytest.raises(kind, match=message) as caught:
+            load(name, **arguments)
+        assert caught.value.__cause__ is not None
+
+    def test_missing_repository(self, hub, cache):
+        self.refused(
+            "no repository acme/none on the Hub, or it is private", "acme/none", MissingPathError, cache_dir=cache
+        )
+
+    def test_private_repository(self, repository, hub, cache):
+        API.create_repo("acme/closed", private=True)
+        self.refused("no repository acme/closed on the Hub, or it is private", "acme/closed", MissingPathError)
+
+    def test_gated_repository(self, repository, hub, cache):
+        API.create_repo("acme/gated")
+        API.upload_folder(repo_id="acme/gated", folder_path=repository["folder"])
+        API.update_repo_settings("acme/gated", gated="manual")
+        for token in (False, "hf_other"):
+            self.refused("acme/gated is gated: ask for access", "acme/gated", cache_dir=cache, token=token)
+
+    def test_wrong_token(self, repository, hub, cache):
+        self.refused("the Hub does not accept the token for acme/tiny", cache_dir=cache, token="hf_wrong")
+
+    def test_tokens_are_not_told(self, repository, hub, cache, caplog, capfd):
+        hub.fault(WEIGHTS, status=503)
+        load("acme/tiny", cache_dir=cache, token=OWNER)
+        with pytest.raises(BundleError) as caught:
+            load("acme/tiny", cache_dir=cache, token="hf_wrong")
+        said = caplog.text + "".join(capfd.readouterr()) + str(caught.value)
+        assert OWNER not in said and "hf_wrong" not in said
+
+    def test_missing_revision(self, repository, hub, cache):
+        self.refused("acme/tiny has no revision 'v9'", cache_dir=cache, revision="v9")
+
+    def test_missing_variant(self, repository, hub, cache):
+        with pytest.raises(BundleError, match="no variant 'other' in .*acme/tiny|no variant 'other'"):
+            load("acme/tiny", variant="other", cache_dir=cache)
+
+    def test_not_a_bundle(self, hub, cache, tmp_path):
+        API.create_repo("acme/plain")
+        self.refused("acme/plain at revision 'main' is not an ADPretrain bundle", "acme/plain", cache_dir=cache)
+        API.upload_folder(repo_id="acme/plain", folder_path=save_tiny(tmp_path / "plain"))
+        self.refused("format_version is None.*not an ADPretrain bundle", "acme/plain", cache_dir=cache)
+
+    def test_a_damaged_bundle_on_the_hub_itself(self, repository, hub, cache, tmp_path):
+        shutil.copytree(repository["folder"], tmp_path / "bundle")
+        tensors = load_file(tmp_path / "bundle" / "model.safetensors")
+        tensors.pop("levels.0.mlp.fc1.bias")
+        save_file(tensors, tmp_path / "bundle" / "model.safetensors")
+        API.create_repo("acme/damaged")
+        API.upload_folder(repo_id="acme/damaged", folder_path=tmp_path / "bundle")
+        with pytest.raises(BundleError, match=r"missing \['levels.0.mlp.fc1.bias'\]"):
+            load("acme/damaged", cache_dir=cache)
+
+    def test_neither_folder_nor_id(self, hub, tmp_path):
+        self.refused("neither a folder nor the id of a repository", str(tmp_path / "a" / "b"), MissingPathError)
+
+
+def test_configuration_on_the_hub_is_json(repository):
+    assert json.loads(Path(repository["folder"], "config.json").read_text())["format_version"] == 1
