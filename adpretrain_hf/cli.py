@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"adpretrain-hf {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (_add_new, _add_convert, _add_reference, _add_extract, _add_score, _add_info, _add_demo):
+    for add in (_add_new, _add_convert, _add_reference, _add_extract, _add_score, _add_push, _add_info, _add_demo):
         add(commands)
     return parser
 
@@ -110,6 +110,18 @@ def _add_score(commands: argparse._SubParsersAction) -> None:
     parser = _command(commands, "score", "write anomaly scores, maps and overlays")
     _add_run(parser)
     parser.add_argument("--no-overlays", action="store_true", help="leave the overlay pictures out")
+
+
+def _add_push(commands: argparse._SubParsersAction) -> None:
+    parser = _command(commands, "push", "push a bundle to the Hub in one commit")
+    parser.add_argument("bundle", type=Path, help="folder of the bundle, with all its variants")
+    parser.add_argument("repository", help="owner/name; made if it is not there")
+    parser.add_argument("--private", action="store_true", help="make it private, and refuse one that is public")
+    parser.add_argument("--branch", help="made if it is not there; main by default")
+    parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of writing to the branch")
+    parser.add_argument("--tag", help="name to give to the commit")
+    parser.add_argument("--message", default="Upload bundle", help="of the commit")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be sent")
 
 
 def _add_info(commands: argparse._SubParsersAction) -> None:

@@ -27,6 +27,7 @@ from adpretrain_hf.folder_run import FolderRun
 from adpretrain_hf.hub import bundle_folder
 from adpretrain_hf.images import read_image
 from adpretrain_hf.overlays import colour_range, overlay
+from adpretrain_hf.push import BundlePusher
 from adpretrain_hf.reference import ReferenceBank
 from adpretrain_hf.scoring import place_map
 
@@ -102,6 +103,21 @@ def score(args: Namespace) -> int:
     if not args.no_overlays:
         _write_overlays(run)
     return _finish(run)
+
+
+def push(args: Namespace) -> int:
+    """Pushes a bundle to the Hub, or says what would be sent."""
+    pusher = BundlePusher(args.bundle, args.repository, private=args.private or None, branch=args.branch)
+    if not args.dry_run:
+        print(pusher.push(args.message, create_pr=args.create_pr, tag=args.tag))
+        return 0
+    plan = pusher.plan()
+    for name, size in plan.send.items():
+        print(f"send    {size:>14,} bytes  {name}")
+    for name in plan.delete:
+        print(f"delete  {'':>14}        {name}")
+    print(f"{len(plan.send)} files, {sum(plan.send.values()):,} bytes; {len(plan.keep)} are there already")
+    return 0
 
 
 def info(args: Namespace) -> int:

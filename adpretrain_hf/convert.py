@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import hf_hub_download
 from torch import Tensor
 
 from adpretrain_hf import bundle
 from adpretrain_hf.checkpoints import load_pickle
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
+from adpretrain_hf.hub_download import RepositoryFiles
 from adpretrain_hf.projector import Projectors
 from adpretrain_hf.released import from_released
 
@@ -65,15 +65,19 @@ def read_released(path: str | Path) -> ReleasedCheckpoint:
 def fetch_released(preset: str, repository: str = RELEASE, **hub: Any) -> dict[str, Path]:
     """Downloads the two documented checkpoints of a preset, ``{"angle": path, "norm": path}``.
 
+    Args:
+        preset: a key of ``FOLDERS``.
+        repository: the authors', or a copy of it.
+        hub: see ``RepositoryFiles``.
+
     Raises:
-        InputError: the release has none for this preset.
+        InputError: the release has none for this preset, or it is not to be had.
     """
     if preset not in FOLDERS:
         raise InputError(f"there are no released checkpoints for {preset!r}: expected one of {', '.join(FOLDERS)}")
-    return {
-        variant: Path(hf_hub_download(repository, f"{FOLDERS[preset]}/checkpoints_pro_{variant}.pth", **hub))
-        for variant in ("angle", "norm")
-    }
+    names = {variant: f"{FOLDERS[preset]}/checkpoints_pro_{variant}.pth" for variant in ("angle", "norm")}
+    files = RepositoryFiles(repository, probe=names["angle"], **hub)
+    return {variant: files.file(name) for variant, name in names.items()}
 
 
 def convert(

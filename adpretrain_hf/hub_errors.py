@@ -63,7 +63,7 @@ def _explain(error: Exception, repo_id: str, revision: str) -> InputError | None
         return BundleError(_explain_status(error, repo_id))
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return BundleError(
-            f"the disk is full while downloading {repo_id}: free some space, or choose another cache_dir"
+            f"the disk is full while loading {repo_id}: free some space, or choose another cache_dir"
         )
     if is_network_error(error):
         return BundleError(f"the connection to the Hub failed while loading {repo_id} ({error}): try again later")
@@ -73,7 +73,7 @@ def _explain(error: Exception, repo_id: str, revision: str) -> InputError | None
 def _explain_status(error: HfHubHTTPError, repo_id: str) -> str:
     status = error.response.status_code
     if status == 401:
-        return f"the Hub does not accept the token for {repo_id}: log in again (`hf auth login`) or pass another token="
+        return f"no token, or one that the Hub does not accept, for {repo_id}: log in (`hf auth login`) or pass token="
     if status == 403:
         return f"the token may not do this with {repo_id}: use one with the rights for it (a write token for pushing)"
     return f"the Hub answered {status} for {repo_id}, again and again: try again later"

@@ -1,5 +1,6 @@
 """Making, loading, saving and pushing an extractor as a bundle."""
 
+import tempfile
 from pathlib import Path
 from typing import Any, Optional, TypeVar, Union
 
@@ -17,6 +18,7 @@ from adpretrain_hf.hub import bundle_folder
 from adpretrain_hf.model_card import card_text
 from adpretrain_hf.presets import PRESETS
 from adpretrain_hf.projector import Projectors
+from adpretrain_hf.push import BundlePusher
 
 PathLike = Union[str, Path]
 T = TypeVar("T", bound="Pretrained")
@@ -157,6 +159,41 @@ class Pretrained(nn.Module, ModelHubMixin):
         if push_to_hub:
             return self.push_to_hub(repo_id=repo_id or folder.name, **push_to_hub_kwargs)
         return None
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Upload bundle",
+        private: Optional[bool] = None,
+        token: Union[str, bool, None] = None,
+        branch: Optional[str] = None,
+        create_pr: bool = False,
+        tag: Optional[str] = None,
+        include_backbone: bool = True,
+    ) -> str:
+        """Pushes the bundle of this variant in one commit. A folder of several variants is pushed by ``BundlePusher``.
+
+        Args:
+            repo_id: ``owner/name``; made if it is not there.
+            commit_message: of the commit.
+            private: True makes a new repository private, and never writes to one that is public.
+            token: of the user; the one that is logged in by default.
+            branch: made if it is not there; ``main`` by default.
+            create_pr: open a pull request instead.
+            tag: name to give to the commit.
+            include_backbone: see ``save_pretrained``.
+
+        Returns:
+            The URL of the commit or the pull request.
+
+        Raises:
+            BundleError: no access, no connection, a public repository where a private one was asked for.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, include_backbone=include_backbone)
+            pusher = BundlePusher(folder, repo_id, private=private, branch=branch, token=token)
+            return pusher.push(commit_message, create_pr=create_pr, tag=tag)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """The card that is saved with the bundle."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import HfApi
 from safetensors.torch import load_file
 
 from adpretrain_hf import ADPretrainFeatureExtractor
@@ -16,6 +17,7 @@ from adpretrain_hf.checkpoints import load_pickle
 from adpretrain_hf.cli import main
 from adpretrain_hf.convert import convert, fetch_released, read_released
 from adpretrain_hf.errors import InputError
+from adpretrain_hf.push import BundlePusher
 from tests.conftest import GOLDEN
 
 RELEASED = GOLDEN / "checkpoints_pro_angle.pth"
@@ -128,6 +130,32 @@ def test_a_truncated_checkpoint_is_refused(tmp_path):
     (tmp_path / "a.pth").write_bytes(RELEASED.read_bytes()[:-1000])
     with pytest.raises(InputError, match="a.pth: "):
         read_released(tmp_path / "a.pth")
+
+
+def test_the_release_is_fetched_from_the_hub(hub, tmp_path):
+    api = HfApi(token="hf_owner")
+    api.create_repo("acme/release")
+    for variant in ("angle", "norm"):
+        name = f"dino-base/checkpoints_pro_{variant}.pth"
+        api.upload_file(repo_id="acme/release", path_or_fileobj=RELEASED, path_in_repo=name)
+    hub.fault("GET /_cdn/", corrupt=True)
+    found = fetch_released("dinov2-base", "acme/release", cache_dir=tmp_path)
+    assert {variant: path.read_bytes() for variant, path in found.items()} == {
+        "angle": RELEASED.read_bytes(),
+        "norm": RELEASED.read_bytes(),
+    }
+    with pytest.raises(InputError, match="acme/release at revision 'main' .*lacks a file"):
+        fetch_released("dinov2-large", "acme/release", cache_dir=tmp_path)
+
+
+def test_from_the_authors_file_to_the_hub_and_back(golden, hub, tmp_path):
+    convert(BACKBONE, {"angle": RELEASED}, tmp_path / "bundle")
+    BundlePusher(tmp_path / "bundle", "acme/converted", token="hf_owner").push()
+    extractor = ADPretrainFeatureExtractor.from_pretrained("acme/converted", cache_dir=tmp_path / "cache")
+    extractor.set_reference(golden["e2e.references"])
+    for level, features in enumerate(extractor(golden["e2e.images"]).values()):
+        expected = golden[f"e2e.features.{level}"]
+        assert (features - expected).norm() / expected.norm() <= 1e-3
 
 
 def test_usage(tmp_path, capsys):

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from adpretrain_hf import ADPretrainFeatureExtractor
 from adpretrain_hf.errors import BundleError, MissingPathError
+from adpretrain_hf.hub_download import is_intact
 from tests.conftest import ROOT, make_extractor, random_image
 from tests.loopback_hub.hub_server import HubServer
 from tests.tiny import save_tiny
@@ -235,6 +237,28 @@ print(Extractor.from_pretrained("acme/tiny", cache_dir={str(cache)!r}).variant)
         assert "the Hub cannot be reached: taking the cached commit" in gone.stderr
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 300 kB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = shutil.which("mount") and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)], capture_output=True
+    )
+    if not mounted or mounted.returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_clear_error_and_leaves_nothing_half(repository, hub, small_disk):
+    with pytest.raises(BundleError, match="the disk is full while loading acme/tiny: free some space") as caught:
+        load("acme/tiny", cache_dir=small_disk)
+    assert caught.value.__cause__ is not None
+    assert not list(small_disk.rglob("*.incomplete"))
+    assert all(is_intact(path) for path in small_disk.rglob("snapshots/**/*") if path.is_file())
+
+
 class TestRefusals:
     def refused(self, message: str, name: str = "acme/tiny", kind: type = BundleError, **arguments: object) -> None:
         with pytest.raises(kind, match=message) as caught:
@@ -258,7 +282,7 @@ class TestRefusals:
             self.refused("acme/gated is gated: ask for access", "acme/gated", cache_dir=cache, token=token)
 
     def test_wrong_token(self, repository, hub, cache):
-        self.refused("the Hub does not accept the token for acme/tiny", cache_dir=cache, token="hf_wrong")
+        self.refused("no token, or one that the Hub does not accept, for acme/tiny", cache_dir=cache, token="hf_wrong")
 
     def test_tokens_are_not_told(self, repository, hub, cache, caplog, capfd):
         hub.fault(WEIGHTS, status=503)

@@ -55,7 +55,7 @@ def test_code_comes_by_line_ten():
 def test_commands_are_understood():
     text = "\n".join(blocks(README, "bash")).replace("\\\n", "")
     lines = [line for line in text.splitlines() if line.startswith("adpretrain ")]
-    assert len(lines) == 6
+    assert len(lines) == 7
     for line in lines:
         build_parser().parse_args(shlex.split(line)[1:])
 

@@ -63,7 +63,7 @@ def front_matter(text: str):
 
 
 class HubServer(Faults):
-    """Repositories, by "models/org/name": settings, refs (name to commit), commits (each with its whole tree, by path)."""
+    """Repositories, by "models/org/name": settings, refs (name to commit), commits (each with its tree, by path)."""
 
     def __init__(self, folder, port: int = 0, tokens: dict | None = None):
         super().__init__()

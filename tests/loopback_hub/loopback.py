@@ -52,6 +52,7 @@ class Faults:
         status=503 [, headers={...}]    delay=SECONDS    rate=BYTES_PER_SECOND    corrupt=True (one bit, same length)
         truncate=BYTES (a shorter file, whole to HTTP)
         drop_after=BYTES of the body, 0: before the status line [, reset=True: RST for FIN]
+        lose_answer=True (the request is carried out, its JSON answer never comes)
         """
         self.rules.append({"match": match, "times": times, **action})
 
@@ -65,7 +66,7 @@ class Faults:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """A subclass gives ROUTES: (methods, compiled pattern of the raw path, name of the method for the unquoted groups)."""
+    """A subclass gives ROUTES: (methods, compiled pattern of the raw path, method for the unquoted groups)."""
 
     ROUTES: list = []
     protocol_version = "HTTP/1.1"
@@ -134,6 +135,8 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def reply(self, value=None, status: int = 200, headers: dict | None = None) -> None:
+        if self.fault.get("lose_answer"):
+            return self.hang_up()
         data = b"" if value is None else json.dumps(value).encode()
         self.start_reply(status, len(data), {"Content-Type": "application/json", **(headers or {})})
         if self.command != "HEAD":
