@@ -7,13 +7,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from adpretrain_hf.errors import ImageError, InputError
-from adpretrain_hf.images import ImageSource, named_sources
+from adpretrain_hf.images import ImageSource, named_sources, read_image
 from adpretrain_hf.preprocessing import PreparedImage, Preprocessor, check_prepared, is_prepared
 
 OnError = Callable[[str, ImageError], None]
@@ -40,7 +41,7 @@ class PreparedBatches:
     def __init__(
         self, images: Any, preprocessor: Preprocessor, batch_size: int, on_error: OnError | None = None
     ) -> None:
-        if not isinstance(batch_size, int) or batch_size < 1:
+        if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
             raise InputError(f"batch_size is {batch_size!r}, expected an integer >= 1")
         self.total: int | None
         if is_prepared(images):
@@ -75,7 +76,7 @@ def _prepare_ahead(
         pending: deque[tuple[str, Future[PreparedImage]]] = deque()
         while True:
             for source, name in islice(remaining, ahead - len(pending)):
-                pending.append((name, pool.submit(preprocessor.prepare, source, name)))
+                pending.append((name, _submit(pool, preprocessor, source, name)))
             if not pending:
                 return
             name, future = pending.popleft()
@@ -87,6 +88,20 @@ def _prepare_ahead(
                 on_error(name, error)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _submit(
+    pool: ThreadPoolExecutor, preprocessor: Preprocessor, source: ImageSource, name: str
+) -> Future[PreparedImage]:
+    if isinstance(source, (str, Path)):
+        return pool.submit(preprocessor.prepare, source, name)
+    # A camera's buffer or the frame of a film may hold another picture as soon as the next one is asked for.
+    try:
+        return pool.submit(preprocessor.prepare, read_image(source, name), name)
+    except ImageError as error:
+        failed: Future[PreparedImage] = Future()
+        failed.set_exception(error)
+        return failed
 
 
 def _group(images: Iterable[PreparedImage], batch_size: int) -> Iterator[list[PreparedImage]]:

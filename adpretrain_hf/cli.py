@@ -77,7 +77,7 @@ def _add_new(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--revision", help="commit of the backbone on the Hub")
     parser.add_argument("--no-backbone", action="store_true", help="record id and commit instead of the weights")
     parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="precision of the files")
-    parser.add_argument("--seed", type=int, default=0, help="of the projectors' initial weights")
+    parser.add_argument("--seed", type=_seed, default=0, help="of the projectors' initial weights")
 
 
 def _add_convert(commands: argparse._SubParsersAction) -> None:
@@ -170,6 +170,12 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected an integer >= 1")
     return value
+
+
+def _seed(text: str) -> int:
+    if not text.isdigit() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected an integer from 0 to 2**63 - 1")
+    return int(text)
 
 
 def _levels(text: str) -> tuple[int, ...]:

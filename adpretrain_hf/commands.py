@@ -6,8 +6,11 @@ import csv
 import io
 import json
 import sys
+import zipfile
+import zlib
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,7 @@ from adpretrain_hf.images import read_image
 from adpretrain_hf.overlays import colour_range, overlay
 from adpretrain_hf.push import BundlePusher
 from adpretrain_hf.reference import ReferenceBank
-from adpretrain_hf.scoring import place_map
+from adpretrain_hf.scoring import ScoredImage, place_map
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -69,6 +72,8 @@ def convert(args: Namespace) -> int:
 
 def reference(args: Namespace) -> int:
     """Encodes normal images as a reference bank."""
+    if args.output.suffix != ".safetensors":
+        raise InputError(f"--output is {args.output}, expected a name that ends in .safetensors: a bank is known by it")
     extractor = _load(args)
     bank = extractor.make_reference(
         _single(args.images), category=args.category, batch_size=args.batch_size, progress=True
@@ -82,10 +87,12 @@ def extract(args: Namespace) -> int:
     """Writes the features of every image to a file of its own."""
     extractor, settings = _prepare(args)
     run = FolderRun(args.images, args.output, settings | {"format": args.format}, f".{args.format}")
-    stream = extractor.stream(_pending(run), batch_size=args.batch_size, on_error=run.note_failure)
-    for image, features in stream:
-        with atomic_path(run.result_path(image.name)) as temporary:
-            _WRITERS[args.format]({name: level.cpu().contiguous() for name, level in features.items()}, temporary)
+    for pending in _pending(run):
+        stream = extractor.stream(pending, batch_size=args.batch_size, on_error=run.note_failure)
+        with closing(stream):  # the progress bar ends before an error is told
+            for image, features in stream:
+                with atomic_path(run.result_path(image.name)) as path:
+                    _WRITERS[args.format]({name: maps.cpu().contiguous() for name, maps in features.items()}, path)
     return _finish(run)
 
 
@@ -93,12 +100,12 @@ def score(args: Namespace) -> int:
     """Scores every image; writes scores.csv, scores.json, the maps and an overlay of each."""
     extractor, settings = _prepare(args)
     run = FolderRun(args.images, args.output, settings, ".npz", "maps")
-    stream = extractor.score_stream(_pending(run), batch_size=args.batch_size, on_error=run.note_failure)
-    for scored in stream:
-        with atomic_path(run.result_path(scored.image.name)) as temporary:
-            np.savez_compressed(
-                temporary, map=scored.anomaly.numpy(), score=scored.score, size=scored.image.size, box=scored.image.box
-            )
+    for pending in _pending(run):
+        stream = extractor.score_stream(pending, batch_size=args.batch_size, on_error=run.note_failure)
+        with closing(stream):
+            for scored in stream:
+                with atomic_path(run.result_path(scored.image.name)) as path:
+                    _save_map(scored, path)
     _write_scores(run)
     if not args.no_overlays:
         _write_overlays(run)
@@ -123,7 +130,8 @@ def push(args: Namespace) -> int:
 def info(args: Namespace) -> int:
     """Says what a bundle or a reference bank is."""
     if str(args.path).endswith(".safetensors"):
-        print(ReferenceBank.load(args.path))
+        bank = ReferenceBank.load(args.path)
+        print(json.dumps(_bank_facts(bank), indent=2) if args.json else bank)
         return 0
     folder = bundle_folder(args.path)
     config = bundle.read_config(folder)
@@ -139,6 +147,11 @@ def info(args: Namespace) -> int:
 
 def _load(args: Namespace) -> ADPretrainFeatureExtractor:
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--device {device} cannot be used: expected cpu, cuda, cuda:1 ... ({reason})") from error
     return ADPretrainFeatureExtractor.from_pretrained(
         args.bundle,
         variant=args.variant,
@@ -171,20 +184,34 @@ def _single(paths: list[Path]) -> Any:
     return paths[0] if len(paths) == 1 else paths
 
 
-def _pending(run: FolderRun) -> list[Path]:
+def _pending(run: FolderRun) -> Iterator[list[Path]]:
+    """Yields the images that are still to be done, if there are any."""
     pending = run.pending()
     done = len(run.names) - len(pending)
     if done:
         print(f"{done} of {len(run.names)} images are done already", file=sys.stderr)
-    return pending
+    if pending:
+        yield pending
 
 
 def _results(run: FolderRun) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     for image in run.names:
         path = run.result_path(image)
         if path.is_file():
-            with np.load(path, allow_pickle=False) as result:
-                yield image, dict(result)
+            yield image, _load_map(path)
+
+
+def _save_map(scored: ScoredImage, path: Path) -> None:
+    image = scored.image
+    np.savez_compressed(path, map=scored.anomaly.numpy(), score=scored.score, size=image.size, box=image.box)
+
+
+def _load_map(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as result:
+            return {name: result[name] for name in ("map", "score", "size", "box")}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path} is damaged ({type(error).__name__}): remove it, and run the command again") from error
 
 
 def _write_scores(run: FolderRun) -> None:
@@ -199,7 +226,10 @@ def _write_scores(run: FolderRun) -> None:
 
 
 def _write_overlays(run: FolderRun) -> None:
-    colours = colour_range(result["map"] for _, result in _results(run))
+    maps = [result["map"] for _, result in _results(run)]
+    if not maps:
+        return
+    colours = colour_range(maps)
     for image, result in _results(run):
         box = tuple(int(side) for side in result["box"])
         height, width = (int(side) for side in result["size"])
@@ -221,10 +251,24 @@ def _finish(run: FolderRun) -> int:
     print(f"{run.output}: {len(run.names) - len(run.failures)} of {len(run.names)} images")
     if not run.failures:
         return 0
-    print(f"{len(run.failures)} images could not be used:", file=sys.stderr)
+    number = len(run.failures)
+    print(f"{number} image{'s' if number > 1 else ''} could not be used:", file=sys.stderr)
     for _, error in run.failures:
         print(f"  {error}", file=sys.stderr)
     return 1
+
+
+def _bank_facts(bank: ReferenceBank) -> dict[str, Any]:
+    patches, channels = bank.patches[0].shape
+    return {
+        "category": bank.category,
+        "num_images": bank.num_images,
+        "patches": patches,
+        "levels": len(bank.patches),
+        "channels": channels,
+        "dtype": str(bank.patches[0].dtype).removeprefix("torch."),
+        "fingerprint": bank.fingerprint,
+    }
 
 
 def _describe(config: ADPretrainConfig) -> str:

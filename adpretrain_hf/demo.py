@@ -48,9 +48,9 @@ def _score_category(
     colours = colour_range(maps)
     rows, entries = [], []
     for path, result, anomaly in zip(paths, results, maps, strict=True):
-        image, label = read_image(path, str(path)), path.parent.name
         name = path.relative_to(category / "test")
-        with atomic_path(output / "overlays" / category.name / name.with_suffix(".png")) as temporary:
+        image, label = read_image(path, str(path)), name.parts[0]
+        with atomic_path(output / "overlays" / category.name / f"{name}.png") as temporary:
             overlay(image, anomaly, colours).save(temporary)
         rows.append((category.name, name.as_posix(), label, result.score))
         entries.append(SheetEntry(image, anomaly, f"{category.name}: {label}", f"score {result.score:.3f}", colours))

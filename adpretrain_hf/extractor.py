@@ -1,6 +1,6 @@
 """ADPretrainFeatureExtractor: the public class."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -170,7 +170,9 @@ class ADPretrainFeatureExtractor(Pretrained):
         features = self.projectors(self.residuals(self.encode(images), references))
         return dict(zip(self.layers, features, strict=True))
 
-    def extract(self, images: Any, *, batch_size: int = 16, progress: bool = True) -> Iterator[dict[str, Tensor]]:
+    def extract(
+        self, images: Any, *, batch_size: int = 16, progress: bool = True
+    ) -> Generator[dict[str, Tensor], None, None]:
         """Extracts the features of any number of images, one after the other, in bounded memory.
 
         Args:
@@ -190,7 +192,7 @@ class ADPretrainFeatureExtractor(Pretrained):
 
     def stream(
         self, images: Any, *, batch_size: int = 16, progress: bool = True, on_error: Optional[OnError] = None
-    ) -> Iterator[tuple[PreparedImage, dict[str, Tensor]]]:
+    ) -> Generator[tuple[PreparedImage, dict[str, Tensor]], None, None]:
         """Like ``extract``, with each image as it was prepared: its name, its size, and the part of it that was seen.
 
         Args:
@@ -230,7 +232,7 @@ class ADPretrainFeatureExtractor(Pretrained):
 
     def score_stream(
         self, images: Any, *, batch_size: int = 16, progress: bool = True, on_error: Optional[OnError] = None
-    ) -> Iterator[ScoredImage]:
+    ) -> Generator[ScoredImage, None, None]:
         """Like ``score`` for any number of images, one after the other, in bounded memory.
 
         Args:

@@ -9,12 +9,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
+from safetensors import SafetensorError
+
+from adpretrain_hf.errors import InputError
+
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside ``path`` and moves what was written there (a file or a folder) to ``path``.
 
     If the block raises, the temporary is removed and ``path`` is as it was.
+
+    Raises:
+        OSError: it cannot be written; the message names ``path``.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -24,11 +31,15 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         mode = _default_mode(temporary)
         yield temporary
         for written in [temporary, *temporary.rglob("*")]:
-            if written.is_file():
+            if written.is_file() and not written.is_symlink():
                 written.chmod(mode)
         if temporary.is_dir():
             remove(path)
         os.replace(temporary, path)
+    except InputError:
+        raise
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
     finally:
         remove(temporary)
 
@@ -44,12 +55,12 @@ def _default_mode(probe: Path) -> int:
 def write_text(path: str | Path, text: str) -> None:
     """Writes a UTF-8 text file atomically."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files may be any bytes
 
 
 def remove(path: Path) -> None:
     """Removes a file or a folder if it is there."""
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

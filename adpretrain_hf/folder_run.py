@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adpretrain_hf.errors import ImageError, InputError
+from adpretrain_hf.errors import ImageError, InputError, MissingPathError
 from adpretrain_hf.files import write_text
 from adpretrain_hf.images import list_images
 
@@ -64,6 +65,7 @@ class FolderRun:
     def note_failure(self, image: str, error: ImageError) -> None:
         """Notes an image that cannot be used; the run goes on."""
         self.failures.append((self._names[image], error))
+        self.result_path(image).unlink(missing_ok=True)  # that of an earlier state of the image
 
     def _is_done(self, image: str) -> bool:
         result = self.result_path(image)
@@ -73,13 +75,23 @@ class FolderRun:
 
 
 def _relative_names(images: Sequence[Path], output: Path) -> dict[str, str]:
+    for path in images:
+        if not path.exists():
+            raise MissingPathError(f"no such image or folder: {path}")
+    if not images:
+        raise InputError("no images were given: expected a folder or image files")
     if len(images) == 1 and images[0].is_dir():
-        paths = [path for path in list_images(images[0]) if not path.resolve().is_relative_to(output.resolve())]
+        paths = list_images(images[0])
+        if output.resolve().is_relative_to(images[0].resolve()):  # results of an earlier run are no input
+            paths = [path for path in paths if not path.resolve().is_relative_to(output.resolve())]
         names = {str(path): path.relative_to(images[0]).as_posix() for path in paths}
     else:
         names = {str(path): path.name for path in images}
     if not names:
         raise InputError(f"no images in {images[0]} besides the results in {output}")
-    if len(set(names.values())) < len(names):
-        raise InputError("several images have the same file name: give their common folder instead of the files")
+    twice = sorted(name for name, number in Counter(names.values()).items() if number > 1)
+    if twice:
+        raise InputError(
+            f"several images have the same file name {twice}: give their common folder instead of the files"
+        )
     return names

@@ -13,6 +13,7 @@ What images may be, and what is done with them:
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from collections.abc import Iterable, Sized
@@ -30,6 +31,7 @@ ImageSource = Union[str, Path, Image.Image, np.ndarray, Tensor]
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"))
 _UNREADABLE = (
     OSError,
+    RuntimeError,
     SyntaxError,
     ValueError,
     EOFError,
@@ -57,9 +59,9 @@ def read_image(source: ImageSource, name: str) -> Image.Image:
     elif isinstance(source, Tensor):
         return _to_rgb(_from_array(_channels_last(source, name), name), name)
     elif isinstance(source, (str, Path)):
-        if not Path(source).exists():
+        if not os.path.exists(source):  # unlike Path.exists, it answers for texts that no path can be
             raise MissingPathError(f"no such image: {source}")
-        if Path(source).is_dir():
+        if os.path.isdir(source):
             raise ImageError(f"{source} is a folder, expected an image")
         image = _open(Path(source))
     else:
@@ -106,7 +108,7 @@ def named_sources(images: Any) -> tuple[Iterable[tuple[ImageSource, str]], int |
         InputError: there is none.
     """
     if isinstance(images, (str, Path)):
-        images = list_images(images) if Path(images).is_dir() else [Path(images)]
+        images = list_images(images) if os.path.isdir(images) else [Path(images)]
     elif isinstance(images, Image.Image) or (isinstance(images, (np.ndarray, Tensor)) and images.ndim != 4):
         return [(images, name_of(images))], 1
     if not isinstance(images, Iterable):
@@ -170,7 +172,7 @@ def _from_array(array: np.ndarray, name: str) -> Image.Image:
         )
     if 0 in array.shape:
         raise ImageError(f"{name} is an array of shape {array.shape}, without a pixel")
-    if array.dtype == np.uint16:
+    if array.dtype.kind == "u" and array.dtype.itemsize == 2:  # of either byte order
         array = ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if array.dtype != np.uint8:
         raise ImageError(

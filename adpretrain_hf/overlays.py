@@ -82,8 +82,9 @@ def _draw_entry(sheet: Image.Image, entry: SheetEntry, left: int, top: int) -> N
     draw.text((left, top), entry.title, fill="black", font=font)
     draw.text((left, top + 15), entry.subtitle, fill="black", font=font)
     for place, picture in enumerate(pictures):
-        picture.thumbnail((_TILE, _TILE)) if max(picture.size) > _TILE else None
-        sheet.paste(picture, (left + place * (_TILE + 1), top + _CAPTION))
+        tile = picture.copy()  # thumbnail() works in place
+        tile.thumbnail((_TILE, _TILE))
+        sheet.paste(tile, (left + place * (_TILE + 1), top + _CAPTION))
 
 
 def _relative(anomaly: np.ndarray, colours: ColourRange) -> np.ndarray:

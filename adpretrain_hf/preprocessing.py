@@ -104,15 +104,21 @@ class Preprocessor:
         new_width, new_height = int(side * width / short), int(side * height / short)
         left, top = round((new_width - side) / 2), round((new_height - side) / 2)
         resized = image.resize((new_width, new_height), Image.Resampling.BICUBIC)
-        scale = short / side
-        seen_top, seen_left = min(round(top * scale), height - short), min(round(left * scale), width - short)
-        return resized.crop((left, top, left + side, top + side)), (seen_top, seen_left, short, short)
+        seen = _seen(top, side, new_height, height), _seen(left, side, new_width, width)
+        return resized.crop((left, top, left + side, top + side)), (seen[0][0], seen[1][0], seen[0][1], seen[1][1])
 
     def _resize(self, image: Image.Image) -> tuple[Image.Image, tuple[int, int, int, int]]:
         patch, (width, height) = self.config.patch_size, image.size
         scale = self.config.image_size / min(width, height) / patch
         new_size = (round(width * scale) * patch, round(height * scale) * patch)
         return image.resize(new_size, Image.Resampling.BICUBIC), (0, 0, height, width)
+
+
+def _seen(start: int, extent: int, resized: int, original: int) -> tuple[int, int]:
+    """Start and extent along one axis of a crop of the resized image, in pixels of the original."""
+    scale = original / resized
+    first, last = round(start * scale), round((start + extent) * scale)
+    return first, min(last, original) - first
 
 
 def is_prepared(images: Any) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -54,25 +55,26 @@ def anomaly_map(features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         for level in features
     ]
     mean = torch.stack(levels).mean(dim=0)
-    rows, columns = (gaussian_matrix(side).to(mean.device) for side in size)
-    return rows @ mean @ columns.T
+    rows, columns = (torch.from_numpy(gaussian_matrix(side)).to(mean.device) for side in size)
+    with torch.autocast(mean.device.type, enabled=False):
+        return rows @ mean @ columns.T
 
 
 @lru_cache(maxsize=64)
-def gaussian_matrix(side: int) -> Tensor:
+def gaussian_matrix(side: int) -> np.ndarray:
     """The Gaussian filter of sigma 4 along an axis of ``side`` pixels, borders mirrored, as a matrix (side, side).
 
     Equal to ``scipy.ndimage.gaussian_filter1d(..., mode="reflect")``, which the released code uses, and
-    differentiable.
+    differentiable. An array, for a tensor would keep the mode (inference, device) of whoever asked first.
     """
     radius = int(_TRUNCATE * SIGMA + 0.5)
-    offsets = torch.arange(-radius, radius + 1)
-    weights = torch.exp(-0.5 * (offsets / SIGMA).double() ** 2)
-    weights = weights / weights.sum()
-    positions = (torch.arange(side)[:, None] + offsets[None]) % (2 * side)
-    positions = torch.where(positions < side, positions, 2 * side - 1 - positions)
-    matrix = torch.zeros(side, side, dtype=torch.float64)
-    return matrix.scatter_add_(1, positions, weights.expand(side, -1).contiguous()).float()
+    offsets = np.arange(-radius, radius + 1)
+    weights = np.exp(-0.5 * (offsets / SIGMA) ** 2)
+    positions = (np.arange(side)[:, None] + offsets) % (2 * side)
+    positions = np.where(positions < side, positions, 2 * side - 1 - positions)
+    matrix = np.zeros((side, side))
+    np.add.at(matrix, (np.arange(side)[:, None], positions), weights / weights.sum())
+    return matrix.astype(np.float32)
 
 
 @dataclass(frozen=True)

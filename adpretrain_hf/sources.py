@@ -114,11 +114,12 @@ def vision_config(folder: Path) -> PretrainedConfig:
     Raises:
         InputError: missing, damaged, or not that of a vision transformer with one width and square patches.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StrictDataclassError) as error:
         raise InputError(f"no backbone at '{folder}': expected a transformers config.json in it. {error}") from error
     config = getattr(config, "vision_config", config)
     needed = ("hidden_size", "num_hidden_layers", "patch_size", "image_size")
