@@ -62,9 +62,7 @@ def _explain(error: Exception, repo_id: str, revision: str) -> InputError | None
     if isinstance(error, HfHubHTTPError):
         return BundleError(_explain_status(error, repo_id))
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return BundleError(
-            f"the disk is full while loading {repo_id}: free some space, or choose another cache_dir"
-        )
+        return BundleError(f"the disk is full while loading {repo_id}: free some space, or choose another cache_dir")
     if is_network_error(error):
         return BundleError(f"the connection to the Hub failed while loading {repo_id} ({error}): try again later")
     return None

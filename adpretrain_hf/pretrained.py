@@ -141,7 +141,12 @@ class Pretrained(nn.Module, ModelHubMixin):
             InputError: the folder holds variants of another extractor, or a backbone that was not loaded from the Hub
                 was to be left out.
         """
-        folder = Path(save_directory)
+        self._write(Path(save_directory), include_backbone)
+        if push_to_hub:
+            return self.push_to_hub(repo_id or Path(save_directory).name, **push_to_hub_kwargs)
+        return None
+
+    def _write(self, folder: Path, include_backbone: bool, repository: Optional[str] = None) -> None:
         bundle.check_no_foreign_variants(folder, self.config, self.variant)
         if include_backbone:
             with atomic_path(folder / bundle.BACKBONE_FOLDER) as temporary:
@@ -155,10 +160,10 @@ class Pretrained(nn.Module, ModelHubMixin):
         bundle.write_weights(folder / weights, self.projectors)
         bundle.write_config(folder, self.config)
         if not (folder / bundle.CARD_FILE).exists():  # a card is edited by hand
-            write_text(folder / bundle.CARD_FILE, card_text(self.config))
-        if push_to_hub:
-            return self.push_to_hub(repo_id=repo_id or folder.name, **push_to_hub_kwargs)
-        return None
+            write_text(folder / bundle.CARD_FILE, self._card(repository))
+
+    def _card(self, repository: Optional[str] = None) -> str:
+        return card_text(self.config, repository=repository, trained=not self.projectors.are_identity())
 
     def push_to_hub(  # type: ignore[override]
         self,
@@ -191,10 +196,10 @@ class Pretrained(nn.Module, ModelHubMixin):
             BundleError: no access, no connection, a public repository where a private one was asked for.
         """
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, include_backbone=include_backbone)
+            self._write(Path(folder), include_backbone, repo_id)
             pusher = BundlePusher(folder, repo_id, private=private, branch=branch, token=token)
             return pusher.push(commit_message, create_pr=create_pr, tag=tag)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """The card that is saved with the bundle."""
-        return ModelCard(card_text(self.config))
+        return ModelCard(self._card())

@@ -146,6 +146,11 @@ class Projectors(nn.Module):
         self._check(residuals)
         return [level(residual) for level, residual in zip(self.levels, residuals, strict=True)]
 
+    def are_identity(self) -> bool:
+        """Whether all are as new: their output is their input."""
+        last = (layer for level in self for layer in (level.attention.out_proj, level.mlp.fc2))
+        return not any(parameter.any() for layer in last for parameter in layer.parameters())
+
     def __getitem__(self, level: int) -> ResidualProjector:
         return self.levels[level]  # type: ignore[return-value]
 

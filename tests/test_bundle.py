@@ -73,6 +73,15 @@ def test_another_extractors_variants_are_not_mixed_up(bundle, tiny_folder):
     assert torch.equal(features_of(load(bundle, variant="norm")), features_of(norm))
 
 
+def test_the_card_says_whether_anything_was_trained(extractor, tiny_folder, tmp_path):
+    extractor.save_pretrained(tmp_path / "trained")
+    new = ADPretrainFeatureExtractor.from_backbone(str(tiny_folder), image_size=32, num_heads=4)
+    new.save_pretrained(tmp_path / "new")
+    trained, untrained = ((tmp_path / name / "README.md").read_text() for name in ("trained", "new"))
+    assert "Nothing was trained" in untrained and "Nothing was trained" not in trained
+    assert "it does not know the data" in trained and "\nlicense:" not in trained
+
+
 def test_a_card_that_is_there_stays(extractor, tmp_path):
     (tmp_path / "README.md").write_text("mine")
     extractor.save_pretrained(tmp_path)

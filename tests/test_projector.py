@@ -108,6 +108,14 @@ def test_a_new_projector_is_the_identity(b, h, w, heads):
     assert torch.equal(ResidualProjector(16, heads, 7)(residual), residual)
 
 
+def test_whether_all_are_the_identity_is_known():
+    projectors = Projectors(CONFIG)
+    assert projectors.are_identity()
+    with torch.no_grad():
+        projectors[3].mlp.fc2.bias[5] = 1e-9
+    assert not projectors.are_identity()
+
+
 def test_the_identity_can_be_trained():
     projector = ResidualProjector(16, 4, 7)
     projector(torch.randn(2, 16, 3, 3)).square().sum().backward()
