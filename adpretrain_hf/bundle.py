@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ WEIGHTS_FILE = "model.safetensors"
 BACKBONE_FOLDER = "backbone"
 PREPROCESSOR_FILE = "preprocessor_config.json"
 CARD_FILE = "README.md"
+_WEIGHTS_NAME = re.compile(r"model(?:\.([A-Za-z0-9_-]+))?\.safetensors")
 
 
 def weights_file(config: ADPretrainConfig, variant: str) -> str:
@@ -32,9 +35,13 @@ def weights_file(config: ADPretrainConfig, variant: str) -> str:
 
 def variants_in(folder: Path, config: ADPretrainConfig) -> list[str]:
     """The variants whose projectors lie in a bundle, the default one first."""
-    others = (path.name.split(".") for path in sorted(folder.glob("model.*.safetensors")))
-    found = [config.default_variant] if (folder / WEIGHTS_FILE).is_file() else []
-    return found + [parts[1] for parts in others if len(parts) == 3]
+    return variants_among([path.name for path in sorted(folder.iterdir())], config)
+
+
+def variants_among(names: Iterable[str], config: ADPretrainConfig) -> list[str]:
+    """The variants whose projectors are among some files, the default one first."""
+    found = [match[1] or config.default_variant for name in names if (match := _WEIGHTS_NAME.fullmatch(name))]
+    return sorted(found, key=lambda variant: variant != config.default_variant)
 
 
 def read_config(folder: Path) -> ADPretrainConfig:

@@ -10,7 +10,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from adpretrain_hf import bundle
-from adpretrain_hf.errors import MissingPathError
+from adpretrain_hf.errors import BundleError, MissingPathError
 from adpretrain_hf.hub_download import RepositoryFiles
 
 
@@ -35,5 +35,9 @@ def bundle_folder(name: str | os.PathLike[str], variant: str | None = None, **hu
         raise MissingPathError(f"no bundle at {name}: it is neither a folder nor the id of a repository") from error
     files = RepositoryFiles(str(name), **hub)
     config = bundle.read_config(files.file(bundle.CONFIG_FILE).parent)
-    wanted = bundle.weights_file(config, variant or config.default_variant)
+    variant = variant or config.default_variant
+    wanted = bundle.weights_file(config, variant)
+    if files.names is not None and wanted not in files.names:
+        there = bundle.variants_among(files.names, config)
+        raise BundleError(f"{name} has no variant {variant!r} ({wanted} is missing): expected one of {there}")
     return files.folder([bundle.CONFIG_FILE, bundle.PREPROCESSOR_FILE, wanted, f"{bundle.BACKBONE_FOLDER}/*"])

@@ -33,6 +33,10 @@ class RepositoryFiles:
         force_download: download again what is cached.
         probe: a small file of every such repository; by it a branch's cached commit is known later.
 
+    Attributes:
+        commit: what the revision is at.
+        names: of all files there; None where only the cache was asked.
+
     Raises:
         MissingPathError: no such repository.
         BundleError: no such revision, no access, no connection and nothing cached.
@@ -57,6 +61,7 @@ class RepositoryFiles:
             "cache_dir": cache_dir,
             "local_files_only": local_files_only,
         }
+        self.names: list[str] | None = None
         with explained(repo_id, self.revision):
             self.commit = self._resolve(probe)
 
@@ -118,15 +123,16 @@ class RepositoryFiles:
             return self._cached_commit(probe) or self.revision
         api = HfApi(token=self._where["token"])
         try:
-            commit = with_retries(
-                lambda: api.model_info(self.repo_id, revision=self.revision).sha, f"looking up {self.repo_id}"
+            info = with_retries(
+                lambda: api.model_info(self.repo_id, revision=self.revision), f"looking up {self.repo_id}"
             )
         except (HTTPError, OfflineModeIsEnabled) as error:
             return self._cached_instead(error, probe)
-        if commit != self.revision:
+        self.names = [sibling.rfilename for sibling in info.siblings or ()]
+        if info.sha != self.revision:
             # Under the branch's own name, or the cache would not know later which commit it was at.
             self._fetch(probe, self.revision)
-        return commit or self.revision
+        return info.sha or self.revision
 
     def _cached_commit(self, probe: str) -> str | None:
         path = try_to_load_from_cache(self.repo_id, probe, self._where["cache_dir"], self.revision)
