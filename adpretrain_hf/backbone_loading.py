@@ -54,22 +54,42 @@ def load_backbone(
         folder = locate(name, ["*.json", "*.safetensors"], revision=revision, **hub)
         model = _load_transformers(folder, layers[-1], dtype=dtype)
         commit = None if folder == Path(name) else folder.name
-    check_finite(model.state_dict(), str(source))
-    return Backbone(model, layers, commit).to(dtype)
+    return _finish(Backbone(model, layers, commit), dtype, None, source)
 
 
-def load_saved_backbone(folder: Path, layers: Sequence[int], *, dtype: torch.dtype = torch.float32) -> Backbone:
+def load_saved_backbone(
+    folder: Path, layers: Sequence[int], *, dtype: torch.dtype = torch.float32, digest: str | None = None
+) -> Backbone:
     """Loads the ``backbone/`` of a bundle; unlike an upstream checkpoint it may hold nothing that is not used.
 
+    Args:
+        folder: as ``Backbone.save`` wrote it.
+        layers: the levels, blocks counted from 1.
+        dtype: precision of the weights in memory.
+        digest: what ``Backbone.digest`` must be; None if it is not known.
+
     Raises:
-        BundleError: tensors are missing, unexpected, of another shape, or not finite; the folder is unreadable.
+        BundleError: tensors are missing, unexpected, of another shape, or not finite; the folder is unreadable; the
+            weights are others than those that the bundle was made with.
     """
     try:
-        model = _load_transformers(folder, layers[-1], dtype=dtype, strict=True)
+        # In the precision of the file, for the digest is of these values.
+        model = _load_transformers(folder, layers[-1], dtype="auto", strict=True)
     except InputError as error:
         raise BundleError(str(error)) from error
-    check_finite(model.state_dict(), str(folder))
-    return Backbone(model, layers)
+    return _finish(Backbone(model, layers), dtype, digest, folder)
+
+
+def _finish(backbone: Backbone, dtype: torch.dtype, digest: str | None, where: str | Path) -> Backbone:
+    found = backbone.digest()  # before the precision changes
+    backbone = backbone.to(dtype)
+    check_finite(backbone.state_dict(), str(where))
+    if digest not in (None, found):
+        raise BundleError(
+            f"the backbone at {str(where)!r} has other weights than the bundle was made with: their digest is {found}, "
+            f"the configuration's {digest}. Get the bundle again, or make a new one"
+        )
+    return backbone
 
 
 def check_finite(tensors: dict[str, Tensor], where: str) -> None:
@@ -80,7 +100,7 @@ def check_finite(tensors: dict[str, Tensor], where: str) -> None:
         raise BundleError(f"{where}: NaN or infinite values in {bad}; the file is damaged, get it again")
 
 
-def _load_transformers(source: Path, depth: int, *, dtype: torch.dtype, strict: bool = False) -> PreTrainedModel:
+def _load_transformers(source: Path, depth: int, *, dtype: torch.dtype | str, strict: bool = False) -> PreTrainedModel:
     from transformers import AutoModel
 
     config = vision_config(source)

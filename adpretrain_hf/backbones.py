@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from adpretrain_hf.digest import tensors_digest
+from adpretrain_hf.digest import combined_digest, tensor_digest
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.quiet import quiet_transformers
 
@@ -69,7 +69,7 @@ class Backbone(nn.Module):
         if family.asks_to_interpolate:
             self._arguments["interpolate_pos_encoding"] = True
         self.model = _end_after(model, self.layers[-1], family.unused)
-        self.requires_grad_(False).eval()
+        self.requires_grad_().eval()
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Computes the patch maps of every level.
@@ -97,9 +97,14 @@ class Backbone(nn.Module):
         """Stays in eval mode: a backbone is never trained."""
         return super().train(False)
 
+    def requires_grad_(self, requires_grad: bool = True) -> Backbone:
+        """Stays frozen."""
+        return super().requires_grad_(False)
+
     def digest(self) -> str:
         """16 hex digits that identify the weights, whatever precision they are loaded in later."""
-        return tensors_digest(self.model.state_dict().values())
+        # Sorted, for a library may rename and reorder a network's parameters from one version to the next.
+        return combined_digest(sorted(tensor_digest(tensor) for tensor in self.model.state_dict().values()))
 
     def save(self, folder: str | Path) -> None:
         """Writes the network as transformers' own ``save_pretrained`` does."""

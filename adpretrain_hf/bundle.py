@@ -139,8 +139,9 @@ def load_strict(module: nn.Module, tensors: dict[str, Tensor], where: str, dtype
             f"{where} does not fit its configuration: missing {missing}, unexpected {unexpected}, "
             f"mis-shaped or of another kind {shapes + kinds}"
         )
-    check_finite(tensors, where)
-    module.load_state_dict({name: tensor.to(dtype or tensor.dtype) for name, tensor in tensors.items()}, assign=True)
+    tensors = {name: tensor.to(dtype or tensor.dtype) for name, tensor in tensors.items()}
+    check_finite(tensors, where)  # in the precision that they are used in
+    module.load_state_dict(tensors, assign=True)
 
 
 def load_projectors(folder: Path, config: ADPretrainConfig, variant: str, dtype: torch.dtype) -> Projectors:
@@ -158,7 +159,7 @@ def load_projectors(folder: Path, config: ADPretrainConfig, variant: str, dtype:
     with torch.device("meta"):
         projectors = Projectors(config)
     load_strict(projectors, read_weights(path), str(path), dtype)
-    return projectors
+    return projectors.requires_grad_(False)
 
 
 def load_bundled_backbone(folder: Path, config: ADPretrainConfig, dtype: torch.dtype, **hub: Any) -> Backbone:
@@ -168,7 +169,7 @@ def load_bundled_backbone(folder: Path, config: ADPretrainConfig, dtype: torch.d
         BundleError: it is neither there nor to be had, incomplete or damaged.
     """
     if (folder / BACKBONE_FOLDER).is_dir():
-        return load_saved_backbone(folder / BACKBONE_FOLDER, config.layers, dtype=dtype)
+        return load_saved_backbone(folder / BACKBONE_FOLDER, config.layers, dtype=dtype, digest=config.backbone_digest)
     try:
         return load_backbone(config.backbone, config.layers, revision=config.backbone_revision, dtype=dtype, **hub)
     except InputError as error:

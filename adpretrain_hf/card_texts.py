@@ -48,7 +48,8 @@ result = extractor.score("images")  # .maps (B, H, W) and .scores (B,), by the n
 
 ```bibtex
 @inproceedings{{adpretrain2025,
-  title     = {{ADPretrain}},
+  title     = {{ADPretrain: Advancing Industrial Anomaly Detection via Anomaly Representation Pretraining}},
+  author    = {{Yao, Xincheng and Luo, Yan and Qian, Zefeng and Zhang, Chongyang}},
   booktitle = {{Advances in Neural Information Processing Systems}},
   year      = {{2025}},
   note      = {{arXiv:2511.05245}}

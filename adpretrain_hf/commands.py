@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
+import re
 import sys
 import zipfile
 import zlib
@@ -22,13 +24,13 @@ from adpretrain_hf import bundle
 from adpretrain_hf.config import ADPretrainConfig
 from adpretrain_hf.convert import convert as convert_released
 from adpretrain_hf.convert import fetch_released
-from adpretrain_hf.digest import tensors_digest
+from adpretrain_hf.digest import combined_digest, tensor_digest
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.files import atomic_path, write_text
 from adpretrain_hf.folder_run import FolderRun
-from adpretrain_hf.hub import bundle_folder
-from adpretrain_hf.images import read_image
+from adpretrain_hf.hub import describe_bundle
+from adpretrain_hf.images import list_images, read_image
 from adpretrain_hf.overlays import colour_range, overlay
 from adpretrain_hf.push import BundlePusher
 from adpretrain_hf.reference import ReferenceBank
@@ -48,6 +50,7 @@ def new(args: Namespace) -> int:
         "backbone_revision": args.revision,
     }
     overrides = {name: value for name, value in overrides.items() if value is not None}
+    _check_free(args.output)
     torch.manual_seed(args.seed)
     extractor = ADPretrainFeatureExtractor.from_backbone(args.backbone, dtype=DTYPES[args.dtype], **overrides)
     extractor.save_pretrained(args.output, include_backbone=not args.no_backbone)
@@ -61,6 +64,7 @@ def convert(args: Namespace) -> int:
     checkpoints = {variant: path for variant, path in files.items() if path is not None}
     if bool(checkpoints) == bool(args.from_hub):
         raise InputError("give either --from-hub or the files, --angle and --norm")
+    _check_free(args.output)
     if args.from_hub:
         checkpoints = fetch_released(args.backbone, args.from_hub)
     overrides = {"layers": args.levels, "backbone": args.upstream}
@@ -93,6 +97,7 @@ def extract(args: Namespace) -> int:
             for image, features in stream:
                 with atomic_path(run.result_path(image.name)) as path:
                     _WRITERS[args.format]({name: maps.cpu().contiguous() for name, maps in features.items()}, path)
+                run.note_done(image.name)
     return _finish(run)
 
 
@@ -106,6 +111,7 @@ def score(args: Namespace) -> int:
             for scored in stream:
                 with atomic_path(run.result_path(scored.image.name)) as path:
                     _save_map(scored, path)
+                run.note_done(scored.image.name)
     _write_scores(run)
     if not args.no_overlays:
         _write_overlays(run)
@@ -133,16 +139,20 @@ def info(args: Namespace) -> int:
         bank = ReferenceBank.load(args.path)
         print(json.dumps(_bank_facts(bank), indent=2) if args.json else bank)
         return 0
-    folder = bundle_folder(args.path)
-    config = bundle.read_config(folder)
+    config, names = describe_bundle(args.path)
     facts = config.to_dict() | {
         "fingerprint": config.fingerprint,
-        "variants": bundle.variants_in(folder, config),
-        "backbone_included": (folder / bundle.BACKBONE_FOLDER).is_dir(),
-        "references": sorted(path.stem for path in folder.glob("references/*.safetensors")),
+        "variants": bundle.variants_among(names, config),
+        "backbone_included": any(name.startswith(f"{bundle.BACKBONE_FOLDER}/") for name in names),
+        "references": [Path(name).stem for name in names if re.fullmatch(r"references/[^/]+\.safetensors", name)],
     }
     print(json.dumps(facts, indent=2) if args.json else "\n".join(f"{k:22} {v}" for k, v in facts.items()))
     return 0
+
+
+def _check_free(output: Path) -> None:
+    if (output / bundle.CONFIG_FILE).exists():
+        raise InputError(f"{output} holds a bundle already, whose projectors would be lost: give another --output")
 
 
 def _load(args: Namespace) -> ADPretrainFeatureExtractor:
@@ -165,18 +175,23 @@ def _load(args: Namespace) -> ADPretrainFeatureExtractor:
 def _prepare(args: Namespace) -> tuple[ADPretrainFeatureExtractor, dict[str, Any]]:
     """Loads the extractor, sets its reference, and lists what the results will depend on."""
     extractor = _load(args)
-    extractor.set_reference(_single(args.reference))
-    bank = extractor._require_reference()
+    extractor.set_reference(_single(args.reference), batch_size=args.batch_size)
     settings = {
         "command": args.command,
         "fingerprint": extractor.config.fingerprint,
         "variant": extractor.variant,
-        "projectors": tensors_digest(extractor.projectors.state_dict().values()),
+        "projectors": combined_digest(map(tensor_digest, extractor.projectors.state_dict().values())),
         "residual_scale": extractor.config.residual_scale,
-        "reference": tensors_digest(bank.patches),
+        "reference": _files_digest(args.reference),
         "dtype": args.dtype,
     }
     return extractor, settings
+
+
+def _files_digest(paths: list[Path]) -> str:
+    """Identity of the files that were given: what is computed from them differs from machine to machine."""
+    files = list_images(paths[0]) if paths[0].is_dir() else paths
+    return combined_digest(sorted(hashlib.sha256(path.read_bytes()).digest() for path in files))
 
 
 def _single(paths: list[Path]) -> Any:
@@ -226,10 +241,9 @@ def _write_scores(run: FolderRun) -> None:
 
 
 def _write_overlays(run: FolderRun) -> None:
-    maps = [result["map"] for _, result in _results(run)]
-    if not maps:
+    if not any(run.result_path(image).is_file() for image in run.names):
         return
-    colours = colour_range(maps)
+    colours = colour_range(result["map"] for _, result in _results(run))
     for image, result in _results(run):
         box = tuple(int(side) for side in result["box"])
         height, width = (int(side) for side in result["size"])

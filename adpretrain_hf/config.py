@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import operator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any
 
 from adpretrain_hf.errors import BundleError, InputError
@@ -59,13 +62,15 @@ class ADPretrainConfig:
     residual_scale: tuple[float, ...] = ()
     backbone_revision: str | None = None
     backbone_digest: str | None = None
-    reported_scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    reported_scores: dict[str, dict[str, float]] = field(default_factory=dict, hash=False)
     default_variant: str = "angle"
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        for name in ("layers", "mean", "std", "residual_scale"):  # JSON has lists, a frozen value has tuples
-            object.__setattr__(self, name, _as_tuple(name, getattr(self, name)))
+        # JSON has lists and integers for floats, numpy its own numbers; equal settings must be equal values.
+        object.__setattr__(self, "layers", _numbers("layers", self.layers, operator.index))
+        for name in ("mean", "std", "residual_scale"):
+            object.__setattr__(self, name, _numbers(name, getattr(self, name), float))
         if not self.residual_scale:
             object.__setattr__(self, "residual_scale", (1.0,) * len(self.layers))
         self._check_numbers()
@@ -97,9 +102,9 @@ class ADPretrainConfig:
         )
 
     def _check_levels(self) -> None:
-        rising = all(a < b for a, b in zip(self.layers, self.layers[1:], strict=False))
+        rising = all(a < b for a, b in zip((0, *self.layers), self.layers, strict=False))
         _require(
-            bool(self.layers) and all(_is_int(n) and n >= 1 for n in self.layers) and rising,
+            bool(self.layers) and rising,
             "layers",
             self.layers,
             "block numbers >= 1 in rising order, e.g. (3, 6, 9, 12)",
@@ -121,7 +126,12 @@ class ADPretrainConfig:
         )
         _require(well_formed, "reported_scores", scores, "{variant: {metric: finite number}}")
         check_variant_name(self.default_variant)
-        if self.format_version != FORMAT_VERSION:
+        for name in ("backbone_revision", "backbone_digest"):
+            value = getattr(self, name)
+            _require(
+                value is None or (isinstance(value, str) and bool(value)), name, value, "a non-empty text, or None"
+            )
+        if not _is_int(self.format_version) or self.format_version != FORMAT_VERSION:
             raise InputError(
                 f"format_version is {self.format_version!r}, this version of adpretrain-hf reads {FORMAT_VERSION}: "
                 "install the version of adpretrain-hf that wrote the bundle, or a newer one"
@@ -216,6 +226,8 @@ class ADPretrainConfig:
         unknown = sorted(set(changes) - {one.name for one in fields(self)})
         if unknown:
             raise InputError(f"unknown configuration fields {unknown}")
+        if "layers" in changes and set(self.residual_scale) == {1.0}:
+            changes = {"residual_scale": ()} | changes  # still 1 for all, however many there are
         return replace(self, **changes)
 
     @property
@@ -223,7 +235,7 @@ class ADPretrainConfig:
         """The levels' names, ``"layer3"`` for block 3: the keys of the features."""
         return tuple(f"layer{n}" for n in self.layers)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """16 hex digits that are equal where reference patches are interchangeable: what shapes a raw token.
 
@@ -256,9 +268,14 @@ def check_variant_name(name: str) -> str:
     return name
 
 
-def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:
-    _require(isinstance(value, (list, tuple)), name, value, "a list or tuple")
-    return tuple(value)
+def _numbers(name: str, value: Any, convert: Callable[[Any], Any]) -> tuple[Any, ...]:
+    try:
+        if isinstance(value, (str, dict)) or any(isinstance(one, (str, bool)) for one in value):
+            raise TypeError("text or truth values in place of numbers")
+        return tuple(convert(one) for one in value)
+    except (TypeError, ValueError, OverflowError) as error:
+        kind = "integers" if convert is operator.index else "numbers"
+        raise InputError(f"{name} is {value!r}, expected a list or tuple of {kind}") from error
 
 
 def _is_int(value: Any) -> bool:
@@ -266,7 +283,7 @@ def _is_int(value: Any) -> bool:
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf  # false for NaN
 
 
 def _require(condition: bool, name: str, value: Any, expected: str) -> None:

@@ -114,6 +114,7 @@ def convert(
         with torch.device("meta"):
             projectors = Projectors(config)
         bundle.load_strict(projectors, tensors, str(checkpoints[variant]), dtype=None)
+        projectors.requires_grad_(False)
         if variant == default:
             extractor = ADPretrainFeatureExtractor(config, extractor.backbone, projectors)
             extractor.save_pretrained(where)

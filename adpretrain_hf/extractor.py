@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from adpretrain_hf.backbones import Backbone
 from adpretrain_hf.batching import OnError, PreparedBatches, stack
-from adpretrain_hf.config import ADPretrainConfig
+from adpretrain_hf.config import ADPretrainConfig, check_variant_name
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.preprocessing import PreparedImage, Preprocessor, check_prepared, is_prepared
 from adpretrain_hf.pretrained import Pretrained
@@ -55,17 +55,19 @@ class ADPretrainFeatureExtractor(Pretrained):
                 f"the backbone's width, patch size and levels are {got}, the configuration's are "
                 f"{(config.hidden_size, config.patch_size, config.layers)}"
             )
+        if projectors is not None:
+            projectors.check_fits(config)
         self.config = config
         self.backbone = backbone
-        self.projectors = Projectors(config) if projectors is None else projectors
-        self.variant = variant or config.default_variant
+        self.projectors = Projectors(config).requires_grad_(False) if projectors is None else projectors
+        self.variant = check_variant_name(variant or config.default_variant)
         self.preprocess = Preprocessor(config)
         self.reference: Optional[ReferenceBank] = None
         self.layers = config.layer_names
         self.out_dims = [config.hidden_size] * len(config.layers)
         self.reductions = [config.patch_size] * len(config.layers)
         self.image_size, self.mean, self.std = config.image_size, config.mean, config.std
-        self.requires_grad_(False).eval()
+        self.eval()
 
     @property
     def device(self) -> torch.device:
@@ -76,6 +78,11 @@ class ADPretrainFeatureExtractor(Pretrained):
     def dtype(self) -> torch.dtype:
         """The precision of the weights."""
         return next(self.parameters()).dtype
+
+    def requires_grad_(self, requires_grad: bool = True) -> "ADPretrainFeatureExtractor":
+        """Opens the projectors to training, or closes them; the backbone stays frozen."""
+        self.projectors.requires_grad_(requires_grad)
+        return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> "ADPretrainFeatureExtractor":
         """Takes the reference along when the module is moved, or every batch would copy it again."""
@@ -111,19 +118,20 @@ class ADPretrainFeatureExtractor(Pretrained):
         patches = [torch.cat(level) for level in rows]
         return ReferenceBank(patches, fingerprint=self.config.fingerprint, category=category, num_images=number)
 
-    def set_reference(self, images: Any, *, category: str = "") -> "ADPretrainFeatureExtractor":
+    def set_reference(self, images: Any, *, category: str = "", batch_size: int = 16) -> "ADPretrainFeatureExtractor":
         """Sets the normal images that later calls compare with, and returns self.
 
         Args:
             images: what ``make_reference`` takes, a ``ReferenceBank``, or the path of a saved one
                 (``.safetensors``).
-            category: name of the product, kept with the bank.
+            category: name of the product, kept with the bank that is made.
+            batch_size: images at a time.
 
         Raises:
             InputError: no images, or a bank that another extractor made.
             ImageError: an image cannot be used.
         """
-        self.reference = self._as_bank(images, category)
+        self.reference = self._as_bank(images, category, batch_size)
         return self
 
     def encode(self, images: Tensor) -> list[Tensor]:
@@ -270,17 +278,18 @@ class ADPretrainFeatureExtractor(Pretrained):
 
     def _match(self, features: Sequence[Tensor], references: Optional[References]) -> list[Tensor]:
         if references is None:
-            references = self._require_reference()
+            return self._require_reference().residuals(features)
         if isinstance(references, (list, tuple)) and all(isinstance(bank, ReferenceBank) for bank in references):
-            return residuals_per_image(features, [self._check_bank(bank) for bank in references])
+            checked = {id(bank): self._check_bank(bank) for bank in references}  # one that is shared is moved once
+            return residuals_per_image(features, [checked[id(bank)] for bank in references])
         return self._as_bank(references).residuals(features)
 
-    def _as_bank(self, images: Any, category: str = "") -> ReferenceBank:
+    def _as_bank(self, images: Any, category: str = "", batch_size: int = 16) -> ReferenceBank:
         if isinstance(images, (str, Path)) and str(images).endswith(".safetensors"):
             images = ReferenceBank.load(images)
         if isinstance(images, ReferenceBank):
             return self._check_bank(images)
-        return self.make_reference(images, category=category)
+        return self.make_reference(images, category=category, batch_size=batch_size)
 
     def _check_bank(self, bank: ReferenceBank) -> ReferenceBank:
         """Returns a bank, on this extractor's device, if this extractor made it or it carries no stamp."""
@@ -289,6 +298,12 @@ class ADPretrainFeatureExtractor(Pretrained):
                 f"the reference bank was made by another extractor: its fingerprint is {bank.fingerprint}, this "
                 f"extractor's is {self.config.fingerprint} (backbone, levels, image size and preparation count). Make "
                 "it again from the images with set_reference"
+            )
+        shape = (len(bank.patches), bank.patches[0].shape[1])
+        if shape != (len(self.layers), self.config.hidden_size):
+            raise InputError(
+                f"the reference bank has {shape[0]} levels of {shape[1]} channels, this extractor "
+                f"{len(self.layers)} of {self.config.hidden_size}"
             )
         return bank.to(self.device)
 

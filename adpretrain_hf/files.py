@@ -25,23 +25,31 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Hidden, and with the same ending, for writers that go by it.
-    temporary = path.with_name(f".{uuid4().hex[:8]}.{path.name}")
+    # Hidden, and with the same ending, for writers that go by it; no longer than names may be.
+    temporary = path.with_name(f".{uuid4().hex[:8]}{path.suffix}")
     try:
         mode = _default_mode(temporary)
         yield temporary
         for written in [temporary, *temporary.rglob("*")]:
             if written.is_file() and not written.is_symlink():
                 written.chmod(mode)
-        if temporary.is_dir():
-            remove(path)
-        os.replace(temporary, path)
+        _replace(temporary, path)
     except InputError:
         raise
     except (OSError, SafetensorError) as error:
         raise OSError(f"{path} cannot be written: {error}") from error
     finally:
         remove(temporary)
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    if not (temporary.is_dir() and path.exists()):
+        os.replace(temporary, path)
+        return
+    aside = temporary.with_name(f"{temporary.name}.old")  # a folder can only be renamed to a free name
+    os.replace(path, aside)
+    os.replace(temporary, path)
+    remove(aside)
 
 
 def _default_mode(probe: Path) -> int:

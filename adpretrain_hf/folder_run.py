@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from adpretrain_hf.files import write_text
 from adpretrain_hf.images import list_images
 
 _SETTINGS_FILE = "run.json"
+_TIME_ACCURACY = 1_000_000  # nanoseconds; file systems round them differently
 
 
 @dataclass
@@ -41,6 +43,8 @@ class FolderRun:
 
     def __post_init__(self) -> None:
         self._names = _relative_names(self.images, self.output)
+        # Before any is read: one that is replaced meanwhile is found changed the next time.
+        self._times = {image: _time_of(Path(image)) for image in self._names}
         path = self.output / _SETTINGS_FILE
         text = json.dumps(self.settings, indent=2, sort_keys=True) + "\n"
         if path.is_file() and path.read_text(encoding="utf-8") != text:
@@ -59,8 +63,12 @@ class FolderRun:
         return self.output / self.subfolder / f"{self._names[image]}{self.suffix}"
 
     def pending(self) -> list[Path]:
-        """The images without a result, or whose result is older than they are."""
+        """The images without a result, or that are no longer those that it was made of."""
         return [Path(image) for image in self._names if not self._is_done(image)]
+
+    def note_done(self, image: str) -> None:
+        """Notes that an image's result is written, by giving it the image's time: a replaced image has another."""
+        os.utime(self.result_path(image), ns=(self._times[image], self._times[image]))
 
     def note_failure(self, image: str, error: ImageError) -> None:
         """Notes an image that cannot be used; the run goes on."""
@@ -69,9 +77,11 @@ class FolderRun:
 
     def _is_done(self, image: str) -> bool:
         result = self.result_path(image)
-        if not result.is_file():
-            return False
-        return not Path(image).exists() or result.stat().st_mtime >= Path(image).stat().st_mtime
+        return result.is_file() and abs(_time_of(result) - _time_of(Path(image))) < _TIME_ACCURACY
+
+
+def _time_of(path: Path) -> int:
+    return path.stat().st_mtime_ns
 
 
 def _relative_names(images: Sequence[Path], output: Path) -> dict[str, str]:

@@ -10,8 +10,25 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from adpretrain_hf import bundle
+from adpretrain_hf.config import ADPretrainConfig
 from adpretrain_hf.errors import BundleError, MissingPathError
 from adpretrain_hf.hub_download import RepositoryFiles
+
+
+def describe_bundle(name: str | os.PathLike[str], **hub: Any) -> tuple[ADPretrainConfig, list[str]]:
+    """Reads a bundle's configuration and the names of its files; from the Hub, nothing else is downloaded.
+
+    Raises:
+        MissingPathError: no such folder or repository.
+        BundleError: not a bundle, or not to be had.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        return bundle.read_config(folder), names
+    files = _repository(name, **hub)
+    config = bundle.read_config(files.file(bundle.CONFIG_FILE).parent)
+    return config, files.names or []
 
 
 def bundle_folder(name: str | os.PathLike[str], variant: str | None = None, **hub: Any) -> Path:
@@ -29,11 +46,7 @@ def bundle_folder(name: str | os.PathLike[str], variant: str | None = None, **hu
     folder = Path(name)
     if folder.is_dir():
         return folder
-    try:
-        validate_repo_id(str(name))
-    except HFValidationError as error:
-        raise MissingPathError(f"no bundle at {name}: it is neither a folder nor the id of a repository") from error
-    files = RepositoryFiles(str(name), **hub)
+    files = _repository(name, **hub)
     config = bundle.read_config(files.file(bundle.CONFIG_FILE).parent)
     variant = variant or config.default_variant
     wanted = bundle.weights_file(config, variant)
@@ -41,3 +54,11 @@ def bundle_folder(name: str | os.PathLike[str], variant: str | None = None, **hu
         there = bundle.variants_among(files.names, config)
         raise BundleError(f"{name} has no variant {variant!r} ({wanted} is missing): expected one of {there}")
     return files.folder([bundle.CONFIG_FILE, bundle.PREPROCESSOR_FILE, wanted, f"{bundle.BACKBONE_FOLDER}/*"])
+
+
+def _repository(name: str | os.PathLike[str], **hub: Any) -> RepositoryFiles:
+    try:
+        validate_repo_id(str(name))
+    except HFValidationError as error:
+        raise MissingPathError(f"no bundle at {name}: it is neither a folder nor the id of a repository") from error
+    return RepositoryFiles(str(name), **hub)

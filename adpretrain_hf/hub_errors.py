@@ -47,8 +47,8 @@ def _explain(error: Exception, repo_id: str, revision: str) -> InputError | None
         )
     if isinstance(error, RepositoryNotFoundError):
         return MissingPathError(
-            f"no repository {repo_id} on the Hub, or it is private: check the id, and log in (`hf auth login`) or pass "
-            "token= if it is private"
+            f"no repository {repo_id} on the Hub (and no such folder here), or it is private: check the id, and log in "
+            "(`hf auth login`) or pass token= if it is private"
         )
     if isinstance(error, RevisionNotFoundError):
         return BundleError(f"{repo_id} has no revision {revision!r}: expected a branch, tag or commit of it")

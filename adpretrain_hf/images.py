@@ -5,8 +5,8 @@ What images may be, and what is done with them:
 - EXIF orientation is applied.
 - Grey, palette, CMYK and YCbCr images become RGB as Pillow converts them; an alpha channel is dropped, the colours
   below it stay as they are stored.
-- 16-bit grey images are scaled from their full range 0..65535 to 8 bits. A camera that uses 12 of the 16 bits gives
-  dark images: scale such images before.
+- 16-bit grey (and 32-bit integer) images are scaled from the full range 0..65535 to 8 bits. A camera that uses 12 of
+  the 16 bits gives dark images: scale such images before.
 - Float images are refused: their range is not known.
 - Arrays are (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), tensors the same with the channels first; uint8 or uint16.
 """
@@ -28,6 +28,8 @@ from torch import Tensor
 from adpretrain_hf.errors import ImageError, InputError, MissingPathError
 
 ImageSource = Union[str, Path, Image.Image, np.ndarray, Tensor]
+# Pillow goes by content, and some of its many readers start other programs: only these are ever tried.
+_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM")
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"))
 _UNREADABLE = (
     OSError,
@@ -128,7 +130,7 @@ def name_of(image: Any, number: int | None = None) -> str:
 
 def _open(path: Path) -> Image.Image:
     try:
-        image = Image.open(path)
+        image = Image.open(path, formats=_FORMATS)
         image.load()
     except Image.DecompressionBombError as error:
         raise ImageError(

@@ -13,7 +13,7 @@ from adpretrain_hf.backbone_loading import load_backbone
 from adpretrain_hf.backbones import Backbone
 from adpretrain_hf.config import ADPretrainConfig
 from adpretrain_hf.errors import InputError
-from adpretrain_hf.files import atomic_path, write_text
+from adpretrain_hf.files import atomic_path, remove, write_text
 from adpretrain_hf.hub import bundle_folder
 from adpretrain_hf.model_card import card_text
 from adpretrain_hf.presets import PRESETS
@@ -68,7 +68,10 @@ class Pretrained(nn.Module, ModelHubMixin):
         config = config.replace(
             backbone_digest=backbone.digest(), backbone_revision=config.backbone_revision or backbone.commit
         )
-        return cls(config, backbone, Projectors(config).to(dtype))
+        extractor = cls(config, backbone, Projectors(config).to(dtype).requires_grad_(False))
+        # A network of a kind that does not fit fails here, rather than at the first image.
+        backbone(torch.zeros(1, 3, config.image_size, config.image_size, dtype=dtype))
+        return extractor
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -76,7 +79,7 @@ class Pretrained(nn.Module, ModelHubMixin):
         pretrained_model_name_or_path: PathLike,
         *,
         variant: Optional[str] = None,
-        dtype: Optional[torch.dtype] = None,
+        dtype: Union[torch.dtype, str, None] = None,
         device: Union[str, torch.device, None] = None,
         image_size: Optional[int] = None,
         revision: Optional[str] = None,
@@ -91,7 +94,8 @@ class Pretrained(nn.Module, ModelHubMixin):
             pretrained_model_name_or_path: a folder, or the id of a repository.
             variant: which projectors; ``"angle"`` suits PatchCore and PaDiM, ``"norm"`` scoring by feature norm,
                 CFLOW, GLASS and UniAD. The bundle's default by default.
-            dtype: precision in memory; float32 by default, whatever the files hold.
+            dtype: precision in memory, e.g. ``torch.bfloat16`` or its name; float32 by default, whatever the files
+                hold.
             device: where to put the weights; the CPU by default.
             image_size: overrides the size that images are prepared to, in pixels.
             revision, token, cache_dir, local_files_only, force_download: for the Hub.
@@ -111,9 +115,9 @@ class Pretrained(nn.Module, ModelHubMixin):
         if image_size is not None:
             config = config.replace(image_size=image_size)
         variant = variant or config.default_variant
-        dtype = dtype or torch.float32
-        projectors = bundle.load_projectors(folder, config, variant, dtype)
-        backbone = bundle.load_bundled_backbone(folder, config, dtype, **hub)
+        precision = _as_dtype(dtype or torch.float32)
+        projectors = bundle.load_projectors(folder, config, variant, precision)
+        backbone = bundle.load_bundled_backbone(folder, config, precision, **hub)
         extractor = cls(config, backbone, projectors, variant)
         return extractor.to(device) if device is not None else extractor
 
@@ -141,24 +145,32 @@ class Pretrained(nn.Module, ModelHubMixin):
             InputError: the folder holds variants of another extractor, or a backbone that was not loaded from the Hub
                 was to be left out.
         """
+        if push_to_hub_kwargs and not push_to_hub:
+            raise TypeError(f"unknown arguments {sorted(push_to_hub_kwargs)}: they are for push_to_hub=True")
         self._write(Path(save_directory), include_backbone)
         if push_to_hub:
-            return self.push_to_hub(repo_id or Path(save_directory).name, **push_to_hub_kwargs)
+            name = repo_id or Path(save_directory).name
+            return self.push_to_hub(name, include_backbone=include_backbone, **push_to_hub_kwargs)
         return None
 
     def _write(self, folder: Path, include_backbone: bool, repository: Optional[str] = None) -> None:
-        bundle.check_no_foreign_variants(folder, self.config, self.variant)
+        config = self.config
+        if include_backbone and config.backbone_digest:
+            # Of the weights as they are written: in memory they may have another precision than they once had.
+            config = config.replace(backbone_digest=self.backbone.digest())
+        bundle.check_no_foreign_variants(folder, config, self.variant)
         if include_backbone:
             with atomic_path(folder / bundle.BACKBONE_FOLDER) as temporary:
                 self.backbone.save(temporary)
-        elif not self.config.backbone_revision:
+        elif not config.backbone_revision:
             raise InputError(
-                f"the backbone {self.config.backbone!r} has no commit on the Hub to fetch it from again: save with "
+                f"the backbone {config.backbone!r} has no commit on the Hub to fetch it from again: save with "
                 "include_backbone=True, or give the configuration a backbone id and backbone_revision"
             )
-        weights = bundle.weights_file(self.config, self.variant)
-        bundle.write_weights(folder / weights, self.projectors)
-        bundle.write_config(folder, self.config)
+        else:
+            remove(folder / bundle.BACKBONE_FOLDER)  # it would be taken instead
+        bundle.write_weights(folder / bundle.weights_file(config, self.variant), self.projectors)
+        bundle.write_config(folder, config)
         if not (folder / bundle.CARD_FILE).exists():  # a card is edited by hand
             write_text(folder / bundle.CARD_FILE, self._card(repository))
 
@@ -177,7 +189,9 @@ class Pretrained(nn.Module, ModelHubMixin):
         tag: Optional[str] = None,
         include_backbone: bool = True,
     ) -> str:
-        """Pushes the bundle of this variant in one commit. A folder of several variants is pushed by ``BundlePusher``.
+        """Pushes this variant in one commit; other variants of the same extractor, and the card, stay as they are.
+
+        A folder of several variants is pushed by ``BundlePusher``, or ``adpretrain push``.
 
         Args:
             repo_id: ``owner/name``; made if it is not there.
@@ -197,9 +211,16 @@ class Pretrained(nn.Module, ModelHubMixin):
         """
         with tempfile.TemporaryDirectory() as folder:
             self._write(Path(folder), include_backbone, repo_id)
-            pusher = BundlePusher(folder, repo_id, private=private, branch=branch, token=token)
+            pusher = BundlePusher(folder, repo_id, private=private, branch=branch, token=token, one_variant=True)
             return pusher.push(commit_message, create_pr=create_pr, tag=tag)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """The card that is saved with the bundle."""
         return ModelCard(self._card())
+
+
+def _as_dtype(dtype: Union[torch.dtype, str]) -> torch.dtype:
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if found not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise InputError(f"dtype is {dtype!r}, expected float16, bfloat16, float32 or float64")
+    return found

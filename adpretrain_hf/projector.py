@@ -146,6 +146,15 @@ class Projectors(nn.Module):
         self._check(residuals)
         return [level(residual) for level, residual in zip(self.levels, residuals, strict=True)]
 
+    def check_fits(self, config: ADPretrainConfig) -> None:
+        """Raises InputError if the levels, width, heads or reference tokens are others than the configuration's."""
+        got = [(*level.reference_tokens.shape, level.attention.num_heads) for level in self]
+        expected = [(config.num_reference_tokens, config.hidden_size, config.num_heads)] * len(config.layers)
+        if got != expected:
+            raise InputError(
+                f"the projectors' reference tokens, width and heads are {got}, the configuration's are {expected}"
+            )
+
     def are_identity(self) -> bool:
         """Whether all are as new: their output is their input."""
         last = (layer for level in self for layer in (level.attention.out_proj, level.mlp.fc2))

@@ -12,6 +12,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 from adpretrain_hf import bundle
+from adpretrain_hf.config import ADPretrainConfig
 from adpretrain_hf.errors import BundleError, InputError
 from adpretrain_hf.hub_errors import explained
 from adpretrain_hf.retries import with_retries
@@ -46,6 +47,8 @@ class BundlePusher:
             visibility to the owner's default and to what it is.
         branch: made if it is not there; ``main`` by default.
         token: of the user; the one that is logged in by default.
+        one_variant: the folder is one variant, to be put beside others of the same extractor that may be there; they
+            and the card stay. Otherwise the folder is the whole bundle.
 
     Raises:
         BundleError: the folder is not a whole bundle.
@@ -59,10 +62,13 @@ class BundlePusher:
         private: bool | None = None,
         branch: str | None = None,
         token: str | bool | None = None,
+        one_variant: bool = False,
     ) -> None:
+        self.one_variant = one_variant
         self.folder, self.repo_id, self.private, self.branch = Path(folder), repo_id, private, branch or "main"
         self.api = HfApi(token=token)
-        self.files = _bundle_files(self.folder)
+        self.config = bundle.read_config(self.folder)
+        self.files = _bundle_files(self.folder, self.config)
 
     def plan(self) -> PushPlan:
         """Compares the folder with the repository; writes nothing.
@@ -73,11 +79,21 @@ class BundlePusher:
         with explained(self.repo_id, self.branch):
             parent = self._head()
             there = self._remote_files(parent) if parent else {}
-        same = [name for name, path in self.files.items() if name in there and _is_same(path, there[name])]
+        keep = [name for name, path in self.files.items() if name in there and _is_same(path, there[name])]
+        delete = [name for name in there if _belongs_to_bundle(name) and name not in self.files]
+        if self.one_variant:
+            others = bundle.variants_among(delete, self.config)
+            if others and bundle.CONFIG_FILE not in keep:
+                raise BundleError(
+                    f"{self.repo_id} holds the variants {others} of an extractor with another configuration: push to "
+                    "another repository, or push a folder with all variants"
+                )
+            delete = [name for name in delete if not bundle.variants_among([name], self.config)]
+            keep += [name for name in self.files if name == bundle.CARD_FILE and name in there and name not in keep]
         return PushPlan(
-            send={name: path.stat().st_size for name, path in self.files.items() if name not in same},
-            keep=same,
-            delete=[name for name in there if _belongs_to_bundle(name) and name not in self.files],
+            send={name: path.stat().st_size for name, path in self.files.items() if name not in keep},
+            keep=keep,
+            delete=delete,
             parent=parent,
         )
 
@@ -179,8 +195,7 @@ class BundlePusher:
         return with_retries(call, f"{what} ({self.repo_id})")
 
 
-def _bundle_files(folder: Path) -> dict[str, Path]:
-    config = bundle.read_config(folder)
+def _bundle_files(folder: Path, config: ADPretrainConfig) -> dict[str, Path]:
     if not bundle.variants_in(folder, config):
         raise BundleError(f"{folder} has no projectors: expected {bundle.WEIGHTS_FILE}")
     if not (folder / bundle.BACKBONE_FOLDER).is_dir() and not config.backbone_revision:

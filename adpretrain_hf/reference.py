@@ -15,6 +15,7 @@ from adpretrain_hf.errors import BundleError, InputError, MissingPathError
 from adpretrain_hf.files import atomic_path
 
 _FORMAT = "adpretrain_reference_bank_1"
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # One block of similarities is at most 2,048 x 4,096 floats, 32 MB, however many queries and references there are.
 _QUERY_CHUNK, _REFERENCE_CHUNK = 2048, 4096
 
@@ -41,6 +42,8 @@ class ReferenceBank:
         shapes = [tuple(level.shape) for level in patches]
         if not shapes or any(len(shape) != 2 or shape != shapes[0] for shape in shapes) or 0 in shapes[0]:
             raise InputError(f"got reference patches of shapes {shapes}, expected one (K, C) for each level, K >= 1")
+        if any(level.dtype not in _DTYPES for level in patches):
+            raise InputError(f"got reference patches of {patches[0].dtype}, expected one of {_DTYPES}")
         if not all(level.isfinite().all() for level in patches):
             raise InputError("the reference patches hold NaN or infinite values: check the reference images")
         self.patches = list(patches)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -55,26 +53,23 @@ def anomaly_map(features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         for level in features
     ]
     mean = torch.stack(levels).mean(dim=0)
-    rows, columns = (torch.from_numpy(gaussian_matrix(side)).to(mean.device) for side in size)
     with torch.autocast(mean.device.type, enabled=False):
-        return rows @ mean @ columns.T
+        return gaussian_smooth(gaussian_smooth(mean, dim=1), dim=2)
 
 
-@lru_cache(maxsize=64)
-def gaussian_matrix(side: int) -> np.ndarray:
-    """The Gaussian filter of sigma 4 along an axis of ``side`` pixels, borders mirrored, as a matrix (side, side).
+def gaussian_smooth(maps: Tensor, dim: int) -> Tensor:
+    """Smooths maps (B, H, W) along one axis by a Gaussian of sigma 4 px, borders mirrored.
 
-    Equal to ``scipy.ndimage.gaussian_filter1d(..., mode="reflect")``, which the released code uses, and
-    differentiable. An array, for a tensor would keep the mode (inference, device) of whoever asked first.
+    Equal to ``scipy.ndimage.gaussian_filter1d(..., mode="reflect")``, which the released code uses, and differentiable.
     """
-    radius = int(_TRUNCATE * SIGMA + 0.5)
-    offsets = np.arange(-radius, radius + 1)
-    weights = np.exp(-0.5 * (offsets / SIGMA) ** 2)
-    positions = (np.arange(side)[:, None] + offsets) % (2 * side)
-    positions = np.where(positions < side, positions, 2 * side - 1 - positions)
-    matrix = np.zeros((side, side))
-    np.add.at(matrix, (np.arange(side)[:, None], positions), weights / weights.sum())
-    return matrix.astype(np.float32)
+    side, radius = maps.shape[dim], int(_TRUNCATE * SIGMA + 0.5)
+    offsets = torch.arange(-radius, radius + 1, device=maps.device, dtype=maps.dtype)
+    weights = torch.exp(-0.5 * (offsets / SIGMA) ** 2)
+    positions = torch.arange(-radius, side + radius, device=maps.device) % (2 * side)
+    positions = torch.where(positions < side, positions, 2 * side - 1 - positions)
+    shape = (1, 1, -1, 1) if dim == 1 else (1, 1, 1, -1)
+    padded = maps.index_select(dim, positions)[:, None]
+    return F.conv2d(padded, (weights / weights.sum()).view(shape))[:, 0]
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adpretrain_hf import ADPretrainFeatureExtractor, ReferenceBank
+from adpretrain_hf.backbone_loading import load_backbone
 from adpretrain_hf.bundle import read_config, variants_in
+from adpretrain_hf.cli import main
 from adpretrain_hf.errors import BundleError, InputError, MissingPathError
 from tests.conftest import make_extractor, random_image
+from tests.tiny import save_tiny
 
 load = ADPretrainFeatureExtractor.from_pretrained
 
@@ -102,7 +105,41 @@ def test_a_stopped_save_leaves_the_old_bundle(bundle, tiny_folder, monkeypatch):
     assert not list(bundle.rglob(".*"))
 
 
+def test_weights_of_another_backbone_are_refused(bundle, tmp_path):
+    load_backbone(save_tiny(tmp_path / "other", seed=9), (1, 2, 3, 4)).save(bundle / "backbone")
+    with pytest.raises(BundleError, match="has other weights than the bundle was made with: their digest is"):
+        load(bundle)
+
+
+def test_a_backbone_that_was_left_out_does_not_stay_behind(bundle, tiny_folder):
+    extractor = make_extractor(tiny_folder)
+    extractor.config = extractor.config.replace(backbone_revision="0123abc")
+    extractor.save_pretrained(bundle, include_backbone=False)
+    assert not (bundle / "backbone").exists()
+
+
+def test_the_command_line_does_not_overwrite_a_bundle(bundle, tiny_folder, capsys):
+    before = (bundle / "model.safetensors").read_bytes()
+    assert main(["new", "--backbone", str(tiny_folder), "--output", str(bundle)]) == 1
+    assert "holds a bundle already, whose projectors would be lost" in capsys.readouterr().err
+    assert (bundle / "model.safetensors").read_bytes() == before
+
+
 class TestLoading:
+    def test_dtype_by_name(self, bundle):
+        assert load(bundle, dtype="bfloat16").dtype == torch.bfloat16
+        for wrong in ("int8", "bf17", torch.int8):
+            with pytest.raises(InputError, match="expected float16, bfloat16, float32 or float64"):
+                load(bundle, dtype=wrong)
+
+    def test_values_that_do_not_fit_the_precision(self, bundle):
+        path = bundle / "model.safetensors"
+        tensors = load_file(path)
+        tensors["levels.2.mlp.fc1.weight"][0, 0] = 1e6
+        save_file(tensors, path)
+        with pytest.raises(BundleError, match="NaN or infinite values"):
+            load(bundle, dtype=torch.float16)
+
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
     def test_dtype(self, bundle, dtype):
         extractor = load(bundle, dtype=dtype)

@@ -232,7 +232,7 @@ def test_damaged_result_is_made_again_or_named(
         message = capsys.readouterr().err.splitlines()[-1]
         assert message.startswith("adpretrain: error: ") and str(damaged) in message
     else:
-        assert scored(output) == before
+        assert scored(output) == pytest.approx(before, abs=1e-6)  # alone in its batch, sums come in another order
 
 
 OTHER_SETTINGS = {

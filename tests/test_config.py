@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -67,7 +68,16 @@ def test_unknown_preset_lists_the_known_ones():
         ("layers", (0, 3), r"layers is \(0, 3\), expected block numbers >= 1"),
         ("layers", (6, 3), r"layers is \(6, 3\), expected block numbers >= 1 in rising order"),
         ("layers", (3, 3), r"layers is \(3, 3\)"),
-        ("layers", "3,6", "layers is '3,6', expected a list or tuple"),
+        ("layers", "3,6", "layers is '3,6', expected a list or tuple of integers"),
+        ("layers", ("3", 6), r"layers is \('3', 6\), expected a list or tuple of integers"),
+        ("layers", (3.0, 6.0), r"layers is \(3.0, 6.0\), expected a list or tuple of integers"),
+        ("layers", (None,), r"layers is \(None,\), expected a list or tuple of integers"),
+        ("layers", 3, "layers is 3, expected a list or tuple of integers"),
+        ("mean", (10**400, 0, 0), "mean is .*expected a list or tuple of numbers"),
+        ("backbone_revision", 5, "backbone_revision is 5, expected a non-empty text, or None"),
+        ("backbone_digest", ["a"], "backbone_digest is .*expected a non-empty text, or None"),
+        ("format_version", True, "format_version is True, this version"),
+        ("reported_scores", {"angle": {"img_auc": float("nan")}}, "reported_scores is .*finite number"),
         ("image_size", 225, "image_size is 225, expected a multiple of patch_size=14"),
         ("num_heads", 5, "num_heads is 5, expected a divisor of hidden_size=64"),
         ("num_reference_tokens", 0, "num_reference_tokens is 0, expected an integer >= 1"),
@@ -121,6 +131,19 @@ def test_from_dict_names_missing_fields():
     del values["hidden_size"], values["layers"]
     with pytest.raises(BundleError, match=r"\['hidden_size', 'layers'\] are missing"):
         ADPretrainConfig.from_dict(values)
+
+
+def test_numbers_of_numpy_are_numbers_and_equal_settings_are_equal():
+    config = ADPretrainConfig(**VALID, mean=(0, 0, 0))
+    other = ADPretrainConfig(**VALID | {"layers": np.array([3, 6, 9, 12])}, mean=np.zeros(3, np.float32))
+    assert config == other and hash(config) == hash(other) and config.fingerprint == other.fingerprint
+    assert json.dumps(other.to_dict())
+
+
+def test_the_number_of_levels_can_be_changed():
+    assert ADPretrainConfig(**VALID).replace(layers=(1, 2)).residual_scale == (1.0, 1.0)
+    with pytest.raises(InputError, match="one finite factor > 0 for each of the 2 levels"):
+        ADPretrainConfig(**VALID, residual_scale=(1, 2, 3, 4)).replace(layers=(1, 2))
 
 
 def test_replace_checks_again():

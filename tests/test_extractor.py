@@ -290,6 +290,17 @@ class TestPrecision:
 
 
 class TestFrozen:
+    def test_the_backbone_stays_closed_whatever_is_opened(self, extractor):
+        extractor.requires_grad_(True)
+        extractor.backbone.requires_grad_(True)
+        assert not any(parameter.requires_grad for parameter in extractor.backbone.parameters())
+        assert all(parameter.requires_grad for parameter in extractor.projectors.parameters())
+
+    def test_a_second_view_of_projectors_in_training_does_not_close_them(self, extractor):
+        extractor.projectors.requires_grad_()
+        ADPretrainFeatureExtractor(extractor.config, extractor.backbone, extractor.projectors)
+        assert extractor.projectors[0].reference_tokens.requires_grad
+
     def test_nothing_is_trained_by_default(self, extractor):
         assert not any(parameter.requires_grad for parameter in extractor.parameters())
         assert not extractor.set_reference(references())(random_image(0))["layer1"].requires_grad
@@ -327,6 +338,27 @@ def test_a_backbone_that_does_not_fit_its_configuration_is_refused():
         InputError, match="width, patch size and levels are .32, 8, .1, 2.., the configuration's are .64"
     ):
         ADPretrainFeatureExtractor(config, Backbone(tiny_model("vit"), (1, 2)))
+
+
+def test_projectors_that_do_not_fit_are_refused(extractor):
+    config = extractor.config.replace(num_heads=8)
+    with pytest.raises(InputError, match="the projectors' reference tokens, width and heads are"):
+        ADPretrainFeatureExtractor(config, extractor.backbone, extractor.projectors)
+
+
+def test_a_bank_without_a_stamp_must_have_the_right_shape(extractor):
+    with pytest.raises(InputError, match="has 1 levels of 8 channels, this extractor 4 of 32"):
+        extractor.set_reference(ReferenceBank([torch.zeros(3, 8)]))
+
+
+def test_a_network_that_does_not_fit_is_refused_when_it_is_loaded(tmp_path):
+    from transformers import DeiTConfig, DeiTModel
+
+    from tests.tiny import SIZES
+
+    DeiTModel(DeiTConfig(**SIZES)).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="'deit' gave 18 tokens"):
+        ADPretrainFeatureExtractor.from_backbone(str(tmp_path))
 
 
 def test_photographs_are_told_apart_without_training(tmp_path):

@@ -25,6 +25,7 @@ def start(images: list[Path] | Path, output: Path, **overrides: object) -> Folde
 
 def finish(run: FolderRun, image: Path) -> None:
     write_text(run.result_path(str(image)), "result")
+    run.note_done(str(image))
 
 
 def names(run: FolderRun) -> list[str]:
@@ -105,10 +106,12 @@ def test_a_newer_image_is_pending_again(image_folder: Path, tmp_path: Path) -> N
     for image in images:
         finish(run, image)
     assert run.pending() == []
-    done_at = run.result_path(str(images[2])).stat().st_mtime
+    done_at = images[2].stat().st_mtime
     os.utime(images[2], (done_at + 5, done_at + 5))
     assert run.pending() == [images[2]]
-    os.utime(images[2], (done_at - 5, done_at - 5))
+    os.utime(images[2], (done_at - 5, done_at - 5))  # an older one that took its place
+    assert run.pending() == [images[2]]
+    os.utime(images[2], (done_at, done_at))
     assert run.pending() == []
 
 

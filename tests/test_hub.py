@@ -16,6 +16,7 @@ from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 
 from adpretrain_hf import ADPretrainFeatureExtractor
+from adpretrain_hf.cli import main
 from adpretrain_hf.errors import BundleError, MissingPathError
 from adpretrain_hf.hub_download import is_intact
 from tests.conftest import ROOT, make_extractor, random_image
@@ -167,6 +168,15 @@ FAULTS = {
 }
 
 
+def test_info_downloads_the_configuration_alone(repository, hub, cache, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    hub.log.clear()
+    assert main(["info", "acme/tiny", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["variants"] == ["angle", "norm"] and facts["backbone_included"]
+    assert not requests(hub, "GET", "/_cdn/")
+
+
 class TestFaults:
     @pytest.mark.parametrize("target", [WEIGHTS, CONFIG, SMALL], ids=["weights", "config", "small file"])
     @pytest.mark.parametrize("fault", FAULTS)
@@ -267,12 +277,19 @@ class TestRefusals:
 
     def test_missing_repository(self, hub, cache):
         self.refused(
-            "no repository acme/none on the Hub, or it is private", "acme/none", MissingPathError, cache_dir=cache
+            "no repository acme/none on the Hub .and no such folder here., or",
+            "acme/none",
+            MissingPathError,
+            cache_dir=cache,
         )
 
     def test_private_repository(self, repository, hub, cache):
         API.create_repo("acme/closed", private=True)
-        self.refused("no repository acme/closed on the Hub, or it is private", "acme/closed", MissingPathError)
+        self.refused(
+            "no repository acme/closed on the Hub .and no such folder here., or",
+            "acme/closed",
+            MissingPathError,
+        )
 
     def test_gated_repository(self, repository, hub, cache):
         API.create_repo("acme/gated")

@@ -79,6 +79,31 @@ class TestPush:
         )
         assert torch.equal(features_of(again), features_of(extractor))
 
+    def test_a_variant_from_memory_goes_beside_the_other(self, hub, bundle, extractor, name, tiny_folder, tmp_path):
+        (bundle / "README.md").write_text("---\ntags: [mine]\n---\n")
+        push(bundle, name)
+        norm = make_extractor(tiny_folder, seed=2)
+        norm.variant = "norm"
+        norm.push_to_hub(name, token=OWNER)
+        assert files(name) == local_files(bundle) | {"model.norm.safetensors"}
+        load = ADPretrainFeatureExtractor.from_pretrained
+        assert torch.equal(features_of(load(name, variant="norm", cache_dir=tmp_path / "c")), features_of(norm))
+        assert torch.equal(features_of(load(name, cache_dir=tmp_path / "c")), features_of(extractor))
+        assert API.model_info(name).tags == ["mine"]
+        other = make_extractor(tiny_folder, num_reference_tokens=8)
+        with pytest.raises(
+            BundleError, match=r"holds the variants \['norm'\] of an extractor with another configuration"
+        ):
+            other.push_to_hub(name, token=OWNER)
+
+    def test_the_backbone_stays_at_home_if_told_so(self, hub, extractor, name, tmp_path):
+        extractor.config = extractor.config.replace(backbone_revision="0123abc")
+        arguments = {"include_backbone": False, "push_to_hub": True, "repo_id": name, "token": OWNER}
+        extractor.save_pretrained(tmp_path / "slim", **arguments)
+        assert not [file for file in files(name) if file.startswith("backbone/")]
+        with pytest.raises(TypeError, match=r"unknown arguments \['inclde_backbone'\]"):
+            extractor.save_pretrained(tmp_path / "slim", inclde_backbone=False)
+
     def test_a_commit_stays_what_it_was_after_a_later_push(self, hub, bundle, name, tiny_folder, tmp_path):
         before = features_of(ADPretrainFeatureExtractor.from_pretrained(bundle))
         commit = push(bundle, name).rsplit("/", 1)[1]

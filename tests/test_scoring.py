@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -22,20 +21,13 @@ from adpretrain_hf.scoring import (
     ScoredImage,
     anomaly_map,
     feature_norm,
-    gaussian_matrix,
+    gaussian_smooth,
     place_map,
     score_batch,
 )
 
 QUICK = settings(max_examples=60, deadline=None, database=None)
 sides = st.integers(1, 48)
-
-
-@pytest.fixture
-def _fresh_filters() -> Iterator[None]:
-    gaussian_matrix.cache_clear()
-    yield
-    gaussian_matrix.cache_clear()
 
 
 def prepared(name: str, height: int = 24, width: int = 24) -> PreparedImage:
@@ -108,9 +100,11 @@ def test_half_precision_does_not_overflow_the_norm(dtype: torch.dtype) -> None:
 def test_the_filter_is_scipys(side: int, seed: int) -> None:
     signal = np.random.default_rng(seed).normal(size=side)
     expected = gaussian_filter1d(signal, sigma=4, mode="reflect")
-    matrix = gaussian_matrix(side)
-    assert SIGMA == 4 and matrix.shape == (side, side) and matrix.dtype == np.float32
-    np.testing.assert_allclose(matrix.astype(float) @ signal, expected, atol=1e-6)
+    assert SIGMA == 4
+    maps = torch.from_numpy(signal)
+    for dim, shape in ((1, (1, -1, 1)), (2, (1, 1, -1))):
+        smooth = gaussian_smooth(maps.view(shape), dim)
+        np.testing.assert_allclose(smooth.flatten().numpy(), expected, atol=1e-9)
 
 
 @QUICK
@@ -151,7 +145,6 @@ def test_a_feature_raises_the_map_where_it_is() -> None:
 # Under whatever mode it is called
 
 
-@pytest.mark.usefixtures("_fresh_filters")
 def test_the_map_is_differentiable() -> None:
     features = [level.requires_grad_() for level in features_of(1)]
     anomaly_map(features, (24, 24)).sum().backward()
@@ -159,7 +152,6 @@ def test_the_map_is_differentiable() -> None:
         assert level.grad is not None and level.grad.isfinite().all() and level.grad.abs().sum() > 0
 
 
-@pytest.mark.usefixtures("_fresh_filters")
 def test_the_map_is_differentiable_after_inference_mode() -> None:
     with torch.inference_mode():
         anomaly_map(features_of(1), (24, 24))
@@ -168,15 +160,6 @@ def test_the_map_is_differentiable_after_inference_mode() -> None:
     assert features[0].grad is not None
 
 
-@pytest.mark.usefixtures("_fresh_filters")
-def test_the_default_device_of_an_earlier_call_does_not_matter() -> None:
-    with torch.device("meta"):
-        gaussian_matrix(24)
-    anomaly = anomaly_map(features_of(1), (24, 24))
-    assert anomaly.device.type == "cpu" and anomaly.isfinite().all()
-
-
-@pytest.mark.usefixtures("_fresh_filters")
 def test_the_map_is_float32_under_autocast() -> None:
     expected = anomaly_map(features_of(1), (24, 24))
     with torch.autocast("cpu", torch.bfloat16):
