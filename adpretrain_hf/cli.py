@@ -14,6 +14,7 @@ from pathlib import Path
 from adpretrain_hf import __version__
 from adpretrain_hf.errors import InputError
 
+_RUNS = "adpretrain_hf.cli_runs"
 _DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -48,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _command(
-    commands: argparse._SubParsersAction, name: str, help: str, module: str = "adpretrain_hf.commands"
+    commands: argparse._SubParsersAction, name: str, help: str, module: str = "adpretrain_hf.cli_bundles"
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         name,
@@ -92,7 +93,7 @@ def _add_convert(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_reference(commands: argparse._SubParsersAction) -> None:
-    parser = _command(commands, "reference", "encode normal images of one product as a reference bank")
+    parser = _command(commands, "reference", "encode normal images of one product as a reference bank", _RUNS)
     _add_bundle(parser)
     parser.add_argument("images", type=Path, nargs="+", help="a folder, or image files")
     parser.add_argument("--output", type=Path, required=True, help="the .safetensors file to write")
@@ -101,13 +102,13 @@ def _add_reference(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_extract(commands: argparse._SubParsersAction) -> None:
-    parser = _command(commands, "extract", "write the features of every image to a file of its own")
+    parser = _command(commands, "extract", "write the features of every image to a file of its own", _RUNS)
     _add_run(parser)
     parser.add_argument("--format", choices=("safetensors", "npz"), default="safetensors", help="of the files")
 
 
 def _add_score(commands: argparse._SubParsersAction) -> None:
-    parser = _command(commands, "score", "write anomaly scores, maps and overlays")
+    parser = _command(commands, "score", "write anomaly scores, maps and overlays", _RUNS)
     _add_run(parser)
     parser.add_argument("--no-overlays", action="store_true", help="leave the overlay pictures out")
 
@@ -131,7 +132,7 @@ def _add_info(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_demo(commands: argparse._SubParsersAction) -> None:
-    parser = _command(commands, "demo", "score photographs and draw the results", "adpretrain_hf.demo")
+    parser = _command(commands, "demo", "score photographs and draw the results", "adpretrain_hf.cli_demo")
     parser.add_argument("--bundle", default="hub_cards/adpretrain-dinov2-small", help="folder, or id on the Hub")
     parser.add_argument(
         "--photos",

@@ -6,10 +6,9 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from adpretrain_hf.commands import write_csv
 from adpretrain_hf.errors import InputError, MissingPathError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
-from adpretrain_hf.files import atomic_path
+from adpretrain_hf.files import atomic_path, write_csv
 from adpretrain_hf.images import list_images, read_image
 from adpretrain_hf.overlays import SheetEntry, colour_range, contact_sheet, overlay
 
