@@ -250,7 +250,7 @@ def test_other_colour_spaces_become_rgb(tmp_path: Path, mode: str, colour: tuple
     image = Image.new("RGB", (32, 32), colour).convert(mode)
     image.save(tmp_path / "image.jpg", quality=95)
     image.save(tmp_path / "image.tiff")
-    assert Image.open(tmp_path / "image.tiff").mode == mode
+    assert Image.open(tmp_path / "image.tiff").mode in (mode, "RGB")  # Pillow before 13 converts YCbCr itself
     for source in (image, tmp_path / "image.jpg", tmp_path / "image.tiff"):
         assert np.abs(pixels_of(source).astype(int) - colour).max() <= 4
 
@@ -319,7 +319,7 @@ def png(*chunks: bytes, width: int = 20, height: int = 20) -> bytes:
     ("content", "kind_of_error"),
     [
         (png(chunk(b"zTXt", b"note\0\0" + zlib.compress(bytes(2 << 20)))), ValueError),
-        (png(chunk(b"tRNS", b"?")), ValueError),
+        (png(chunk(b"tRNS", b"?")), (ValueError, OSError)),  # OSError before Pillow 13
         (png(chunk(b"eXIf", b"junk")), SyntaxError),
         (png(chunk(b"eXIf", b"MM\0*")), struct.error),
         (png(chunk(b"IDAT", b""), chunk(b"\0\1\2\3", b"")), SyntaxError),
@@ -327,7 +327,7 @@ def png(*chunks: bytes, width: int = 20, height: int = 20) -> bytes:
     ids=["text that unpacks to much", "short chunk", "no EXIF", "cut EXIF", "no chunk"],
 )
 def test_every_way_in_which_pillow_reports_damage_is_named(
-    tmp_path: Path, content: bytes, kind_of_error: type[Exception]
+    tmp_path: Path, content: bytes, kind_of_error: type[Exception] | tuple[type[Exception], ...]
 ) -> None:
     path = tmp_path / "odd.png"
     path.write_bytes(png())

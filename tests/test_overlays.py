@@ -70,7 +70,7 @@ def test_the_range_is_never_empty_and_knows_no_order(anomalies: list[np.ndarray]
     assert colours.high > colours.low and colours.high >= 1.5 * colours.low
     assert colour_range(reversed(anomalies)) == colours
     for anomaly in anomalies:
-        assert np.quantile(anomaly, 0.999) <= colours.high * (1 + 1e-6)
+        assert np.quantile(anomaly, 0.999) <= colours.high * (1 + 1e-5)  # float32 here, float64 there
         heat_map(anomaly, colours)
 
 
