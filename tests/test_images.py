@@ -250,8 +250,10 @@ def test_other_colour_spaces_become_rgb(tmp_path: Path, mode: str, colour: tuple
     image = Image.new("RGB", (32, 32), colour).convert(mode)
     image.save(tmp_path / "image.jpg", quality=95)
     image.save(tmp_path / "image.tiff")
-    assert Image.open(tmp_path / "image.tiff").mode in (mode, "RGB")  # Pillow before 13 converts YCbCr itself
-    for source in (image, tmp_path / "image.jpg", tmp_path / "image.tiff"):
+    sources = [image, tmp_path / "image.jpg"]
+    if Image.open(tmp_path / "image.tiff").mode == mode:  # Pillow before 13 takes YCbCr in a TIFF for RGB
+        sources.append(tmp_path / "image.tiff")
+    for source in sources:
         assert np.abs(pixels_of(source).astype(int) - colour).max() <= 4
 
 
