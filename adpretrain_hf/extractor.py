@@ -16,7 +16,7 @@ from adpretrain_hf.errors import InputError
 from adpretrain_hf.preprocessing import PreparedImage, Preprocessor, check_prepared, is_prepared
 from adpretrain_hf.pretrained import Pretrained
 from adpretrain_hf.projector import Projectors
-from adpretrain_hf.reference import ReferenceBank, residuals_per_image
+from adpretrain_hf.reference import ReferenceBank, residuals_per_image, to_rows
 from adpretrain_hf.scoring import AnomalyScores, ScoredImage, score_batch
 
 References = Union[ReferenceBank, Sequence[ReferenceBank], Any]
@@ -112,7 +112,7 @@ class ADPretrainFeatureExtractor(Pretrained):
         for batch, features in self._encode_batches(images, batch_size, progress, None, "reference"):
             number += len(batch)
             for level, maps in zip(rows, features, strict=True):
-                level.append(maps.permute(0, 2, 3, 1).flatten(0, 2))  # (B*h*w, C)
+                level.append(to_rows(maps))
         if not number:
             raise InputError("no reference images were given: expected at least one normal image")
         patches = [torch.cat(level) for level in rows]

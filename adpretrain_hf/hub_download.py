@@ -161,11 +161,20 @@ def is_intact(path: Path) -> bool:
     """
     blob = path.resolve()
     if re.fullmatch(r"[0-9a-f]{64}", blob.name):
-        return _digest(blob, hashlib.sha256()) == blob.name
+        return sha256_of(blob) == blob.name
     if re.fullmatch(r"[0-9a-f]{40}", blob.name):
-        header = b"blob %d\0" % blob.stat().st_size
-        return _digest(blob, hashlib.sha1(header, usedforsecurity=False)) == blob.name
+        return git_sha1_of(blob) == blob.name
     return True
+
+
+def sha256_of(path: Path) -> str:
+    """The checksum by which the Hub knows a large file."""
+    return _digest(path, hashlib.sha256())
+
+
+def git_sha1_of(path: Path) -> str:
+    """The checksum by which the Hub, like git, knows any other file."""
+    return _digest(path, hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False))
 
 
 def discard(path: Path) -> None:

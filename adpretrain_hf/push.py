@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 from adpretrain_hf import bundle
 from adpretrain_hf.config import ADPretrainConfig
 from adpretrain_hf.errors import BundleError, InputError
+from adpretrain_hf.hub_download import git_sha1_of, sha256_of
 from adpretrain_hf.hub_errors import explained
 from adpretrain_hf.retries import with_retries
 
@@ -215,7 +215,4 @@ def _belongs_to_bundle(name: str) -> bool:
 def _is_same(path: Path, entry: RepoFile) -> bool:
     if path.stat().st_size != entry.size:
         return False
-    data = path.read_bytes()
-    if entry.lfs is not None:
-        return hashlib.sha256(data).hexdigest() == entry.lfs.sha256
-    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == entry.blob_id
+    return sha256_of(path) == entry.lfs.sha256 if entry.lfs is not None else git_sha1_of(path) == entry.blob_id

@@ -56,7 +56,7 @@ class ReferenceBank:
     @classmethod
     def from_features(cls, features: Sequence[Tensor], *, fingerprint: str = "", category: str = "") -> ReferenceBank:
         """Makes a bank of all patches of L feature maps (B, C, h, w)."""
-        patches = [_to_rows(level).contiguous() for level in features]
+        patches = [to_rows(level).contiguous() for level in features]
         return cls(patches, fingerprint=fingerprint, category=category, num_images=len(features[0]))
 
     def __len__(self) -> int:
@@ -198,12 +198,13 @@ def nearest_reference(queries: Tensor, references: Tensor, inverse_norms: Tensor
 
 def _residual(features: Tensor, references: Tensor, inverse_norms: Tensor) -> Tensor:
     b, _, h, w = features.shape
-    queries = _to_rows(features)
+    queries = to_rows(features)
     with torch.no_grad():
         index = nearest_reference(queries, references, inverse_norms)
     residual = queries - references[index].to(queries.dtype)
     return residual.view(b, h * w, -1).transpose(1, 2).unflatten(2, (h, w))
 
 
-def _to_rows(features: Tensor) -> Tensor:
-    return features.permute(0, 2, 3, 1).flatten(0, 2)  # (B, C, h, w) -> (B*h*w, C)
+def to_rows(features: Tensor) -> Tensor:
+    """The tokens of all images below each other: (B, C, h, w) -> (B*h*w, C)."""
+    return features.permute(0, 2, 3, 1).flatten(0, 2)
