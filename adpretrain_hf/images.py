@@ -13,6 +13,7 @@ What images may be, and what is done with them:
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import zlib
@@ -65,7 +66,7 @@ def read_image(source: ImageSource, name: str) -> Image.Image:
             raise MissingPathError(f"no such image: {source}")
         if os.path.isdir(source):
             raise ImageError(f"{source} is a folder, expected an image")
-        image = _open(Path(source))
+        image = _open(Path(source), str(source))
     else:
         raise ImageError(f"{name} is a {type(source).__name__}, expected a path, PIL image, array or uint8 tensor")
     try:
@@ -73,6 +74,15 @@ def read_image(source: ImageSource, name: str) -> Image.Image:
     except _UNREADABLE as error:
         raise ImageError(f"{name} cannot be decoded: {error}") from error
     return _to_rgb(upright, name)
+
+
+def decode_image(data: bytes, name: str) -> Image.Image:
+    """Reads the bytes of an image file as an upright RGB image.
+
+    Raises:
+        ImageError: unreadable, or of a kind that is not supported.
+    """
+    return read_image(_open(io.BytesIO(data), name), name)
 
 
 def list_images(folder: str | Path) -> list[Path]:
@@ -128,17 +138,17 @@ def name_of(image: Any, number: int | None = None) -> str:
     return "the image" if number is None else f"image {number}"
 
 
-def _open(path: Path) -> Image.Image:
+def _open(file: Path | io.BytesIO, name: str) -> Image.Image:
     try:
-        image = Image.open(path, formats=_FORMATS)
+        image = Image.open(file, formats=_FORMATS)
         image.load()
     except Image.DecompressionBombError as error:
         raise ImageError(
-            f"{path} is refused, for it would need too much memory: {error} If it can be trusted, set "
+            f"{name} is refused, for it would need too much memory: {error} If it can be trusted, set "
             "PIL.Image.MAX_IMAGE_PIXELS"
         ) from error
     except _UNREADABLE as error:
-        raise ImageError(f"{path} cannot be read as an image: {error or type(error).__name__}") from error
+        raise ImageError(f"{name} cannot be read as an image: {error or type(error).__name__}") from error
     return image
 
 

@@ -6,6 +6,7 @@ measurably. Which images can be read, and how, is in ``images.py``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,8 +50,6 @@ class Preprocessor:
 
     def __init__(self, config: ADPretrainConfig) -> None:
         self.config = config
-        self._mean = torch.tensor(config.mean).view(3, 1, 1)
-        self._std = torch.tensor(config.std).view(3, 1, 1)
 
     def __call__(self, images: Any) -> Tensor:
         """Prepares one image, several, or a folder as one batch (B, 3, H', W').
@@ -81,10 +80,16 @@ class Preprocessor:
         width, height = image.size
         self._check_size(width, height, name)
         image, box = (self._crop if self.config.resize_mode == "crop" else self._resize)(image)
-        # A copy: PIL's memory is read-only.
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-        tensor = (pixels.float() / 255 - self._mean) / self._std
+        tensor = normalize(to_pixels(image), self.config.mean, self.config.std)
         return PreparedImage(tensor.contiguous(), name, (height, width), box)
+
+    def crop(self, image: Image.Image) -> Image.Image:
+        """What the network sees of an RGB image with ``resize_mode="crop"``, before it is normalised: S x S pixels."""
+        return self._crop(image)[0]
+
+    def crop_mask(self, mask: Image.Image) -> Image.Image:
+        """The same part of a mask of the image, its values kept: S x S pixels, each the nearest one of the mask."""
+        return self._crop(mask, Image.Resampling.NEAREST)[0]
 
     def _check_size(self, width: int, height: int, name: str) -> None:
         if min(width, height) < self.config.patch_size:
@@ -97,13 +102,15 @@ class Preprocessor:
                 f"{name} is {width} x {height} pixels, longer than {MAX_ASPECT_RATIO} : 1: cut it into parts"
             )
 
-    def _crop(self, image: Image.Image) -> tuple[Image.Image, tuple[int, int, int, int]]:
+    def _crop(
+        self, image: Image.Image, resampling: Image.Resampling = Image.Resampling.BICUBIC
+    ) -> tuple[Image.Image, tuple[int, int, int, int]]:
         side, (width, height) = self.config.image_size, image.size
         short = min(width, height)
         # int() and round() as torchvision's Resize and CenterCrop have them.
         new_width, new_height = int(side * width / short), int(side * height / short)
         left, top = round((new_width - side) / 2), round((new_height - side) / 2)
-        resized = image.resize((new_width, new_height), Image.Resampling.BICUBIC)
+        resized = image.resize((new_width, new_height), resampling)
         seen = _seen(top, side, new_height, height), _seen(left, side, new_width, width)
         return resized.crop((left, top, left + side, top + side)), (seen[0][0], seen[1][0], seen[0][1], seen[1][1])
 
@@ -119,6 +126,17 @@ def _seen(start: int, extent: int, resized: int, original: int) -> tuple[int, in
     scale = original / resized
     first, last = round(start * scale), round((start + extent) * scale)
     return first, min(last, original) - first
+
+
+def to_pixels(image: Image.Image) -> Tensor:
+    """An RGB image as a tensor (3, H, W), uint8."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # a copy: PIL's memory is read-only
+
+
+def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Scales pixels (..., 3, H, W) from 0..255 to [0, 1] and normalises them, on their device, in float32."""
+    shift, scale = (torch.tensor(values).view(3, 1, 1).to(images.device, non_blocking=True) for values in (mean, std))
+    return (images.float() / 255 - shift) / scale
 
 
 def is_prepared(images: Any) -> bool:

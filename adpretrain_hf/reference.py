@@ -87,7 +87,7 @@ class ReferenceBank:
         """
         self._check(features)
         return [
-            _residual(level, patches, norms)
+            nearest_residual(level, patches, norms)
             for level, patches, norms in zip(features, self.patches, self._inverse_norms, strict=True)
         ]
 
@@ -196,7 +196,17 @@ def nearest_reference(queries: Tensor, references: Tensor, inverse_norms: Tensor
     return index
 
 
-def _residual(features: Tensor, references: Tensor, inverse_norms: Tensor) -> Tensor:
+def nearest_residual(features: Tensor, references: Tensor, inverse_norms: Tensor | None = None) -> Tensor:
+    """Subtracts from every token of one level its nearest reference (see ``ReferenceBank.residuals``); checks nothing.
+
+    Args:
+        features: (B, C, h, w).
+        references: (K, C).
+        inverse_norms: (K,), one over the references' lengths, if known.
+
+    Returns:
+        (B, C, h, w).
+    """
     b, _, h, w = features.shape
     queries = to_rows(features)
     with torch.no_grad():

@@ -20,7 +20,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image, features
 
 from adpretrain_hf.errors import ImageError, InputError, MissingPathError
-from adpretrain_hf.images import SUFFIXES, list_images, name_of, named_sources, read_image
+from adpretrain_hf.images import SUFFIXES, decode_image, list_images, name_of, named_sources, read_image
 from tests.conftest import random_image
 
 QUICK = settings(max_examples=60, deadline=None, database=None)
@@ -643,3 +643,14 @@ def test_names() -> None:
     assert name_of(Path("a") / "b.png") == os.path.join("a", "b.png")
     assert name_of(random_image(0)) == "the image"
     assert name_of(random_image(0), 4) == "image 4"
+
+
+def test_bytes_of_a_file_are_read_as_the_file_is(tmp_path: Path) -> None:
+    random_image(3).save(tmp_path / "image.png")
+    decoded = decode_image((tmp_path / "image.png").read_bytes(), "image.png in a zip")
+    assert np.array_equal(np.asarray(decoded), np.asarray(read_image(tmp_path / "image.png", "image")))
+
+
+def test_bytes_that_are_no_image_are_refused_by_name() -> None:
+    with pytest.raises(ImageError, match=r"image.png in a zip cannot be read as an image"):
+        decode_image(b"no image", "image.png in a zip")
