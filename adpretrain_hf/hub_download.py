@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ class RepositoryFiles:
         local_files_only: take what is cached, and ask nobody.
         force_download: download again what is cached.
         probe: a small file of every such repository; by it a branch's cached commit is known later.
+        repo_type: ``"model"`` or ``"dataset"``.
+        contents: what such a repository holds, for the error about one that lacks a file.
 
     Attributes:
         commit: what the revision is at.
@@ -52,27 +55,37 @@ class RepositoryFiles:
         local_files_only: bool = False,
         force_download: bool = False,
         probe: str = "config.json",
+        repo_type: str = "model",
+        contents: str = "an ADPretrain bundle",
     ) -> None:
         self.repo_id = repo_id
+        self.repo_type = repo_type
+        self.contents = contents
         self.revision = revision or "main"
         self.force = force_download
         self._where: dict[str, Any] = {
             "token": token,
             "cache_dir": cache_dir,
             "local_files_only": local_files_only,
+            "repo_type": repo_type,
         }
         self.names: list[str] | None = None
-        with explained(repo_id, self.revision):
+        with self._explained():
             self.commit = self._resolve(probe)
 
-    def file(self, name: str) -> Path:
+    def file(self, name: str, *, recheck: bool = True) -> Path:
         """Downloads one file.
+
+        Args:
+            name: of the file in the repository.
+            recheck: compare also a file that was cached before with its checksum; it takes minutes for many gigabytes.
 
         Raises:
             BundleError: it is not there, not to be had, or came damaged twice.
         """
-        with explained(self.repo_id, self.revision):
-            return self._checked(name, self._fetch(name, self.commit, self.force))
+        with self._explained():
+            cached = not (recheck or self.force) and self._cached(name, self.commit)
+            return cached or self._checked(name, self._fetch(name, self.commit, self.force))
 
     def folder(self, patterns: list[str]) -> Path:
         """Downloads the files that match the patterns, and returns the folder of the commit.
@@ -80,7 +93,7 @@ class RepositoryFiles:
         Raises:
             BundleError: they are not to be had, or one came damaged twice.
         """
-        with explained(self.repo_id, self.revision):
+        with self._explained():
             folder = Path(
                 with_retries(
                     lambda: snapshot_download(
@@ -96,6 +109,9 @@ class RepositoryFiles:
             for path in sorted(path for path in folder.rglob("*") if path.is_file()):
                 self._checked(path.relative_to(folder).as_posix(), path)
         return folder
+
+    def _explained(self) -> AbstractContextManager[None]:
+        return explained(self.repo_id, self.revision, self.contents)
 
     def _checked(self, name: str, path: Path) -> Path:
         if not is_intact(path):
@@ -122,10 +138,9 @@ class RepositoryFiles:
         if self._where["local_files_only"]:
             return self._cached_commit(probe) or self.revision
         api = HfApi(token=self._where["token"])
+        look_up = api.dataset_info if self.repo_type == "dataset" else api.model_info
         try:
-            info = with_retries(
-                lambda: api.model_info(self.repo_id, revision=self.revision), f"looking up {self.repo_id}"
-            )
+            info = with_retries(lambda: look_up(self.repo_id, revision=self.revision), f"looking up {self.repo_id}")
         except (HTTPError, OfflineModeIsEnabled) as error:
             return self._cached_instead(error, probe)
         self.names = [sibling.rfilename for sibling in info.siblings or ()]
@@ -135,8 +150,12 @@ class RepositoryFiles:
         return info.sha or self.revision
 
     def _cached_commit(self, probe: str) -> str | None:
-        path = try_to_load_from_cache(self.repo_id, probe, self._where["cache_dir"], self.revision)
-        return Path(path).parent.name if isinstance(path, str) else None
+        path = self._cached(probe, self.revision)
+        return path.parent.name if path else None
+
+    def _cached(self, name: str, revision: str) -> Path | None:
+        path = try_to_load_from_cache(self.repo_id, name, self._where["cache_dir"], revision, self.repo_type)
+        return Path(path) if isinstance(path, str) else None
 
     def _cached_instead(self, error: Exception, probe: str) -> str:
         commit = self._cached_commit(probe)

@@ -22,8 +22,13 @@ from adpretrain_hf.retries import is_network_error
 
 
 @contextlib.contextmanager
-def explained(repo_id: str, revision: str | None) -> Iterator[None]:
+def explained(repo_id: str, revision: str | None, contents: str = "an ADPretrain bundle") -> Iterator[None]:
     """Turns whatever the Hub's client raises into one clear message; the cause stays attached.
+
+    Args:
+        repo_id: of the repository that is asked for something.
+        revision: of it; ``main`` by default.
+        contents: what the repository should hold.
 
     Raises:
         MissingPathError: no such repository.
@@ -34,13 +39,13 @@ def explained(repo_id: str, revision: str | None) -> Iterator[None]:
     except InputError:
         raise
     except (HTTPError, OSError, EntryNotFoundError) as error:
-        explanation = _explain(error, repo_id, revision or "main")
+        explanation = _explain(error, repo_id, revision or "main", contents)
         if explanation is None:
             raise
         raise explanation from error
 
 
-def _explain(error: Exception, repo_id: str, revision: str) -> InputError | None:
+def _explain(error: Exception, repo_id: str, revision: str, contents: str) -> InputError | None:
     if isinstance(error, GatedRepoError):
         return BundleError(
             f"{repo_id} is gated: ask for access on its page on the Hub, then log in (`hf auth login`) or pass token="
@@ -58,7 +63,7 @@ def _explain(error: Exception, repo_id: str, revision: str) -> InputError | None
             "network once, or check cache_dir, HF_HUB_OFFLINE and local_files_only"
         )
     if isinstance(error, EntryNotFoundError):
-        return BundleError(f"{repo_id} at revision {revision!r} is not an ADPretrain bundle: it lacks a file. {error}")
+        return BundleError(f"{repo_id} at revision {revision!r} is not {contents}: it lacks a file. {error}")
     if isinstance(error, HfHubHTTPError):
         return BundleError(_explain_status(error, repo_id))
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:

@@ -1,0 +1,119 @@
+"""RealIAD as a ``datasets.Dataset``: from the unpacked folder, from the class zips as they are, or from the Hub.
+
+A folder, or the gated repository ``Real-IAD/Real-IAD``, holds ``realiad_512/<class>.zip`` (or ``realiad_512/<class>/``,
+or some so and some so; other resolutions alike) and ``realiad_jsons.zip`` (or ``realiad_jsons/``). The jsons' split
+into training and test images is passed over, as in the released pretraining. No image is opened before it is needed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+from datasets import Dataset, Features, Image, Value
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from adpretrain_hf.errors import MissingPathError
+from adpretrain_hf.hub_download import RepositoryFiles
+from training.encoded import read_encoded, read_mask
+from training.real_iad_json import check_files, read_annotation
+from training.real_iad_trees import JSONS, choose, class_tree, layout_of_folder, layout_of_repository
+
+__all__ = ["FEATURES", "load_real_iad", "read_encoded", "read_mask"]
+logger = logging.getLogger(__name__)
+
+FEATURES = Features(
+    {
+        "image": Image(decode=False),
+        "mask": Image(decode=False),
+        "category": Value("string"),
+        "view": Value("string"),
+        "anomaly_class": Value("string"),
+        "is_anomalous": Value("bool"),
+        "sample": Value("string"),
+    }
+)
+
+
+def load_real_iad(
+    source: str | Path,
+    *,
+    resolution: str = "512",
+    categories: Sequence[str] | None = None,
+    token: str | bool | None = None,
+) -> Dataset:
+    """Lists the images of RealIAD, training and test images together, by class and then by name.
+
+    Columns: ``image`` and ``mask`` (``Image(decode=False)``: see ``read_encoded`` and ``read_mask``; the mask is None
+    where there is none), ``category``, ``view`` (``"C1"`` to ``"C5"``), ``anomaly_class`` (of the json: ``"OK"`` or
+    such as ``"AK"``), ``is_anomalous`` and ``sample`` (``"S0001"``; counted anew in ``OK`` and each ``NG/<code>``).
+    An image is anomalous only if it has a mask: not every view of a damaged sample shows the damage.
+
+    Args:
+        source: a folder, or the id of a dataset repository on the Hub.
+        resolution: ``"256"``, ``"512"``, ``"1024"`` or ``"raw"``.
+        categories: the classes to load; from the Hub, no other zip is downloaded. All by default.
+        token: for the Hub; the one that is logged in by default.
+
+    Raises:
+        MissingPathError: no such folder or repository.
+        InputError: what is there is incomplete, damaged or contradicts itself; or the Hub does not give it.
+    """
+    root = Path(os.path.abspath(source))
+    if root.is_dir():
+        wanted = choose(layout_of_folder(root), source, resolution, categories)
+    else:
+        root, wanted = _download(str(source), resolution, categories, token)
+    rows = [row for category in wanted for row in _rows(root, resolution, category)]
+    columns = zip(*rows, strict=True)
+    # As Arrow arrays, or datasets would look for each file on the disk.
+    arrays = {
+        name: pa.array(column, pa.bool_() if name == "is_anomalous" else pa.string())
+        for name, column in zip(FEATURES, columns, strict=True)
+    }
+    return Dataset.from_dict(arrays, features=FEATURES)
+
+
+def _rows(root: Path, resolution: str, category: str) -> list[tuple[str | bool | None, ...]]:
+    annotation = read_annotation(root, category)
+    tree = class_tree(root / f"realiad_{resolution}", category, annotation.prefix)
+    check_files(annotation, tree)
+    return [
+        (
+            tree.address(item.image),
+            tree.address(item.mask) if item.mask else None,
+            category,
+            item.view,
+            item.anomaly_class,
+            item.mask is not None,
+            item.sample,
+        )
+        for item in annotation.items
+    ]
+
+
+def _download(
+    repo_id: str, resolution: str, categories: Sequence[str] | None, token: str | bool | None
+) -> tuple[Path, list[str]]:
+    """Downloads the zips that are asked for and not yet cached; returns their folder, and the classes."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise MissingPathError(f"no RealIAD at {repo_id}: neither a folder nor the id of a repository") from error
+    jsons = f"{JSONS}.zip"
+    files = RepositoryFiles(repo_id, token=token, probe=jsons, repo_type="dataset", contents="RealIAD")
+    root = files.file(jsons).parent
+    if files.names is not None:
+        layout = layout_of_repository(files.names)
+    else:
+        layout = layout_of_folder(root)
+        logger.warning("the Hub cannot be asked what %s holds: taking the classes that are cached as all", repo_id)
+    wanted = choose(layout, repo_id, resolution, categories)
+    for category in wanted:
+        # Each member of a zip has a checksum, which is looked at when it is read.
+        files.file(f"realiad_{resolution}/{category}.zip", recheck=False)
+    return root, wanted

@@ -1,0 +1,147 @@
+"""The jsons of RealIAD: which images a class has, which of them have a mask, and whether the files bear that out."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from adpretrain_hf.errors import InputError
+from training.encoded import member_names, read_encoded
+from training.real_iad_trees import JSONS, ClassTree
+
+_NAMED_PLACE = re.compile(r"(?:^|/)(S\d+)/[^/]*_(C[1-5])_[^/]*$")
+_KINDS = {dict: "an object", list: "a list", str: "a text", type(None): "null"}
+
+
+class Item(NamedTuple):
+    """One image, as its class's json names it; paths are relative to the json's prefix."""
+
+    image: str
+    mask: str | None
+    anomaly_class: str
+    sample: str
+    view: str
+
+
+class Annotation(NamedTuple):
+    """The json of one class; training and test images together, in order of their names."""
+
+    place: str
+    prefix: str
+    items: list[Item]
+
+
+def read_annotation(root: Path, category: str) -> Annotation:
+    """Reads the json of a class from ``realiad_jsons``, ``realiad_jsons/realiad_jsons`` or ``realiad_jsons.zip``.
+
+    Raises:
+        InputError: there is none, it is not JSON, lacks something, or names an image twice or outside its class.
+    """
+    data, place = _find(root, category)
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{place} is not JSON ({error}): get it again") from error
+    prefix = _field(_field(content, "meta", (dict,), place), "prefix", (str,), f"{place}, 'meta'")
+    prefix = f"{prefix.rstrip('/')}/" if prefix else ""
+    _refuse_escapes([prefix], place)
+    items = [
+        _item(entry, f"{place}, item {number} of {split!r}")
+        for split in ("train", "test")
+        for number, entry in enumerate(_field(content, split, (list,), place))
+    ]
+    _refuse_escapes([name for item in items for name in (item.image, item.mask or "")], place)
+    twice = [name for name, count in Counter(item.image for item in items).items() if count > 1]
+    _refuse(twice, f"images are named more than once in {place}", "remove all but one of each")
+    return Annotation(place, prefix, sorted(items, key=lambda item: item.image))
+
+
+def check_files(annotation: Annotation, tree: ClassTree) -> None:
+    """Compares what a json names with the files that are there.
+
+    Raises:
+        InputError: an image or a mask is absent, a mask belongs to none of the images, or no image is normal.
+    """
+    place, items = annotation.place, annotation.items
+    masks = {item.mask for item in items if item.mask is not None}
+    absent = [item.image for item in items if item.image not in tree.names]
+    _refuse(absent, f"images that {place} names are absent from {tree.place}", "unpack or download it again")
+    absent = sorted(masks - tree.names)
+    _refuse(absent, f"masks that {place} names are absent from {tree.place}", "unpack or download it again")
+    marked = [item.image for item in items if item.mask is not None and item.image.startswith("OK/")]
+    _refuse(marked, f"images are normal (below OK) but have a mask in {place}", "get it again")
+    _check_stray_masks(annotation, tree, masks)
+    if all(item.mask is not None for item in items):
+        raise InputError(f"{place} names no normal image: expected some without a mask, to be references of the class")
+
+
+def _check_stray_masks(annotation: Annotation, tree: ClassTree, masks: set[str]) -> None:
+    images = {item.image for item in annotation.items}
+    others = {name for name in tree.names - masks - images if name.startswith("NG/") and "/." not in name}
+    stray = sorted(name for name in others if name.endswith(".png"))
+    maskless = {_stem(item.image) for item in annotation.items if item.mask is None}
+    contradicted = [name for name in stray if _stem(name) in maskless]
+    _refuse(
+        contradicted,
+        f"masks in {tree.place} belong to images that {annotation.place} gives no mask",
+        "get it again, or remove those masks",
+    )
+    # Images that the json leaves out may keep their masks.
+    left_out = {_stem(name) for name in others if not name.endswith(".png")}
+    orphans = [name for name in stray if _stem(name) not in left_out]
+    _refuse(orphans, f"masks in {tree.place} have no image", "unpack or download it again, or remove them")
+
+
+def _find(root: Path, category: str) -> tuple[bytes, str]:
+    names = [f"{JSONS}/{category}.json", f"{JSONS}/{JSONS}/{category}.json"]
+    for name in names:
+        if (root / name).is_file():
+            return (root / name).read_bytes(), str(root / name)
+    archive = root / f"{JSONS}.zip"
+    members = set(member_names(archive)) if archive.is_file() else set()
+    for name in names:
+        if name in members:
+            return read_encoded({"bytes": None, "path": f"zip://{name}::{archive}"}), f"{name} in {archive}"
+    raise InputError(
+        f"no json for the class {category!r}: looked for {' and '.join(names)} in {root} and in {archive.name} there"
+    )
+
+
+def _item(entry: Any, where: str) -> Item:
+    image = _field(entry, "image_path", (str,), where)
+    mask = _field(entry, "mask_path", (str, type(None)), where)
+    anomaly_class = _field(entry, "anomaly_class", (str,), where)
+    named = _NAMED_PLACE.search(image)
+    if named is None:
+        raise InputError(f"{where}: the image is called {image!r}, expected .../S0001/..._C1_... (its sample and view)")
+    return Item(image, mask or None, anomaly_class, named[1], named[2])
+
+
+def _field(mapping: Any, key: str, kinds: tuple[type, ...], where: str) -> Any:
+    if not isinstance(mapping, dict) or key not in mapping:
+        raise InputError(f"{where} lacks {key!r}: expected a json as RealIAD comes with, get it again")
+    value = mapping[key]
+    if not isinstance(value, kinds):
+        expected = " or ".join(_KINDS[kind] for kind in kinds)
+        raise InputError(f"{where}: {key!r} is {value!r:.80}, expected {expected}")
+    return value
+
+
+def _refuse_escapes(names: Sequence[str], place: str) -> None:
+    escapes = [name for name in names if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name)]
+    _refuse(escapes, f"names in {place} lead out of the folder of the class", "expected paths below it, without '..'")
+
+
+def _refuse(names: Sequence[str], what: str, remedy: str) -> None:
+    if names:
+        more = "" if len(names) <= 10 else f"\n  and {len(names) - 10} more"
+        listed = "".join(f"\n  {name}" for name in names[:10])
+        raise InputError(f"{len(names)} {what}: {remedy}.{listed}{more}")
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0]
