@@ -1,0 +1,170 @@
+"""SlotFile: what is read is what was written, whatever happened in between."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from adpretrain_hf.errors import InputError
+from tests.training.references import ROOT
+from training.slot_file import SlotFile
+
+IDENTITY, SHAPE = "ab" * 32, (2, 3, 4)
+
+
+def open_file(path: Path | None, **changes: Any) -> SlotFile:
+    return SlotFile(path, **({"identity": IDENTITY, "slots": 10, "shape": SHAPE, "dtype": torch.float16} | changes))
+
+
+def values(seed: int, shape: tuple[int, ...] = SHAPE, dtype: torch.dtype = torch.float16) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("named", [True, False])
+def test_what_is_written_is_read(tmp_path: Path, dtype: torch.dtype, named: bool) -> None:
+    file = open_file(tmp_path / "new" / "a.bin" if named else None, dtype=dtype)
+    assert [file.read(slot) for slot in range(10)] == [None] * 10
+    for slot in (7, 0, 9):
+        assert torch.equal(file.write(slot, values(slot, dtype=dtype)), values(slot, dtype=dtype))
+    for slot in range(10):
+        found = file.read(slot)
+        assert found is None if slot not in (7, 0, 9) else torch.equal(found, values(slot, dtype=dtype))
+
+
+def test_another_object_sees_it_at_once(tmp_path: Path) -> None:
+    first, second = open_file(tmp_path / "a.bin"), open_file(tmp_path / "a.bin")
+    first.write(4, values(4))
+    assert torch.equal(second.read(4), values(4)) and second.read(5) is None
+
+
+def test_it_is_sparse_and_a_temporary_one_has_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_file(tmp_path / "a.bin", slots=10**6, shape=(4, 256, 64)).write(0, values(0, (4, 256, 64)))
+    status = (tmp_path / "a.bin").stat()
+    assert status.st_size > 1e11 and status.st_blocks * 512 < 1e6
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    open_file(None).write(0, values(0))
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+def test_a_slot_counts_only_with_its_entry_and_intact(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "a.bin"
+    open_file(path).write(3, values(3))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:32] + bytes(80) + whole[112:])  # killed before the entry was written
+    assert open_file(path).read(3) is None and not caplog.records
+    start = len(whole) - 7 * 48
+    for torn in (start, start + 47, 32 + 3 * 8 + 1):  # a page that did not reach the disk, a bad block, half an entry
+        path.write_bytes(whole[:torn] + bytes([whole[torn] ^ 255]) + whole[torn + 1 :])
+        file = open_file(path)
+        assert file.read(3) is None
+        assert "slot 3 are damaged" in caplog.text
+        assert torch.equal(file.write(3, values(3)), values(3)) and path.read_bytes() == whole
+
+
+def test_threads_make_and_fill_it_at_the_same_time(tmp_path: Path) -> None:
+    barrier, errors = threading.Barrier(8), []
+
+    def fill() -> None:
+        try:
+            barrier.wait()
+            file = open_file(tmp_path / "a.bin")
+            for slot in np.random.default_rng().permutation(10).tolist():
+                found = file.read(slot)
+                errors.extend([] if found is None or torch.equal(found, values(slot)) else [slot])
+                file.write(slot, values(slot))
+        except InputError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=fill) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert all(torch.equal(open_file(tmp_path / "a.bin").read(slot), values(slot)) for slot in range(10))
+
+
+WRITER = """
+import sys, torch
+from pathlib import Path
+from training.slot_file import SlotFile
+file = SlotFile(Path(sys.argv[1]), identity="ab" * 32, slots=40, shape=(2**20,), dtype=torch.float16)
+print("ready", flush=True)
+for slot in range(40):
+    file.write(slot, torch.full((2**20,), slot + 1.0, dtype=torch.float16))
+print("done", flush=True)
+"""
+
+
+def test_killed_at_any_moment_no_half_slot_counts(tmp_path: Path) -> None:
+    counts, random = [], np.random.default_rng(0)
+    for number in range(4):
+        path = tmp_path / f"{number}.bin"
+        command = [sys.executable, "-c", WRITER, str(path)]
+        writer = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        writer.stdout.readline()
+        time.sleep(random.uniform(0, 0.1))
+        writer.send_signal(signal.SIGKILL)
+        writer.communicate()
+        file = open_file(path, slots=40, shape=(2**20,))
+        found = [file.read(slot) for slot in range(40)]
+        counts.append(sum(one is not None for one in found))
+        assert all(one is None or bool((one == slot + 1).all()) for slot, one in enumerate(found))
+        path.unlink()
+    assert min(counts) < 40
+
+
+def test_a_file_of_another_size_or_kind_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    open_file(path).write(0, values(0))
+    with pytest.raises(InputError, match=r"a.bin is damaged, .*: it has 4576 bytes, expected 5056. Delete it"):
+        open_file(path, shape=(4, 3, 4), slots=10)
+    with pytest.raises(InputError, match="does not begin with its identity. Delete it"):
+        open_file(path, identity="cd" * 32)
+    os.truncate(path, 4000)
+    with pytest.raises(InputError, match="it has 4000 bytes, expected 4576"):
+        open_file(path)
+
+
+def test_made_but_not_yet_sized_by_a_process_that_was_killed(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.touch()
+    assert torch.equal(open_file(path).write(0, values(0)), values(0))
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"a.bin cannot be opened or written: .*Choose another folder"):
+        open_file(tmp_path / "file" / "a.bin")
+
+
+def fill(file: SlotFile, shape: tuple[int, ...]) -> None:
+    for slot in range(10):
+        file.write(slot, values(slot, shape))
+
+
+def test_a_full_disk_is_an_error_not_a_crash(small_disk: Path) -> None:
+    shape = (64, 1024)  # 128 kB
+    file = open_file(small_disk / "a.bin", shape=shape)
+    with pytest.raises(InputError, match=r"the disk has .* GB left, and 0.00131 GB of references"):
+        file.check_room(10)
+    file.check_room(1)
+    with pytest.raises(InputError, match=r"a.bin cannot be written, the disk is full: .*take 0.131 MB"):
+        fill(file, shape)
+    again = open_file(small_disk / "a.bin", shape=shape)
+    found = [again.read(slot) for slot in range(10)]
+    assert sum(one is not None for one in found) == 3
+    assert all(one is None or torch.equal(one, values(slot, shape)) for slot, one in enumerate(found))
