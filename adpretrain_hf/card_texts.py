@@ -62,6 +62,9 @@ residuals. Whoever trains them writes the data, the recipe, the results and the 
 TRAINED = """\
 The projectors are trained. This card was written by the program that saved them: it does not know the data, the recipe
 or the results. Whoever publishes the bundle writes them in, and the licence that the training data demand."""
+TRAINED_HERE = """\
+The projectors are trained; data, recipe and what was measured stand below. Whoever publishes the bundle names the
+licence that the training data demand in the front matter."""
 RELEASED = """\
 The projectors are those that the authors released ([xcyao00/ADPretrain](https://huggingface.co/xcyao00/ADPretrain)), as
 safetensors, their values unchanged."""

@@ -75,7 +75,13 @@ _HUB_IDS = {
 
 
 def card_text(
-    config: ADPretrainConfig, *, repository: str | None = None, released: bool | None = None, trained: bool = False
+    config: ADPretrainConfig,
+    *,
+    repository: str | None = None,
+    released: bool | None = None,
+    trained: bool = False,
+    training: str = "",
+    results: str = "",
 ) -> str:
     """The card of an extractor, as Markdown with front matter.
 
@@ -85,6 +91,7 @@ def card_text(
         released: whether the projectors are the authors' released ones, rather than new; by default, whether the
             configuration has the scores that come with those.
         trained: whether new projectors are other than the identity.
+        training, results: Markdown on how new projectors were trained and what was measured, where it is known.
     """
     released = bool(config.reported_scores) if released is None else released
     repository = repository or f"your-name/adpretrain-{_short_name(config)}"
@@ -92,13 +99,13 @@ def card_text(
     body = texts.TEMPLATE.format(
         name=name,
         repository=repository,
-        status=texts.RELEASED if released else texts.TRAINED if trained else texts.UNTRAINED,
+        status=texts.RELEASED if released else _status(trained, training),
         command=texts.COMMAND.format(preset=preset, name=name) if released and preset in PUBLISHED else "",
         first=config.layers[0],
         channels=config.hidden_size,
         sizes=_sizes(config),
-        training=_training(config) if released else f"## Training\n\n{'Not recorded.' if trained else 'None.'}",
-        results=_results(config) if released else _no_results(trained),
+        training=_training(config) if released else f"## Training\n\n{training or _no_training(trained)}",
+        results=_results(config) if released else results or _no_results(trained),
         patch=config.patch_size,
         side=config.image_size,
         limits=_limits(config, released),
@@ -111,6 +118,16 @@ def card_text(
 def published_cards() -> dict[str, str]:
     """The cards of the converted official releases, by the name of their repository."""
     return {f"adpretrain-{name}": card_text(ADPretrainConfig.preset(name), released=True) for name in PUBLISHED}
+
+
+def _status(trained: bool, training: str) -> str:
+    if training:
+        return texts.TRAINED_HERE
+    return texts.TRAINED if trained else texts.UNTRAINED
+
+
+def _no_training(trained: bool) -> str:
+    return "Not recorded." if trained else "None."
 
 
 def _no_results(trained: bool) -> str:

@@ -15,7 +15,9 @@ from training.synthetic.overview import draw_overview
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m training.synthetic", description="Draws the synthetic data set, and a contact sheet of it.")
+    parser = argparse.ArgumentParser(
+        prog="python -m training.synthetic", description="Draws the synthetic data set, and a contact sheet of it."
+    )
     parser.add_argument("output", type=Path, help="folder that gets the data set")
     parser.add_argument("--categories", type=int, default=24, help="number of classes (default 24)")
     parser.add_argument("--normals", type=int, default=12, help="normal samples of each class (default 12)")

@@ -59,7 +59,7 @@ def generate(
     *,
     categories: int = 24,
     normals: int = 12,
-    defects_per_family: int = 2,
+    defects_per_family: int = 1,
     size: int = SIZE,
     seed: int = 0,
     progress: bool = True,

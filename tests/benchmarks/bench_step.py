@@ -1,0 +1,171 @@
+"""A training step with the reference cache beside one that computes as the released code does, in one run.
+
+    python -m tests.benchmarks.bench_step --backbone facebook/dinov2-small --batch-size 8
+
+Both see the same images, references and weights, and must come to the same loss. The released form encodes the
+references anew, projects the reference tokens once for every image, and compares with full similarity matrices. Prints
+the time of every part of both steps and the peak of the process's memory in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adpretrain_hf import ADPretrainFeatureExtractor
+from tests.benchmarks.peak_memory import peak_memory
+from tests.benchmarks.published import PublishedProjectors, encode_references, published_residual
+from training import synthetic
+from training.real_iad import load_real_iad
+from training.reference_cache import ReferenceCache
+from training.reference_encoding import ReferenceEncoder
+from training.sampler import Item
+from training.samples import Collate, Samples
+from training.settings import PretrainSettings
+from training.step import PretrainStep, autocast
+
+PARTS = ("decode, augment", "backbone", "references", "match", "project", "loss", "backward", "update")
+
+
+class Clock:
+    """Times and peaks of memory by part, over several steps."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = defaultdict(list)
+        self.megabytes: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        with peak_memory() as peak:
+            start = time.perf_counter()
+            yield
+            self.seconds[part].append(time.perf_counter() - start)
+        self.megabytes[part] = max(self.megabytes[part], peak.megabytes)
+
+    def total(self) -> float:
+        """The sum of the medians of all parts but decoding, which workers do beside the step."""
+        return sum(median(self.seconds[part]) for part in PARTS[1:])
+
+
+class Bench:
+    """One batch, its references, and both ways of computing a step from them."""
+
+    def __init__(
+        self, backbone: str, folder: Path, batch_size: int, references: int, tokens: int, precision: str
+    ) -> None:
+        self.settings = PretrainSettings(references=(references,), precision=precision)
+        self.extractor = ADPretrainFeatureExtractor.from_backbone(backbone, num_reference_tokens=tokens)
+        self.projectors = self.extractor.projectors.requires_grad_()
+        dataset = load_real_iad(synthetic.generate(folder / "data", categories=2, normals=8), resolution="256")
+        self.samples = Samples(dataset, range(len(dataset)), self.extractor.config)
+        normals = [n for n, anomalous in enumerate(dataset["is_anomalous"]) if not anomalous]
+        anomalous = [n for n in range(len(dataset)) if n not in normals]
+        self.positions = [*anomalous[: batch_size // 2], *normals[: batch_size - batch_size // 2]]
+        self.references = [normals[(7 * k) % len(normals)] for k in range(batch_size * references)]
+        encoder = ReferenceEncoder(
+            self.extractor,
+            self.samples.load_normal,
+            dtype=torch.float32,
+            autocast=torch.bfloat16 if precision == "bfloat16" else None,
+        )
+        self.cache = ReferenceCache(encoder, list(map(str, range(len(dataset)))), memory_bytes=10**10)
+        self.cache.fill(self.references)
+        self.collate = Collate(self.extractor.config.patch_size)
+        self.levels = len(self.extractor.config.layers)
+        self.centers = [torch.zeros(self.extractor.config.hidden_size)] * self.levels
+
+    def cached(self, clock: Clock) -> float:
+        """One step as the training program makes it."""
+
+        def look_up() -> list[list[Tensor]]:
+            levels = [level.chunk(len(self.positions)) for level in self.cache.get(self.references)]
+            return [list(patches) for patches in zip(*levels, strict=True)]
+
+        step = PretrainStep(self.extractor, self.projectors, self.centers, self.settings)
+        return self._step(clock, self.projectors, look_up, step.residuals)
+
+    def released(self, clock: Clock) -> float:
+        """The same step as the released code makes it."""
+
+        def encode_anew() -> list[list[Tensor]]:
+            images = torch.stack([self.samples.load_normal(position) for position in self.references])
+            with autocast(self.extractor.device, self.settings.precision):
+                return [encode_references(self.extractor.encode, part) for part in images.chunk(len(self.positions))]
+
+        def match(tokens: list[Tensor], references: list[list[Tensor]]) -> list[Tensor]:
+            images = len(references)
+            return [
+                torch.cat(
+                    [published_residual(maps[n : n + 1], references[n % images][level]) for n in range(len(maps))]
+                )
+                for level, maps in enumerate(tokens)
+            ]
+
+        return self._step(clock, PublishedProjectors(self.projectors), encode_anew, match)
+
+    def _step(self, clock: Clock, projectors: Any, references: Callable[[], Any], match: Callable[..., Any]) -> float:
+        optimizer = torch.optim.Adam(self.projectors.parameters(), lr=0.0)
+        step = PretrainStep(self.extractor, projectors, self.centers, self.settings)
+        with clock("decode, augment"):
+            batch = self.collate([self.samples[Item(position, 0)] for position in self.positions])
+        with clock("backbone"):
+            tokens = step.encode(batch)
+        with clock("references"):
+            patches = references()
+        with clock("match"), torch.no_grad():
+            residuals = match(tokens, patches)
+        with clock("project"), autocast(self.extractor.device, self.settings.precision):
+            features = projectors(residuals)
+        with clock("loss"):
+            loss = step.loss(features, batch)
+        with clock("backward"):
+            loss.total.backward()
+        with clock("update"):
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return float(loss.total)
+
+
+def report(ours: Clock, released: Clock) -> str:
+    """Both steps side by side, as a Markdown table."""
+    lines = ["| part of a step | ours, s | peak, MB | released form, s | peak, MB |", "|---|---|---|---|---|"]
+    for part in PARTS:
+        cells = [f"{median(clock.seconds[part]):.3f} | {clock.megabytes[part]:.0f}" for clock in (ours, released)]
+        lines.append(f"| {part} | {' | '.join(cells)} |")
+    ratio = released.total() / ours.total()
+    lines.append(f"| step without decoding | {ours.total():.3f} | | {released.total():.3f} | |")
+    return "\n".join([*lines, "", f"{ratio:.1f} times faster"])
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="facebook/dinov2-small")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--references", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+    ours, released = Clock(), Clock()
+    with TemporaryDirectory() as folder:
+        bench = Bench(args.backbone, Path(folder), args.batch_size, args.references, args.tokens, args.precision)
+        bench.cached(Clock())  # warm-up
+        for _ in range(args.repeats):
+            losses = bench.cached(ours), bench.released(released)
+            print(f"loss: ours {losses[0]:.6f}, released form {losses[1]:.6f}", flush=True)
+    print(report(ours, released))
+
+
+if __name__ == "__main__":
+    main()

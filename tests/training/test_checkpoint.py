@@ -1,0 +1,84 @@
+"""Checkpoints: all comes back bit by bit; a damaged, foreign or half-written one is never taken."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from adpretrain_hf.errors import InputError
+from training.checkpoint import Progress, load_checkpoint, save_checkpoint
+
+
+def make(seed: int = 0) -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    return model, torch.optim.Adam(model.parameters(), lr=0.1, weight_decay=0.01)
+
+
+def advance(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    for _ in range(steps):
+        model(torch.randn(5, 3)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+PROGRESS = Progress(epoch=2, step=5, history=[{"loss": 1.5}], best={"angle": 0.7}, residual_scale=[1.25, 0.1])
+CENTERS = [torch.arange(3.0), torch.ones(3)]
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model, optimizer = make()
+    advance(model, optimizer, 3)
+    save_checkpoint(tmp_path / "checkpoint.safetensors", PROGRESS, model, optimizer, CENTERS)
+    return tmp_path / "checkpoint.safetensors", model, optimizer
+
+
+def test_goes_on_bit_by_bit(saved):
+    path, model, optimizer = saved
+    advance(model, optimizer, 4)  # draws from torch's generator
+    after = np.random.random(3).tolist(), random.random()
+    other, its_optimizer = make(seed=1)
+    progress, centers = load_checkpoint(path, other, its_optimizer)
+    advance(other, its_optimizer, 4)
+    assert progress == PROGRESS
+    assert all(torch.equal(a, b) for a, b in zip(centers, CENTERS, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    assert (np.random.random(3).tolist(), random.random()) == after
+
+
+def test_before_the_first_step(tmp_path):
+    model, optimizer = make()
+    save_checkpoint(tmp_path / "c.safetensors", Progress(), model, optimizer, [])
+    assert load_checkpoint(tmp_path / "c.safetensors", *make(1)) == (Progress(), [])
+
+
+def test_of_another_model(saved):
+    model = nn.Linear(7, 7)
+    with pytest.raises(InputError, match=r"checkpoint.safetensors is not a checkpoint of this run"):
+        load_checkpoint(saved[0], model, torch.optim.Adam(model.parameters()))
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"\xff" * 100])
+def test_damaged(saved, damage):
+    saved[0].write_bytes(damage(saved[0].read_bytes()))
+    with pytest.raises(InputError, match="is not a checkpoint of this run"):
+        load_checkpoint(saved[0], *make())
+
+
+def test_failed_write_leaves_the_last_one(saved, monkeypatch):
+    path, model, optimizer = saved
+    before = path.read_bytes()
+
+    def fail(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("training.checkpoint.save_file", fail)
+    with pytest.raises(OSError, match="checkpoint.safetensors cannot be written: .*No space left"):
+        save_checkpoint(path, Progress(), model, optimizer, [])
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == [path.name]

@@ -1,0 +1,125 @@
+"""Checkpoints: all that a run needs to go on as if it had never stopped, in one safetensors file."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from adpretrain_hf.errors import InputError
+from adpretrain_hf.files import atomic_path
+
+_FORMAT = "adpretrain_checkpoint_1"
+
+
+@dataclass
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        epoch: that is running, counted from 0.
+        step: optimiser steps of this epoch that are done.
+        history: one record for every epoch that is done.
+        best: for every variant, the epoch that it was taken from and its score.
+        residual_scale: of the extractor's configuration, measured when the run began.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, dict[str, float]] = field(default_factory=dict)
+    residual_scale: list[float] = field(default_factory=list)
+
+
+def save_checkpoint(
+    path: Path, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer, centers: list[Tensor]
+) -> None:
+    """Writes a checkpoint; the one that was there stays whole until the new one is.
+
+    Args:
+        path: the file.
+        progress: where the run stands.
+        model: whose weights are trained.
+        optimizer: its state per parameter is kept; its learning rate is a function of the step.
+        centers: L x (C,), the normal centres.
+
+    Raises:
+        OSError: it cannot be written, for example because the disk is full; the one that was there is untouched.
+    """
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for number, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{number}.{name}": torch.as_tensor(value) for name, value in state.items()}
+    tensors |= {f"center.{level}": center for level, center in enumerate(centers)}
+    tensors |= _random_tensors()
+    # Copies, for safetensors refuses tensors that share memory.
+    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    scalars = {name: value for name, value in _numpy_state().items() if name != "key"}
+    about = {"progress": vars(progress), "python": random.getstate(), "numpy": scalars}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={_FORMAT: json.dumps(about)})
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Progress, list[Tensor]]:
+    """Puts a checkpoint's state into model, optimiser and random generators; returns progress and centres (C,).
+
+    Raises:
+        InputError: not a checkpoint, damaged, or of another model.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {})[_FORMAT])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        model.load_state_dict(_below(tensors, "model."))
+        optimizer.load_state_dict(_optimizer_state(optimizer, _below(tensors, "optimizer.")))
+        _restore_random(tensors, about)
+        progress = Progress(**about["progress"])
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"{path} is not a checkpoint of this run: {error}") from error
+    centers = _below(tensors, "center.")
+    return progress, [centers[str(level)] for level in range(len(centers))]
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        number, _, key = name.partition(".")
+        state.setdefault(int(number), {})[key] = tensor
+    return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+
+
+def _random_tensors() -> dict[str, Tensor]:
+    """The generators' states; the loop draws from seeds of its own, but a library may use these."""
+    states = {"random.torch": torch.get_rng_state(), "random.numpy": torch.from_numpy(_numpy_state().pop("key"))}
+    if torch.cuda.is_available():
+        states["random.cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _numpy_state() -> dict[str, Any]:
+    """numpy's state, flat; the key as the integers of 32 bits that safetensors knows."""
+    state: dict[str, Any] = np.random.get_state(legacy=False)
+    inner = state.pop("state")
+    return state | {"key": inner["key"].view(np.int32), "pos": inner["pos"]}
+
+
+def _restore_random(tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+    torch.set_rng_state(tensors["random.torch"])
+    state = about["numpy"]
+    state["state"] = {"key": tensors["random.numpy"].numpy().view(np.uint32), "pos": state.pop("pos")}
+    np.random.set_state(state)
+    version, words, gauss = about["python"]
+    random.setstate((version, tuple(words), gauss))
+    if torch.cuda.is_available() and "random.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["random.cuda"])
