@@ -34,11 +34,11 @@ def test_readme_blocks_run_one_after_the_other(checkout):
         exec(compile(block, f"README.md, block {number}", "exec"), names)
         if number == 0:
             shapes = {layer: tuple(maps.shape) for layer, maps in names["features"].items()}
-            assert shapes == {f"layer{n}": (3, 384, 16, 16) for n in (3, 6, 9, 12)}
+            assert shapes == {f"layer{n}": (3, 384, 16, 16) for n in (2, 5, 8)}
             assert tuple(names["images"].shape) == (3, 3, 224, 224)
             assert tuple(names["result"].maps.shape) == (3, 128, 128)
             assert tuple(names["result"].scores.shape) == (3,)
-    assert tuple(names["features"]["layer12"].shape) == (384, 16, 16)
+    assert tuple(names["features"]["layer8"].shape) == (384, 16, 16)
     assert tuple(names["whole"].preprocess("tests/photos/gravel/test/wire/002.jpg").shape) == (1, 3, 308, 224)
     assert (checkout / "my-bundle" / "config.json").is_file()
 

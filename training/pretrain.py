@@ -63,7 +63,7 @@ def pretrain(settings: PretrainSettings, output: str | Path, *, resume: bool = F
     with Reporter(run.path / "tensorboard", total=state.total_images, done=state.images_done) as reporter:
         signal = train(parts, state, reporter)
     if not signal and distributed.rank() == 0:
-        run.finish(settings, parts.extractor, state.progress, parts.data.training)
+        run.write_bundle(settings, parts.extractor, state.progress, parts.data.training)
     return signal
 
 

@@ -65,14 +65,19 @@ class RunFolder:
         """Keeps weights as the best so far."""
         bundle.write_weights(self._variant_file(variant), projectors)
 
-    def finish(
+    def write_metrics(self, progress: Progress) -> None:
+        """Writes what is known of the epochs that are done to ``metrics.json``."""
+        metrics = {"best": progress.best, "epochs": progress.history}
+        write_text(self.path / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+
+    def write_bundle(
         self,
         settings: PretrainSettings,
         extractor: ADPretrainFeatureExtractor,
         progress: Progress,
         training: Sequence[str],
     ) -> None:
-        """Writes ``metrics.json`` and the bundle of all variants with its card.
+        """Writes the bundle of all variants, in float16, with its card.
 
         Args:
             settings: of the run.
@@ -80,12 +85,9 @@ class RunFolder:
             progress: at the end of the run.
             training: names of the categories that were trained on.
         """
-        metrics = {"best": progress.best, "epochs": progress.history}
-        write_text(self.path / "metrics.json", json.dumps(metrics, indent=2) + "\n")
         command = json.loads((self.path / "run.json").read_text(encoding="utf-8"))[0]["command"]
         card = card_text(
             extractor.config,
-            repository=None,
             trained=True,
             training=training_text(settings, extractor.config, progress, training, command),
             results=results_text(progress),

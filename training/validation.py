@@ -58,6 +58,8 @@ class Validation:
         record: dict[str, Any] = {"epoch": progress.epoch + 1, "validation": scores, "unreadable": list(unreadable)}
         progress.history.append(record | reporter.end_epoch(progress.epoch, scores))
         progress.epoch, progress.step = progress.epoch + 1, 0
+        if distributed.rank() == 0:
+            self._run.write_metrics(progress)
         distributed.wait_for_all()
 
     def scores(self) -> Scores:

@@ -1,9 +1,11 @@
-"""The published computation, restated plainly, for benchmarks to compare with: nothing is computed once that could be
-computed again. Equal results, not equal speed."""
+"""The published computation, restated plainly, for benchmarks to compare with.
+
+Keys and values, references and norms are computed again for every image, as there. Equal results, not equal speed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +19,18 @@ class PublishedProjectors(nn.Module):
 
     Args:
         projectors: whose parameters it uses.
+        need_weights: let the attention return its weights, as ``nn.MultiheadAttention`` does unless it is told not to;
+            without them PyTorch takes its fused kernel.
     """
 
-    def __init__(self, projectors: Projectors) -> None:
+    def __init__(self, projectors: Projectors, need_weights: bool = True) -> None:
         super().__init__()
-        self.projectors = projectors
+        self.projectors, self.need_weights = projectors, need_weights
 
     def forward(self, residuals: Sequence[Tensor]) -> list[Tensor]:
         """Projects L residual maps (B, C, h, w) to L feature maps (B, C, h, w)."""
-        return [_project(level, residual) for level, residual in zip(self.projectors, residuals, strict=True)]
+        pairs = zip(self.projectors, residuals, strict=True)
+        return [_project(level, residual, self.need_weights) for level, residual in pairs]
 
 
 def published_residual(features: Tensor, references: Tensor) -> Tensor:
@@ -36,7 +41,7 @@ def published_residual(features: Tensor, references: Tensor) -> Tensor:
     return residual.transpose(1, 2).unflatten(2, features.shape[2:])
 
 
-def _project(level: ResidualProjector, residual: Tensor) -> Tensor:
+def _project(level: ResidualProjector, residual: Tensor, need_weights: bool) -> Tensor:
     tokens = residual.flatten(2).transpose(1, 2)
     references = level.reference_tokens.expand(len(tokens), -1, -1).contiguous()
     references = level.reference_projection(references).transpose(0, 1)  # (N, B, C)
@@ -55,14 +60,14 @@ def _project(level: ResidualProjector, residual: Tensor) -> Tensor:
         0.0,
         attention.out_proj.weight,
         attention.out_proj.bias,
-        need_weights=False,
+        need_weights=need_weights,
     )
     tokens = tokens - explained.transpose(0, 1)
     tokens = tokens + level.mlp(tokens)
     return tokens.transpose(1, 2).unflatten(2, residual.shape[2:])
 
 
-def encode_references(encode: object, images: Tensor) -> list[Tensor]:
+def encode_references(encode: Callable[[Tensor], list[Tensor]], images: Tensor) -> list[Tensor]:
     """Patches (K, C) of every level of reference images (k, 3, S, S), encoded anew."""
     with torch.no_grad():
-        return [level.permute(0, 2, 3, 1).flatten(0, 2) for level in encode(images)]  # type: ignore[operator]
+        return [level.permute(0, 2, 3, 1).flatten(0, 2) for level in encode(images)]
