@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ from torch import Tensor
 from adpretrain_hf.errors import ImageError, InputError
 from adpretrain_hf.images import ImageSource, named_sources, read_image
 from adpretrain_hf.preprocessing import PreparedImage, Preprocessor, check_prepared, is_prepared
+from adpretrain_hf.read_ahead import read_ahead
 
 OnError = Callable[[str, ImageError], None]
 
@@ -70,38 +68,22 @@ def _as_prepared(tensor: Tensor, number: int) -> PreparedImage:
 def _prepare_ahead(
     sources: Iterable[tuple[ImageSource, str]], preprocessor: Preprocessor, ahead: int, on_error: OnError | None
 ) -> Iterator[PreparedImage]:
-    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="adpretrain-decode")
-    try:
-        remaining = iter(sources)
-        pending: deque[tuple[str, Future[PreparedImage]]] = deque()
-        while True:
-            for source, name in islice(remaining, ahead - len(pending)):
-                pending.append((name, _submit(pool, preprocessor, source, name)))
-            if not pending:
-                return
-            name, future = pending.popleft()
-            try:
-                yield future.result()
-            except ImageError as error:
-                if on_error is None:
-                    raise
-                on_error(name, error)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    calls = ((name, _call(preprocessor, source, name)) for source, name in sources)
+    return (image for _, image in read_ahead(calls, ahead, on_error))
 
 
-def _submit(
-    pool: ThreadPoolExecutor, preprocessor: Preprocessor, source: ImageSource, name: str
-) -> Future[PreparedImage]:
+def _call(preprocessor: Preprocessor, source: ImageSource, name: str) -> Callable[[], PreparedImage]:
     if isinstance(source, (str, Path)):
-        return pool.submit(preprocessor.prepare, source, name)
+        return partial(preprocessor.prepare, source, name)
     # A camera's buffer or the frame of a film may hold another picture as soon as the next one is asked for.
     try:
-        return pool.submit(preprocessor.prepare, read_image(source, name), name)
+        return partial(preprocessor.prepare, read_image(source, name), name)
     except ImageError as error:
-        failed: Future[PreparedImage] = Future()
-        failed.set_exception(error)
-        return failed
+        return partial(_raise, error)
+
+
+def _raise(error: ImageError) -> PreparedImage:
+    raise error
 
 
 def _group(images: Iterable[PreparedImage], batch_size: int) -> Iterator[list[PreparedImage]]:

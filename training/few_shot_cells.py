@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.images import decode_image
 from adpretrain_hf.preprocessing import PreparedImage
 from training.encoded import read_encoded, read_mask
+from training.seeds import named_generator
 
 _LOG = logging.getLogger(__name__)
 _BATCH = 16
@@ -159,7 +159,7 @@ def _encode(
 
 def _draw(cell: Cell, seed: int, shots: int) -> Tensor:
     """Indices of normal images that depend on the seed and the cell's name, not on other cells."""
-    random = np.random.default_rng((seed, *(zlib.crc32(name.encode()) for name in (cell.category, cell.view))))
+    random = named_generator(seed, cell.category, cell.view)
     return torch.from_numpy(np.sort(random.choice(len(cell.normal), shots, replace=False)))
 
 

@@ -75,16 +75,16 @@ def make_extractor(settings: PretrainSettings) -> ADPretrainFeatureExtractor:
         InputError: the backbone is unknown, or a setting does not fit it.
     """
     overrides: dict[str, Any] = {
-        "backbone": settings.upstream or None,
-        "image_size": settings.image_size or None,
-        "layers": settings.levels or None,
+        "backbone": settings.upstream,
+        "image_size": settings.image_size,
+        "layers": settings.levels,
     }
     torch.manual_seed(settings.seed)
     extractor = ADPretrainFeatureExtractor.from_backbone(
         settings.backbone,
         num_reference_tokens=settings.reference_tokens,
         normalize_tokens=settings.normalize_tokens,
-        **{name: value for name, value in overrides.items() if value is not None},
+        **{name: value for name, value in overrides.items() if value},
     )
     initialise(extractor.projectors, settings.init_scale)
     return extractor.to(distributed.local_device(settings.device))

@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 
 import torch
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from adpretrain_hf.errors import ImageError, InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
+from adpretrain_hf.read_ahead import read_ahead
 from adpretrain_hf.reference import to_rows
 
 OnUnreadable = Callable[[int, ImageError], None]
@@ -104,7 +103,8 @@ class ReferenceEncoder:
             ImageError: an image cannot be read.
             InputError: patches that the dtype cannot hold, or images of another size.
         """
-        images = _load_ahead(self._load, positions, 2 * self.batch_size + 2, on_unreadable)
+        calls = ((position, partial(_read, self._load, position)) for position in positions)
+        images = read_ahead(calls, 2 * self.batch_size + 2, on_unreadable)
         while batch := list(islice(images, self.batch_size)):
             patches = self._encode_batch([image for _, image in batch])
             for (position, _), own in zip(batch, patches, strict=False):  # those that fill up the batch are left
@@ -144,30 +144,6 @@ class ReferenceEncoder:
 
 def _equal(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
     return all(bool((one == two).all()) for one, two in zip(first, second, strict=True))
-
-
-def _load_ahead(
-    load: Load, positions: Iterable[int], ahead: int, on_unreadable: OnUnreadable | None
-) -> Iterator[tuple[int, Tensor]]:
-    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="reference-decode")
-    try:
-        remaining = iter(positions)
-        pending: deque[tuple[int, Future[Tensor]]] = deque()
-        while True:
-            pending.extend((p, pool.submit(_read, load, p)) for p in islice(remaining, ahead - len(pending)))
-            if not pending:
-                return
-            position, image = pending.popleft()
-            try:
-                loaded = image.result()
-            except ImageError as error:
-                if on_unreadable is None:
-                    raise
-                on_unreadable(position, error)
-            else:
-                yield position, loaded
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _read(load: Load, position: int) -> Tensor:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from adpretrain_hf.errors import InputError
+from training.seeds import named_generator
 
 
 class ReferencePool:
@@ -116,5 +116,5 @@ class ReferencePool:
 def _choose(key: tuple[str, str], group: list[int], pool_size: int | None, seed: int) -> list[int]:
     if pool_size is None or len(group) <= pool_size:
         return group
-    random = np.random.default_rng((seed, *(zlib.crc32(part.encode()) for part in key)))
+    random = named_generator(seed, *key)
     return sorted(group[index] for index in random.choice(len(group), pool_size, replace=False))

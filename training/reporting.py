@@ -88,12 +88,12 @@ class Reporter:
         if self._sums is None:
             return
         values = self._sums.tolist()
-        total, angle, norm = (value / self._steps for value in values)
+        means = {name: value / self._steps for name, value in zip(_PARTS, values, strict=True)}
         self._epoch_sums = [old + new for old, new in zip(self._epoch_sums, values, strict=True)]
         self._epoch_steps += self._steps
-        self._bar.set_postfix(loss=f"{total:.3f}", angle=f"{angle:.3f}", norm=f"{norm:.3f}")
-        for name, value in zip(_PARTS, values, strict=True):
-            self._log(f"train/{name}", value / self._steps)
+        self._bar.set_postfix({name: f"{mean:.3f}" for name, mean in means.items()})
+        for name, mean in means.items():
+            self._log(f"train/{name}", mean)
         self._sums, self._steps, self._looked = None, 0, time.monotonic()
 
     def _log(self, name: str, value: float) -> None:

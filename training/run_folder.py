@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from adpretrain_hf import bundle
+from adpretrain_hf.config import ADPretrainConfig
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.files import write_text
@@ -93,16 +94,15 @@ class RunFolder:
             results=results_text(progress),
         )
         write_text(self.bundle / bundle.CARD_FILE, card)
+        backbone = copy.deepcopy(extractor.backbone).to("cpu", torch.float16)
         for variant in progress.best:
-            self._write_variant(variant, extractor)
+            projectors = self._read_variant(variant, extractor.config)
+            ADPretrainFeatureExtractor(extractor.config, backbone, projectors, variant).save_pretrained(self.bundle)
 
-    def _write_variant(self, variant: str, extractor: ADPretrainFeatureExtractor) -> None:
-        config, file, precision = extractor.config, self._variant_file(variant), torch.float16
-        projectors = Projectors(config)
-        bundle.load_strict(projectors, bundle.read_weights(file), str(file), precision)
-        backbone = copy.deepcopy(extractor.backbone).to("cpu", precision)
-        saved = ADPretrainFeatureExtractor(config, backbone, projectors.requires_grad_(False), variant)
-        saved.save_pretrained(self.bundle)
+    def _read_variant(self, variant: str, config: ADPretrainConfig) -> Projectors:
+        file, projectors = self._variant_file(variant), Projectors(config)
+        bundle.load_strict(projectors, bundle.read_weights(file), str(file), torch.float16)
+        return projectors.requires_grad_(False)
 
     def _variant_file(self, variant: str) -> Path:
         return self.path / "variants" / f"{variant}.safetensors"

@@ -109,10 +109,9 @@ class Samples(data.Dataset[Any]):
     def _sample(self, position: int, epoch: int, unreadable: list[str]) -> Sample:
         row = self._dataset[position]
         random = np.random.default_rng((self._seed, epoch, position))
-        image = self._preprocessor.crop(_read(row["image"]))
-        mask = self._preprocessor.crop_mask(read_mask(row["mask"])) if row["mask"] else None
+        image, mask = _read(row["image"]), read_mask(row["mask"]) if row["mask"] else None
         if not row["is_anomalous"] and random.random() < self._paint_defects:
-            image, mask = _paint(image, random)
+            image, mask = _paint(self._preprocessor.crop(image), random)
         views = self._two_views(image, mask, int(random.integers(2**63)))
         return Sample(views.images, views.mask, position, unreadable)
 

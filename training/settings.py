@@ -48,7 +48,7 @@ class PretrainSettings:
     normalize_tokens: bool = _setting(True, "tokens of unit length before matching; the published run: no")
     scale_residuals: bool = _setting(True, "every level to a mean normal residual norm of 1; the published run: no")
     references: tuple[int, ...] = _setting((1, 4, 8), "reference images per image, drawn for every step")
-    pool_size: int = _setting(64, "normal images per category and view that references are drawn from; 0 for all")
+    pool_size: int = _setting(64, "normal images per category and view to draw references from; 0, as published: all")
     paint_defects: float = _setting(0.0, "share of the normal images that get a painted defect; the published run: 0")
     plain_first: bool = _setting(False, "leave the first view as it is at test time; the published run augments both")
     epochs: int = _setting(10, "passes over the training images")

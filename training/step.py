@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
-from adpretrain_hf.reference import nearest_residual
+from adpretrain_hf.reference import nearest_residual, to_rows
 from training.distributed import gather_rows
 from training.losses import angle_loss, norm_loss
 from training.samples import Batch
@@ -86,7 +86,7 @@ class PretrainStep:
         angle, norm = features[0].new_zeros((), dtype=torch.float32), features[0].new_zeros((), dtype=torch.float32)
         settings = self._settings
         for level, center in zip(features, self._centers, strict=True):
-            first, second = (gather_rows(_rows(view)) for view in level.chunk(2))
+            first, second = (gather_rows(to_rows(view.float())) for view in level.chunk(2))
             angle = angle + angle_loss(first, second, angle_labels, center=center, temperature=settings.temperature)
             for view in (first, second):
                 norm = norm + norm_loss(view, norm_labels, margin=settings.margin)
@@ -104,7 +104,3 @@ def _match(maps: Tensor, references: Sequence[Tensor]) -> Tensor:
     for image, patches in enumerate(references):
         residuals[image::images] = nearest_residual(maps[image::images].float(), patches.float())
     return residuals
-
-
-def _rows(features: Tensor) -> Tensor:
-    return features.float().permute(0, 2, 3, 1).flatten(0, 2)

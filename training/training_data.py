@@ -44,7 +44,7 @@ def load_training_data(settings: PretrainSettings, synthetic_folder: Path) -> Tr
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(
-            f"the categories {twice} are in more than one of --data {list(settings.data)}: rename or exclude them"
+            f"the categories {twice} are in more than one of --data {list(settings.data)}: rename them in one"
         )
     training, validation = _split(names, settings)
     trained = set(training)

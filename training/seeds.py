@@ -1,0 +1,12 @@
+"""Random generators that depend on names, and on nothing else that is there."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+
+
+def named_generator(seed: int, *names: str) -> np.random.Generator:
+    """A generator of its own for a seed and some names, the same on every run (Python's own hash of a text is not)."""
+    return np.random.default_rng((seed, *(zlib.crc32(name.encode()) for name in names)))
