@@ -1,6 +1,7 @@
-# make demo   scores the photographs in tests/photos and draws the results into demo/
-# make test   runs all tests
-# make lint   checks style and types
+# make demo       scores the photographs in tests/photos and draws the results into demo/
+# make test       runs the tests
+# make test-all   runs the slow ones as well
+# make lint       checks style and types
 #
 # PYTHON=python3.12 chooses the interpreter that .venv is made with.
 
@@ -8,13 +9,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-all lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m adpretrain_hf.cli demo --output demo
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
+
+test-all: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m "slow or not slow"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/python -m ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ from adpretrain_hf.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
+
+
+_HOOKS = "transformers.utils.output_capturing"
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,17 @@ class Backbone(nn.Module):
     def requires_grad_(self, requires_grad: bool = True) -> Backbone:
         """Stays frozen."""
         return super().requires_grad_(False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state without transformers' hooks, which cannot be pickled; the first call installs them again."""
+        tensors = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
+        model = copy.deepcopy(self.model, tensors)  # all but the tensors, which both share
+        for module in model.modules():
+            for key, hook in list(module._forward_hooks.items()):
+                if hook.__module__ == _HOOKS:
+                    del module._forward_hooks[key]
+            module.__dict__.pop("_output_capturing_hooks_installed", None)
+        return self.__dict__ | {"_modules": self._modules | {"model": model}}
 
     def digest(self) -> str:
         """16 hex digits that identify the weights, whatever precision they are loaded in later."""

@@ -91,6 +91,26 @@ class ReferenceBank:
             for level, patches, norms in zip(features, self.patches, self._inverse_norms, strict=True)
         ]
 
+    def without_image(self, index: int) -> ReferenceBank:
+        """The bank of all images but one: what that image itself is compared with, where it shall not find itself.
+
+        Args:
+            index: of the image, from 0, in the order that the bank was made in.
+
+        Raises:
+            InputError: no such image, no other image, or images of unequal numbers of patches.
+        """
+        each, rest = divmod(len(self), max(self.num_images, 1))
+        if rest or self.num_images < 2 or not 0 <= index < self.num_images:
+            raise InputError(
+                f"cannot leave image {index} out of a bank of {self.num_images} images with {len(self)} patches: "
+                "expected at least 2 images of equally many patches, and the index of one of them"
+            )
+        patches = [torch.cat((level[: index * each], level[(index + 1) * each :])) for level in self.patches]
+        return ReferenceBank(
+            patches, fingerprint=self.fingerprint, category=self.category, num_images=self.num_images - 1
+        )
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ReferenceBank:
         """A bank on another device or in another precision (itself, if it is there already)."""
         patches = [level.to(device=device, dtype=dtype) for level in self.patches]
@@ -181,19 +201,24 @@ def nearest_reference(queries: Tensor, references: Tensor, inverse_norms: Tensor
     if inverse_norms is None:
         inverse_norms = 1 / references.float().norm(dim=1).clamp_min(1e-12)
     # The length of a query does not change which reference is nearest to it.
-    best = queries.new_full((len(queries),), -torch.inf, dtype=torch.float32)
-    index = torch.zeros(len(queries), dtype=torch.long, device=queries.device)
+    best = queries.new_full(queries.shape[:1], -torch.inf, dtype=torch.float32)
+    index = torch.zeros(queries.shape[:1], dtype=torch.long, device=queries.device)
     with torch.autocast(queries.device.type, enabled=False):
         for start in range(0, len(references), _REFERENCE_CHUNK):
             stop = start + _REFERENCE_CHUNK
             unit = references[start:stop].float() * inverse_norms[start:stop, None]
-            for part in range(0, len(queries), _QUERY_CHUNK):
-                rows = slice(part, part + _QUERY_CHUNK)
+            for rows in _blocks(queries):
                 similarity, where = (queries[rows].float() @ unit.T).max(dim=1)
                 better = similarity > best[rows]
                 best[rows] = torch.where(better, similarity, best[rows])
                 index[rows] = torch.where(better, where + start, index[rows])
     return index
+
+
+def _blocks(queries: Tensor) -> list[slice]:
+    if torch.compiler.is_compiling():
+        return [slice(None)]  # how many blocks there are would fix the size of the batch in a graph
+    return [slice(start, start + _QUERY_CHUNK) for start in range(0, len(queries), _QUERY_CHUNK)]
 
 
 def nearest_residual(features: Tensor, references: Tensor, inverse_norms: Tensor | None = None) -> Tensor:

@@ -216,3 +216,19 @@ def test_threads_share_a_bank():
     assert len(results) == 6
     for result in results:
         assert all(torch.equal(a, b) for a, b in zip(result, expected, strict=True))
+
+
+def test_bank_without_an_image_is_the_bank_of_the_others():
+    maps = [torch.randn(3, 5, 2, 2) for _ in range(2)]
+    bank = ReferenceBank.from_features(maps, fingerprint="0123456789abcdef", category="screw")
+    others = bank.without_image(1)
+    expected = ReferenceBank.from_features([level[[0, 2]] for level in maps])
+    assert all(torch.equal(a, b) for a, b in zip(others.patches, expected.patches, strict=True))
+    assert (others.num_images, others.fingerprint, others.category) == (2, "0123456789abcdef", "screw")
+
+
+@pytest.mark.parametrize(("images", "index"), [(1, 0), (4, 4), (4, -1), (3, 0), (0, 0)])
+def test_images_that_cannot_be_left_out_are_refused(images, index):
+    message = f"cannot leave image {index} out of a bank of {images} images with 40 patches"
+    with pytest.raises(InputError, match=message):
+        random_bank(k=40, num_images=images).without_image(index)

@@ -1,0 +1,129 @@
+"""DetectorFeatures: the features of an extractor as anomalib's detectors call for them."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adpretrain_hf.errors import InputError
+from adpretrain_hf.extractor import ADPretrainFeatureExtractor
+from adpretrain_hf.reference import ReferenceBank
+
+FEATURES = ("raw", "residual", "pretrained")
+
+
+class DetectorFeatures(nn.Module):
+    """Features of prepared images, of one kind and some levels; a drop-in for anomalib's ``TimmFeatureExtractor``.
+
+    The reference bank travels with the state dict, so that a checkpoint gives the scores that it was saved with.
+
+    Args:
+        extractor: makes the features.
+        kind: ``"raw"``, the backbone's tokens; ``"residual"``, what the projectors are given: the tokens (of unit
+            length, if the extractor's configuration says so) less their nearest references, scaled; or
+            ``"pretrained"``, what the projectors make of it.
+        levels: block numbers, some of the extractor's; all by default.
+
+    Attributes:
+        layers: names of the levels, the keys of the features.
+        out_dims: C of each.
+        names: of the bank's images, in their order, e.g. paths; empty where they are not known.
+        own: for each image of the next batch which of the bank's images it is, or None; empty where none is one. Such
+            an image is matched with the others, for its own patches would all be found and its residual be 0.
+
+    Raises:
+        InputError: an unknown kind, or a level that the extractor does not have.
+    """
+
+    def __init__(
+        self, extractor: ADPretrainFeatureExtractor, kind: str = "pretrained", levels: Sequence[int] | None = None
+    ) -> None:
+        super().__init__()
+        if kind not in FEATURES:
+            raise InputError(f"unknown features {kind!r}: expected one of {', '.join(FEATURES)}")
+        self.extractor = extractor
+        self.kind = kind
+        self._places = _places(extractor.config.layers, levels)
+        self.layers = [extractor.layers[place] for place in self._places]
+        self.out_dims = [extractor.out_dims[place] for place in self._places]
+        self.names: tuple[str, ...] = ()
+        self.own: list[int | None] = []
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether a reference bank must be set before images can be given."""
+        return self.kind != "raw"
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Prepared images (B, 3, H, W) to ``{"layer<n>": (B, C, h, w)}``.
+
+        Raises:
+            InputError: no reference bank is set.
+        """
+        maps = self._all_levels(images.to(self.extractor.device, self.extractor.dtype))
+        return {name: maps[place] for name, place in zip(self.layers, self._places, strict=True)}
+
+    def set_reference(self, references: Any, names: Sequence[str] = ()) -> None:
+        """Sets the reference bank.
+
+        Args:
+            references: what ``ADPretrainFeatureExtractor.set_reference`` takes.
+            names: of its images, in their order; see ``names``.
+
+        Raises:
+            InputError: not one name for each image, or see there.
+        """
+        bank = self.extractor.set_reference(references).reference
+        if names and bank is not None and len(names) != bank.num_images:
+            raise InputError(f"got {len(names)} names for {bank.num_images} reference images, expected one for each")
+        self.names = tuple(map(str, names))
+
+    def note_own(self, names: Sequence[str]) -> None:
+        """Says by their names which images the next batch holds, so that those of the bank are recognised."""
+        where = {name: place for place, name in enumerate(self.names)}
+        self.own = [where.get(str(name)) for name in names]
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The reference bank, as the state dict holds it."""
+        bank = self.extractor.reference
+        if bank is None:
+            return {}
+        about = {"fingerprint": bank.fingerprint, "category": bank.category, "num_images": bank.num_images}
+        return about | {"patches": bank.patches, "names": list(self.names)}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Takes over the reference bank that a state dict holds.
+
+        Raises:
+            InputError: another extractor made it.
+        """
+        values = dict(state)
+        self.names = tuple(values.pop("names", ()))
+        self.extractor.reference = None
+        if values:
+            self.extractor.set_reference(ReferenceBank(values.pop("patches"), **values))
+
+    def _all_levels(self, images: Tensor) -> list[Tensor]:
+        if self.kind == "raw":
+            return self.extractor.backbone(images)
+        residuals = self.extractor.residuals(self.extractor.encode(images), self._references())
+        return residuals if self.kind == "residual" else self.extractor.projectors(residuals)
+
+    def _references(self) -> list[ReferenceBank] | None:
+        """One bank for each image where some are of the bank themselves, else None: the one that is set for all."""
+        bank = self.extractor.reference
+        if bank is None or bank.num_images < 2 or not any(own is not None for own in self.own):
+            return None
+        return [bank if own is None else bank.without_image(own) for own in self.own]
+
+
+def _places(layers: Sequence[int], levels: Sequence[int] | None) -> list[int]:
+    wanted = [operator.index(level) for level in (layers if levels is None else levels)]
+    if not wanted or any(level not in layers for level in wanted) or wanted != sorted(set(wanted)):
+        raise InputError(f"levels are {levels}, expected some of {list(layers)}, in rising order")
+    return [list(layers).index(level) for level in wanted]

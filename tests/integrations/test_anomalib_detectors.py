@@ -1,0 +1,253 @@
+"""anomalib for real: every detector on our features, from fitting to a checkpoint and an export."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from adpretrain_hf import ADPretrainFeatureExtractor
+from adpretrain_hf.errors import InputError
+from tests.conftest import BUNDLE, PHOTOS
+
+pytest.importorskip("anomalib")
+from anomalib.data import Folder
+from anomalib.deploy import ExportType
+
+from adpretrain_hf.integrations.anomalib import (
+    ADPretrainCflow,
+    ADPretrainFeatureNorm,
+    ADPretrainGlass,
+    ADPretrainPadim,
+    ADPretrainPatchcore,
+    ADPretrainUniad,
+)
+from tests.integrations.anomalib_data import datamodule, engine, write_images
+
+# Small, for the tests; what is not named is the default.
+DETECTORS = {
+    ADPretrainPatchcore: {"coreset_sampling_ratio": 0.5},
+    ADPretrainPadim: {"n_features": 20},
+    ADPretrainCflow: {"coupling_blocks": 2, "fiber_batch_size": 16},
+    ADPretrainGlass: {"step": 2, "discriminator_hidden": 16},
+    ADPretrainUniad: {"hidden_dim": 32, "num_layers": 1},
+    ADPretrainFeatureNorm: {},
+}
+each_detector = pytest.mark.parametrize("detector", DETECTORS, ids=lambda detector: detector.__name__)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("data"))
+
+
+def make(detector, bundle, **settings):
+    quiet = {"evaluator": False, "visualizer": False}
+    return detector(str(bundle), **DETECTORS[detector] | quiet | {"references": 4} | settings)
+
+
+def predict(run, model, folder, **settings) -> tuple[Tensor, Tensor]:
+    """Maps (N, H, W) and scores (N,) of all test images."""
+    batches = run.predict(model, datamodule=datamodule(folder), **settings)
+    maps = torch.cat([batch.anomaly_map.flatten(0, -3) for batch in batches])
+    return maps, torch.cat([batch.pred_score.flatten() for batch in batches])
+
+
+@each_detector
+def test_fits_tests_predicts_and_reloads_with_equal_scores(detector, bundle, folder, tmp_path):
+    run = engine(tmp_path)
+    model = detector(str(bundle), **DETECTORS[detector], references=4)
+    run.fit(model, datamodule=datamodule(folder))
+    results = run.test(model, datamodule=datamodule(folder), verbose=False)
+    assert 0 <= results[0]["image_AUROC"] <= 1 + 1e-6
+    maps, scores = predict(run, model, folder)
+    assert maps.shape == (9, 32, 32)
+    assert maps.isfinite().all()
+    assert maps.std() > 0
+    checkpoint = run.trainer.checkpoint_callback.best_model_path
+    again = detector.load_from_checkpoint(checkpoint)
+    for model_again, settings in ((again, {}), (make(detector, bundle), {"ckpt_path": checkpoint})):
+        maps_again, scores_again = predict(engine(tmp_path), model_again, folder, **settings)
+        assert torch.equal(maps, maps_again)
+        assert torch.equal(scores, scores_again)
+
+
+@each_detector
+@pytest.mark.parametrize("kind", ["raw", "residual"])
+def test_other_features_are_one_argument(detector, kind, bundle, folder, tmp_path):
+    model = make(detector, bundle, features=kind)
+    run = engine(tmp_path)
+    run.fit(model, datamodule=datamodule(folder))
+    assert model.features.kind == kind
+    assert predict(run, model, folder)[0].isfinite().all()
+
+
+def test_defaults_are_the_published_protocol(bundle):
+    four = [1, 2, 3, 4]
+    expected = {
+        ADPretrainPatchcore: ("angle", four[-3:]),
+        ADPretrainPadim: ("angle", four),
+        ADPretrainCflow: ("norm", four[-3:]),
+        ADPretrainGlass: ("norm", four[-2:]),
+        ADPretrainUniad: ("norm", four),
+        ADPretrainFeatureNorm: ("norm", four),
+    }
+    for detector, (variant, levels) in expected.items():
+        model = detector(str(bundle), **DETECTORS[detector])
+        assert model.features.extractor.variant == variant
+        assert model.features.layers == [f"layer{level}" for level in levels]
+    assert ADPretrainPatchcore(str(bundle)).coreset_sampling_ratio == 0.1
+
+
+def test_feature_norm_scores_are_the_extractors(bundle, folder, tmp_path):
+    model = ADPretrainFeatureNorm(str(bundle), references=str(folder / "train"), post_processor=False, visualizer=False)
+    maps, scores = predict(engine(tmp_path), model, folder)
+    extractor = ADPretrainFeatureExtractor.from_pretrained(bundle, variant="norm").set_reference(folder / "train")
+    files = sorted(folder.glob("defect/*")) + sorted(folder.glob("normal_test/*"))
+    expected = list(extractor.score_stream(files, progress=False))
+    torch.testing.assert_close(maps, torch.stack([one.anomaly for one in expected]), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(scores, torch.tensor([one.score for one in expected]), atol=1e-5, rtol=1e-4)
+
+
+def test_references_of_a_checkpoint_do_not_need_their_files(bundle, folder, tmp_path):
+    references = shutil.copytree(folder / "train", tmp_path / "references")
+    run = engine(tmp_path)
+    model = make(ADPretrainFeatureNorm, bundle, references=str(references))
+    run.fit(model, datamodule=datamodule(folder))
+    maps, _ = predict(run, model, folder)
+    checkpoint = run.trainer.checkpoint_callback.best_model_path
+    shutil.rmtree(references)
+    again = ADPretrainFeatureNorm.load_from_checkpoint(checkpoint)
+    assert torch.equal(predict(engine(tmp_path), again, folder)[0], maps)
+
+
+def test_saved_bank_serves_as_references(bundle, folder, tmp_path):
+    extractor = ADPretrainFeatureExtractor.from_pretrained(bundle)
+    extractor.make_reference(folder / "train").save(tmp_path / "bank.safetensors")
+    from_folder, from_bank = (
+        predict(engine(tmp_path), make(ADPretrainFeatureNorm, bundle, references=str(source)), folder)[0]
+        for source in (folder / "train", tmp_path / "bank.safetensors")
+    )
+    assert torch.equal(from_folder, from_bank)
+
+
+def test_training_images_become_references_spread_over_the_data(bundle, folder, tmp_path):
+    model = make(ADPretrainFeatureNorm, bundle)
+    engine(tmp_path).fit(model, datamodule=datamodule(folder))
+    names = [Path(name).name for name in model.features.names]
+    assert names == ["0.png", "2.png", "4.png", "6.png"]
+    assert model.features.extractor.reference.num_images == 4
+    expected = model.features.extractor.make_reference([folder / "train" / name for name in names])
+    for got, wanted in zip(model.features.extractor.reference.patches, expected.patches, strict=True):
+        torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_more_references_than_images_are_all_images(bundle, folder, tmp_path, caplog):
+    model = make(ADPretrainFeatureNorm, bundle, references=50)
+    engine(tmp_path).fit(model, datamodule=datamodule(folder))
+    assert model.features.extractor.reference.num_images == 8
+    assert "50 references were asked for, the training data have 8 normal images" in caplog.text
+
+
+@pytest.mark.parametrize("references", [0, -1, "", True, 2.5, None])
+def test_wrong_references_are_refused(bundle, references):
+    with pytest.raises(InputError, match="references is"):
+        ADPretrainPatchcore(str(bundle), references=references)
+
+
+def test_bundle_must_be_a_string(extractor):
+    with pytest.raises(InputError, match="expected the id of a repository or a folder, as a string"):
+        ADPretrainPatchcore(extractor)
+
+
+def test_channels_of_padim_are_checked(bundle):
+    with pytest.raises(InputError, match="n_features is 129, expected a number from 1 to the levels' 128 channels"):
+        ADPretrainPadim(str(bundle), n_features=129)
+
+
+def test_padim_of_one_image_says_what_it_needs(bundle, folder, tmp_path):
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    for name in ("normal_test", "defect", "mask"):
+        shutil.copytree(folder / name, tmp_path / "data" / name)
+    shutil.copy(folder / "train" / "0.png", tmp_path / "data" / "train")
+    with pytest.raises(InputError, match="got 1 training image, expected at least 2: a covariance needs them"):
+        engine(tmp_path).fit(make(ADPretrainPadim, bundle), datamodule=datamodule(tmp_path / "data"))
+
+
+def test_predicting_without_references_says_what_to_do(bundle, folder, tmp_path):
+    with pytest.raises(InputError, match="no reference is set"):
+        predict(engine(tmp_path), make(ADPretrainFeatureNorm, bundle), folder)
+
+
+def test_glass_learns_from_normalised_images(bundle, folder, tmp_path):
+    """Its centre is the mean embedding of the images as the network sees them."""
+    model = make(ADPretrainGlass, bundle, references=str(folder / "train"))
+    engine(tmp_path, limit_train_batches=0).fit(model, datamodule=datamodule(folder))
+    seen = []
+    original = model.model.generate_embeddings
+    model.model.generate_embeddings = lambda images, **rest: seen.append(images) or original(images, **rest)
+    run = engine(tmp_path)
+    run.fit(model, datamodule=datamodule(folder, train_batch_size=8))
+    expected = model.features.extractor.preprocess(sorted((folder / "train").iterdir()))
+    assert sorted(seen[0].sum(dim=(1, 2, 3)).tolist()) == pytest.approx(sorted(expected.sum(dim=(1, 2, 3)).tolist()))
+
+
+@each_detector
+def test_exports_to_onnx_and_torch(detector, bundle, folder, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    run, model = _fitted(detector, bundle, folder, tmp_path)
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = model(images)
+    session = onnxruntime.InferenceSession(str(run.export(model, ExportType.ONNX, export_root=tmp_path / "onnx")))
+    names = [output.name for output in session.get_outputs()]
+    outputs = dict(zip(names, session.run(None, {session.get_inputs()[0].name: images.numpy()}), strict=True))
+    np.testing.assert_allclose(outputs["anomaly_map"], expected.anomaly_map, atol=2e-4)
+    np.testing.assert_allclose(outputs["pred_score"], expected.pred_score, atol=2e-4)
+    file = run.export(model, ExportType.TORCH, export_root=tmp_path / "torch")
+    with torch.no_grad():
+        again = torch.load(file, weights_only=False)["model"].eval()(images)
+    assert torch.equal(again.anomaly_map, expected.anomaly_map)
+
+
+@pytest.mark.parametrize("detector", [ADPretrainPatchcore, ADPretrainFeatureNorm])
+def test_exports_to_openvino(detector, bundle, folder, tmp_path):
+    openvino = pytest.importorskip("openvino")
+    run, model = _fitted(detector, bundle, folder, tmp_path)
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = model(images)
+    file = run.export(model, ExportType.OPENVINO, export_root=tmp_path / "openvino")
+    compiled = openvino.Core().compile_model(str(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    outputs = {output.get_any_name(): values for output, values in compiled(images.numpy()).items()}
+    np.testing.assert_allclose(outputs["anomaly_map"], expected.anomaly_map, atol=2e-4)
+
+
+def test_photographs_are_told_apart(tmp_path):
+    """The embedded bundle under PatchCore: every defect of the gravel scores above every normal image."""
+    root = PHOTOS / "gravel"
+    data = Folder(
+        name="gravel",
+        root=root,
+        normal_dir="train/good",
+        normal_test_dir="test/good",
+        abnormal_dir=["test/stain", "test/foreign", "test/wire"],
+        mask_dir=["ground_truth/stain", "ground_truth/foreign", "ground_truth/wire"],
+        val_split_mode="same_as_test",
+        num_workers=0,
+    )
+    run, model = engine(tmp_path), ADPretrainPatchcore(str(BUNDLE), visualizer=False)
+    run.fit(model, datamodule=data)
+    results = run.test(model, datamodule=data, verbose=False)[0]
+    assert results["image_AUROC"] > 0.9
+    assert results["pixel_AUROC"] > 0.9
+
+
+def _fitted(detector, bundle, folder, tmp_path):
+    run, model = engine(tmp_path), make(detector, bundle)
+    run.fit(model, datamodule=datamodule(folder))
+    return run, model.eval()

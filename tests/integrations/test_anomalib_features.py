@@ -1,0 +1,122 @@
+"""The features that anomalib's detectors are given: kinds, levels, leave-one-out, and what a state dict keeps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from adpretrain_hf import ADPretrainFeatureExtractor, ReferenceBank
+from adpretrain_hf.errors import InputError
+
+pytest.importorskip("anomalib")
+from adpretrain_hf.integrations.anomalib import DetectorFeatures
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def references() -> torch.Tensor:
+    return torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def test_kinds_are_the_extractors_own_steps(extractor, images, references):
+    extractor.set_reference(references)
+    residuals = extractor.residuals(extractor.encode(images))
+    expected = {
+        "raw": extractor.backbone(images),
+        "residual": residuals,
+        "pretrained": list(extractor(images).values()),
+    }
+    for kind, levels in expected.items():
+        features = DetectorFeatures(extractor, kind)(images)
+        assert list(features) == list(extractor.layers)
+        for got, wanted in zip(features.values(), levels, strict=True):
+            assert torch.equal(got, wanted)
+
+
+def test_levels_are_chosen_by_block_number(extractor, images, references):
+    extractor.set_reference(references)
+    features = DetectorFeatures(extractor, "pretrained", levels=(2, 4))
+    assert features.layers == ["layer2", "layer4"]
+    assert features.out_dims == [32, 32]
+    assert list(features(images)) == features.layers
+    assert torch.equal(features(images)["layer4"], extractor(images)["layer4"])
+
+
+@pytest.mark.parametrize("levels", [(), (5,), (4, 2), (2, 2)])
+def test_wrong_levels_are_refused(extractor, levels):
+    with pytest.raises(InputError, match=r"expected some of \[1, 2, 3, 4\], in rising order"):
+        DetectorFeatures(extractor, levels=levels)
+
+
+def test_unknown_kind_is_refused(extractor):
+    with pytest.raises(InputError, match="unknown features 'trained': expected one of raw, residual, pretrained"):
+        DetectorFeatures(extractor, "trained")
+
+
+def test_no_reference_is_an_error_except_for_raw_features(extractor, images):
+    assert not DetectorFeatures(extractor, "raw").needs_reference
+    DetectorFeatures(extractor, "raw")(images)
+    with pytest.raises(InputError, match="no reference is set"):
+        DetectorFeatures(extractor, "residual")(images)
+
+
+def test_an_image_of_the_bank_is_compared_with_the_others(extractor, references):
+    features = DetectorFeatures(extractor, "residual")
+    features.set_reference(references, ["a", "b", "c", "d"])
+    batch = references[[2, 0]]
+    features.note_own(["c", "elsewhere"])
+    first, second = features(batch)["layer1"]
+    others = references[[0, 1, 3]]
+    assert torch.allclose(first, extractor.residuals(extractor.encode(batch[:1]), others)[0][0], atol=1e-6)
+    assert first.abs().max() > 0.1
+    assert second.abs().max() < 1e-5  # it is in the bank, but nobody said so
+    features.note_own([])
+    assert features(batch)["layer1"].abs().max() < 1e-5
+
+
+def test_the_only_reference_is_compared_with_itself(extractor, references):
+    features = DetectorFeatures(extractor, "residual")
+    features.set_reference(references[:1], ["a"])
+    features.note_own(["a"])
+    assert features(references[:1])["layer1"].abs().max() < 1e-5
+
+
+def test_names_must_be_as_many_as_images(extractor, references):
+    with pytest.raises(InputError, match="got 1 names for 4 reference images"):
+        DetectorFeatures(extractor).set_reference(references, ["a"])
+
+
+def test_state_dict_carries_the_bank_and_its_names(tiny_folder, extractor, images, references, tmp_path):
+    features = DetectorFeatures(extractor)
+    features.set_reference(references, ["a", "b", "c", "d"])
+    torch.save(features.state_dict(), tmp_path / "state.pt")
+    other = DetectorFeatures(ADPretrainFeatureExtractor.from_backbone(str(tiny_folder), **_like(extractor)))
+    other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert other.names == ("a", "b", "c", "d")
+    for got, wanted in zip(other(images).values(), features(images).values(), strict=True):
+        assert torch.equal(got, wanted)
+
+
+def test_state_without_a_bank_removes_it(extractor, references):
+    features = DetectorFeatures(extractor)
+    empty = features.state_dict()
+    features.set_reference(references)
+    features.load_state_dict(empty)
+    assert extractor.reference is None
+
+
+def test_bank_of_another_extractor_is_refused(extractor):
+    bank = ReferenceBank([torch.randn(5, 32)] * 4, fingerprint="0123456789abcdef")
+    state = DetectorFeatures(extractor).state_dict()
+    state["_extra_state"] = {"patches": bank.patches, "fingerprint": bank.fingerprint, "category": "", "num_images": 1}
+    with pytest.raises(InputError, match="made by another extractor"):
+        DetectorFeatures(extractor).load_state_dict(state)
+
+
+def _like(extractor):
+    config = extractor.config
+    return {name: getattr(config, name) for name in ("image_size", "num_reference_tokens", "num_heads")}

@@ -1,0 +1,101 @@
+"""UniAD's network: what a patch may see, the jitter, and that it learns to tell anomalies."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adpretrain_hf.errors import InputError
+from training.metrics import image_auroc
+
+pytest.importorskip("anomalib")
+from adpretrain_hf.integrations.anomalib.uniad_model import UniadModel, neighbor_mask
+
+SMALL = {"hidden_dim": 16, "num_heads": 2, "num_layers": 1, "feedforward_dim": 32}
+
+
+def test_mask_covers_the_neighbourhood_and_nothing_else():
+    mask = neighbor_mask((6, 8), (3, 5))
+    for query in range(48):
+        for key in range(48):
+            rows, columns = abs(query // 8 - key // 8), abs(query % 8 - key % 8)
+            assert mask[query, key] == (rows <= 1 and columns <= 2)
+
+
+@given(h=st.integers(2, 16), w=st.integers(2, 16), size=st.sampled_from([1, 3, 7, 31]))
+def test_every_patch_sees_some_other(h, w, size):
+    mask = neighbor_mask((h, w), (size, size))
+    assert mask.shape == (h * w, h * w)
+    assert mask.diagonal().all()
+    assert not mask.all(dim=1).any()
+
+
+@pytest.mark.parametrize(("grid", "size"), [((1, 8), (3, 3)), ((8, 8), (4, 3))])
+def test_grids_and_neighbourhoods_that_cannot_be_are_refused(grid, size):
+    with pytest.raises(InputError, match="expected at least 2 rows and columns, and a neighbourhood of odd sides"):
+        neighbor_mask(grid, size)
+
+
+def test_attention_takes_nothing_from_the_neighbourhood():
+    torch.manual_seed(0)
+    model = UniadModel(4, (8, 8), neighbor_size=(3, 3), **SMALL).eval()
+    queries, context = torch.randn(1, 64, 16), torch.randn(1, 64, 16, requires_grad=True)
+    for attention in (model.encoder[0].attention, model.decoder[0].ask_encoder, model.decoder[0].ask_before):
+        context.grad = None
+        attention(queries, context, model.positions, model.mask)[0, 27, :8].sum().backward()  # row 3, column 3
+        gradient = context.grad[0].abs().sum(dim=-1).view(8, 8)
+        assert (gradient[2:5, 2:5] == 0).all()
+        gradient[2:5, 2:5] = 1
+        assert (gradient > 0).all()
+
+
+@settings(max_examples=15, deadline=None)
+@given(b=st.integers(1, 3), c=st.integers(1, 9), h=st.integers(2, 5), w=st.integers(2, 5))
+def test_shapes(b, c, h, w):
+    model = UniadModel(c, (h, w), **SMALL)
+    features = torch.randn(b, c, h, w)
+    assert model(features).shape == features.shape
+    assert model.loss(features).shape == ()
+    assert model.eval().distances(features).shape == (b, h, w)
+    assert torch.equal(model(features), model(features))
+
+
+def test_another_grid_is_refused():
+    with pytest.raises(InputError, match=r"got features on a grid of \(4, 5\) patches, expected \(4, 4\)"):
+        UniadModel(2, (4, 4), **SMALL)(torch.randn(1, 2, 4, 5))
+
+
+def test_jitter_has_the_stated_deviation():
+    model = UniadModel(50, (2, 2), jitter_scale=20.0, **SMALL)
+    tokens = torch.ones(2000, 4, 50)
+    noise = model._jitter(tokens) - tokens
+    assert noise.std().item() == pytest.approx(20 * 50**0.5 / 50, rel=0.01)
+    assert noise.mean().item() == pytest.approx(0, abs=0.02)
+    model.jitter_probability = 0.0
+    assert torch.equal(model._jitter(tokens), tokens)
+
+
+def test_all_parameters_learn():
+    model = UniadModel(6, (4, 4), **SMALL)
+    model.loss(torch.randn(2, 6, 4, 4)).backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in model.parameters())
+
+
+def test_anomalous_patches_are_reconstructed_worse():
+    torch.manual_seed(0)
+    model = UniadModel(12, (6, 6), jitter_scale=2.0, **SMALL | {"hidden_dim": 32})
+    pattern = torch.randn(3, 12, 6, 6)  # three categories
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(300):
+        normal = pattern[torch.randint(3, (8,))]
+        optimizer.zero_grad()
+        model.loss(normal + 0.1 * torch.randn_like(normal)).backward()
+        optimizer.step()
+    test = pattern[torch.randint(3, (40,))] + 0.1 * torch.randn(40, 12, 6, 6)
+    is_anomalous = torch.zeros(40, 6, 6, dtype=torch.bool)
+    is_anomalous[:, 2:4, 2:4] = True
+    test = torch.where(is_anomalous[:, None], torch.randn_like(test), test)
+    with torch.no_grad():
+        assert image_auroc(model.eval().distances(test), is_anomalous) > 0.95
