@@ -73,7 +73,7 @@ def read_mask(entry: Mapping[str, Any]) -> Image.Image:
     """
     data = read_encoded(entry)
     try:
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        with Image.open(io.BytesIO(data), formats=("PNG", "BMP", "TIFF")) as image:
             # Alpha says where a mask is opaque, not where a defect is.
             opaque = image.convert(image.mode[:-1]) if image.mode in ("LA", "RGBA") else image
             values = np.asarray(opaque) != 0

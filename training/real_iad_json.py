@@ -18,13 +18,14 @@ _KINDS = {dict: "an object", list: "a list", str: "a text", type(None): "null"}
 
 
 class Item(NamedTuple):
-    """One image, as its class's json names it; paths are relative to the json's prefix."""
+    """One image, as its class's json names it; paths are relative to the json's prefix, ``split`` is train or test."""
 
     image: str
     mask: str | None
     anomaly_class: str
     sample: str
     view: str
+    split: str
 
 
 class Annotation(NamedTuple):
@@ -50,7 +51,7 @@ def read_annotation(root: Path, category: str) -> Annotation:
     prefix = f"{prefix.rstrip('/')}/" if prefix else ""
     _refuse_escapes([prefix], place)
     items = [
-        _item(entry, f"{place}, item {number} of {split!r}")
+        _item(entry, f"{place}, item {number} of {split!r}", split)
         for split in ("train", "test")
         for number, entry in enumerate(_field(content, split, (list,), place))
     ]
@@ -111,14 +112,14 @@ def _find(root: Path, category: str) -> tuple[bytes, str]:
     )
 
 
-def _item(entry: Any, where: str) -> Item:
+def _item(entry: Any, where: str, split: str) -> Item:
     image = _field(entry, "image_path", (str,), where)
     mask = _field(entry, "mask_path", (str, type(None)), where)
     anomaly_class = _field(entry, "anomaly_class", (str,), where)
     named = _NAMED_PLACE.search(image)
     if named is None:
         raise InputError(f"{where}: the image is called {image!r}, expected .../S0001/..._C1_... (its sample and view)")
-    return Item(image, mask or None, anomaly_class, named[1], named[2])
+    return Item(image, mask or None, anomaly_class, named[1], named[2], split)
 
 
 def _field(mapping: Any, key: str, kinds: tuple[type, ...], where: str) -> Any:

@@ -1,0 +1,128 @@
+"""What is drawn: nested, paired, and never tested on as well."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adpretrain_hf.errors import InputError
+from training.evaluation.categories import Category, Sample
+from training.evaluation.cells import Cell
+from training.evaluation.sampling import draw_training, read_reference_lists
+
+
+def category(train: int = 20, normal: int = 5, anomalous: int = 15) -> Category:
+    def samples(kind: str, number: int, is_anomalous: bool = False) -> tuple[Sample, ...]:
+        return tuple(Sample(Path(f"/data/{kind}/{n:03}.png"), None, is_anomalous, kind) for n in range(number))
+
+    return Category(
+        "mvtecad", "bolt", samples("train", train), samples("good", normal) + samples("bad", anomalous, True)
+    )
+
+
+def cell(**changes) -> Cell:
+    settings = {"shots": 4, "noise": 0.0, "fraction": 1.0, "seed": 0} | changes
+    return Cell("mvtecad", "bolt", "patchcore", "raw", "", **settings)
+
+
+shots = st.integers(1, 8)
+noises = st.sampled_from([0.0, 0.05, 0.1, 0.2])
+fractions = st.sampled_from([0.05, 0.1, 0.5, 1.0])
+
+
+@given(shots=shots, noise=noises, fraction=fractions, seed=st.integers(0, 50))
+def test_sizes_and_no_image_is_trained_and_tested_on(shots, noise, fraction, seed):
+    drawn = draw_training(category(), cell(shots=shots, noise=noise, fraction=fraction, seed=seed))
+    assert len(drawn.references) == shots == len(set(drawn.references))
+    noisy = [sample for sample in drawn.train if sample.is_anomalous]
+    assert len(drawn.train) - len(noisy) == -(-20 * fraction // 1)
+    assert (len(noisy) > 0) == (noise > 0)
+    if fraction == 1.0:
+        assert len(noisy) / len(drawn.train) == pytest.approx(noise, abs=0.03)
+    assert not set(drawn.train) & set(drawn.test)
+    assert set(drawn.test) | set(noisy) == set(category().test)
+    assert draw_training(category(), cell(shots=shots, noise=noise, fraction=fraction, seed=seed)) == drawn
+
+
+@given(few=shots, many=shots, noise=noises, seed=st.integers(0, 50))
+def test_fewer_shots_are_the_first_of_more(few, many, noise, seed):
+    few, many = sorted((few, many))
+    first = draw_training(category(), cell(shots=few, noise=noise, seed=seed)).references
+    assert draw_training(category(), cell(shots=many, noise=noise, seed=seed)).references[:few] == first
+
+
+@given(small=fractions, large=fractions, seed=st.integers(0, 50))
+def test_a_fraction_is_part_of_a_larger_one(small, large, seed):
+    small, large = sorted((small, large))
+    part, whole = (draw_training(category(), cell(fraction=one, seed=seed)) for one in (small, large))
+    assert set(part.train) <= set(whole.train)
+    assert part.references == whole.references
+
+
+@given(little=noises, much=noises, seed=st.integers(0, 50))
+def test_little_noise_is_part_of_more(little, much, seed):
+    little, much = sorted((little, much))
+    less, more = (draw_training(category(), cell(noise=one, seed=seed)) for one in (little, much))
+    assert set(less.train) <= set(more.train)
+
+
+def test_seeds_and_categories_draw_differently():
+    other = Category("mvtecad", "nut", *(getattr(category(), part) for part in ("train", "test")))
+    draws = [draw_training(category(), cell(seed=seed)).references for seed in range(5)]
+    draws.append(draw_training(other, cell()).references)
+    assert len(set(draws)) == 6
+
+
+def test_noise_reaches_the_references():
+    drawn = [draw_training(category(), cell(noise=0.2, shots=16, seed=seed)).references for seed in range(5)]
+    assert any(sample.is_anomalous for references in drawn for sample in references)
+
+
+def test_too_much_is_refused():
+    with pytest.raises(InputError, match="bolt has 3 training images, fewer than 4 shots"):
+        draw_training(category(train=3), cell())
+    with pytest.raises(
+        InputError, match=r"noise 0\.2 takes 5 of 5 anomalous images of bolt: at least one must be left"
+    ):
+        draw_training(category(anomalous=5), cell(noise=0.2))
+
+
+def test_fixed_references_take_the_place_of_drawn_ones(tmp_path):
+    for name in "abc":
+        (tmp_path / f"{name}.png").touch()
+    (tmp_path / "lists.json").write_text(json.dumps({"bolt": ["a.png", "b.png", "c.png"]}))
+    lists = read_reference_lists(tmp_path / "lists.json")
+    drawn = draw_training(category(), cell(shots=2), lists["bolt"])
+    assert [sample.image for sample in drawn.references] == [tmp_path / "a.png", tmp_path / "b.png"]
+    assert drawn.train == draw_training(category(), cell(shots=2)).train
+    with pytest.raises(InputError, match="the list for bolt has 3 references, fewer than 4 shots"):
+        draw_training(category(), cell(), lists["bolt"])
+    (tmp_path / "b.png").unlink()
+    with pytest.raises(InputError, match=r"the list for bolt names images that are not there: .*b\.png"):
+        draw_training(category(), cell(shots=2), lists["bolt"])
+
+
+def test_reference_that_is_trained_on_is_the_same_sample(tmp_path):
+    train = tuple(Sample(tmp_path / f"{n}.png", None, False, "good") for n in range(5))
+    train[3].image.touch()
+    drawn = draw_training(Category("mvtecad", "bolt", train, category().test), cell(shots=1), [train[3].image])
+    assert drawn.references == (train[3],)
+
+
+@pytest.mark.parametrize("text", ["[]", '{"bolt": "a.png"}', '{"bolt": []}', '{"bolt": [1]}'])
+def test_lists_of_another_form_are_refused(text, tmp_path):
+    (tmp_path / "lists.json").write_text(text)
+    with pytest.raises(InputError, match=r"is not of the form \{category: \[paths of reference images\]\}"):
+        read_reference_lists(tmp_path / "lists.json")
+
+
+def test_lists_that_cannot_be_read_are_refused(tmp_path):
+    with pytest.raises(InputError, match="cannot be read"):
+        read_reference_lists(tmp_path / "none.json")
+    (tmp_path / "lists.json").write_text("{")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_reference_lists(tmp_path / "lists.json")

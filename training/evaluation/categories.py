@@ -1,0 +1,69 @@
+"""The images of one category of a data set, whatever layout they come in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from adpretrain_hf.errors import InputError
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image.
+
+    Attributes:
+        image: its path.
+        mask: of its anomalies, any non-zero pixel is one; None for normal images, or where it is not known.
+        is_anomalous: its label.
+        defect: the kind of its anomaly, as the data set calls it.
+    """
+
+    image: Path
+    mask: Path | None
+    is_anomalous: bool
+    defect: str
+
+
+@dataclass(frozen=True)
+class Category:
+    """One category, in order of the images' paths.
+
+    Attributes:
+        data_set: its name in ``DATA_SETS``.
+        name: of the category.
+        train: normal images.
+        test: normal and anomalous images.
+    """
+
+    data_set: str
+    name: str
+    train: tuple[Sample, ...]
+    test: tuple[Sample, ...]
+
+
+def make_category(data_set: str, name: str, train: Iterable[Sample], test: Iterable[Sample]) -> Category:
+    """A category that can be evaluated.
+
+    Raises:
+        InputError: no normal image to train on, none anomalous to test on, or masks that are not there.
+    """
+    in_order = [sorted(samples, key=lambda sample: sample.image) for samples in (train, test)]
+    category = Category(data_set, name, tuple(in_order[0]), tuple(in_order[1]))
+    where = f"the category {name!r} of {data_set}"
+    if not category.train or any(sample.is_anomalous for sample in category.train):
+        raise InputError(f"{where} has {len(category.train)} training images, expected normal ones, at least 1")
+    if not any(sample.is_anomalous for sample in category.test):
+        raise InputError(f"{where} has no anomalous test image: nothing can be measured without one")
+    missing = [str(sample.mask) for sample in category.test if sample.mask and not sample.mask.is_file()]
+    refuse(missing, f"masks of {where} are missing", "unpack or download the data set again")
+    return category
+
+
+def refuse(names: Sequence[str], what: str, remedy: str) -> None:
+    """Raises InputError with the first ten of some names, if there are any."""
+    if names:
+        listed = "".join(f"\n  {name}" for name in names[:10])
+        more = f"\n  and {len(names) - 10} more" if len(names) > 10 else ""
+        raise InputError(f"{len(names)} {what}: {remedy}.{listed}{more}")
