@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from adpretrain_hf.backbone_loading import check_finite, load_backbone, load_saved_backbone
 from adpretrain_hf.backbones import Backbone
-from adpretrain_hf.config import ADPretrainConfig, check_variant_name
+from adpretrain_hf.config import MODEL_TYPE, ADPretrainConfig, check_variant_name
 from adpretrain_hf.errors import BundleError, InputError, MissingPathError
 from adpretrain_hf.files import atomic_path, write_text
 from adpretrain_hf.projector import Projectors
@@ -25,6 +25,7 @@ WEIGHTS_FILE = "model.safetensors"
 BACKBONE_FOLDER = "backbone"
 PREPROCESSOR_FILE = "preprocessor_config.json"
 CARD_FILE = "README.md"
+IMAGE_PROCESSOR_TYPE = "ADPretrainImageProcessor"
 _WEIGHTS_NAME = re.compile(r"model(?:\.([A-Za-z0-9_-]+))?\.safetensors")
 
 
@@ -71,14 +72,18 @@ def read_config(folder: Path) -> ADPretrainConfig:
 def write_config(folder: Path, config: ADPretrainConfig) -> None:
     """Writes the configuration, and the same preparation for transformers' image processors."""
     write_text(folder / PREPROCESSOR_FILE, _to_json(image_processor_settings(config)))
-    write_text(folder / CONFIG_FILE, _to_json(config.to_dict()))
+    write_text(folder / CONFIG_FILE, _to_json({"model_type": MODEL_TYPE} | config.to_dict()))
 
 
 def image_processor_settings(config: ADPretrainConfig) -> dict[str, Any]:
-    """What transformers' ``AutoImageProcessor`` needs to prepare images as the published centre crop does."""
+    """The preparation in the words of transformers.
+
+    ``AutoImageProcessor`` finds the exact one by its type (``integrations/transformers.py``). To a processor of
+    transformers itself that is asked for by its class, such as ``BitImageProcessor``, the rest says the centre crop.
+    """
     side = config.image_size
     return {
-        "image_processor_type": "BitImageProcessor",
+        "image_processor_type": IMAGE_PROCESSOR_TYPE,
         "do_convert_rgb": True,
         "do_resize": True,
         "size": {"shortest_edge": side},

@@ -16,6 +16,7 @@ from adpretrain_hf.presets import PRESETS, quarter_levels
 from adpretrain_hf.sources import IMAGENET_MEAN, IMAGENET_STD, describe
 
 FORMAT_VERSION = 1
+MODEL_TYPE = "adpretrain"  # by which transformers' AutoConfig tells kinds of models apart
 RESIZE_MODES = ("crop", "resize")
 
 
@@ -188,10 +189,10 @@ class ADPretrainConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ADPretrainConfig:
-        """Reads what ``to_dict`` wrote.
+        """Reads what ``to_dict`` wrote, with or without transformers' ``model_type``.
 
         Raises:
-            BundleError: a field is unknown, missing or out of range, or the format is of another version.
+            BundleError: a field is unknown, missing or out of range, or the format is of another version or model.
         """
         if not isinstance(values, dict):
             raise BundleError(f"a configuration is a JSON object, got {type(values).__name__}")
@@ -201,8 +202,12 @@ class ADPretrainConfig:
                 f"format_version is {values.get('format_version')!r}, this version of adpretrain-hf reads "
                 f"{FORMAT_VERSION}: it is not an ADPretrain bundle, or needs a newer adpretrain-hf"
             )
+        if values.get("model_type", MODEL_TYPE) != MODEL_TYPE:
+            raise BundleError(
+                f"model_type is {values['model_type']!r}, expected {MODEL_TYPE!r}: it is not an ADPretrain bundle"
+            )
         try:
-            return cls._checked(values)
+            return cls._checked({name: value for name, value in values.items() if name != "model_type"})
         except InputError as error:
             raise BundleError(str(error)) from error
 

@@ -13,6 +13,7 @@ from adpretrain_hf.backbones import Backbone
 from adpretrain_hf.batching import OnError, PreparedBatches, stack
 from adpretrain_hf.config import ADPretrainConfig, check_variant_name
 from adpretrain_hf.errors import InputError
+from adpretrain_hf.feature_info import FeatureInfo
 from adpretrain_hf.preprocessing import PreparedImage, Preprocessor, check_prepared, is_prepared
 from adpretrain_hf.pretrained import Pretrained
 from adpretrain_hf.projector import Projectors
@@ -38,6 +39,7 @@ class ADPretrainFeatureExtractor(Pretrained):
         layers: the levels' names, the keys of the features: ``("layer3", ...)``.
         out_dims: C of every level.
         reductions: input pixels per patch, of every level.
+        feature_info: the same as timm's models tell it, with the names of the modules that give the features.
         image_size, mean, std: how images are prepared.
     """
 
@@ -66,6 +68,7 @@ class ADPretrainFeatureExtractor(Pretrained):
         self.layers = config.layer_names
         self.out_dims = [config.hidden_size] * len(config.layers)
         self.reductions = [config.patch_size] * len(config.layers)
+        self.feature_info = FeatureInfo(config)
         self.image_size, self.mean, self.std = config.image_size, config.mean, config.std
         self.eval()
 

@@ -282,9 +282,9 @@ def test_without_backbone_and_without_a_commit_is_refused(extractor, tmp_path):
 
 def test_transformers_image_processor_prepares_images_alike(bundle):
     pytest.importorskip("torchvision")
-    from transformers import AutoImageProcessor
+    from transformers import BitImageProcessor
 
-    processor = AutoImageProcessor.from_pretrained(bundle, use_fast=False)
+    processor = BitImageProcessor.from_pretrained(bundle)
     image = random_image(3, 90, 60)
     theirs = processor(image, return_tensors="pt").pixel_values
     ours = load(bundle).preprocess(image)

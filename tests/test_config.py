@@ -111,9 +111,15 @@ def test_json_round_trip_is_exact():
     assert ADPretrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
+def test_the_model_type_of_transformers_may_stand_in_the_file():
+    config = ADPretrainConfig(**VALID)
+    assert ADPretrainConfig.from_dict({"model_type": "adpretrain"} | config.to_dict()) == config
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"model_type": "dinov2"}, "model_type is 'dinov2', expected 'adpretrain': it is not an ADPretrain bundle"),
         ({"format_version": 99}, "format_version is 99, this version of adpretrain-hf reads 1"),
         ({"format_version": None}, "format_version is None.*not an ADPretrain bundle"),
         ({"colour": "red"}, r"unknown configuration fields \['colour'\]"),

@@ -67,14 +67,50 @@ def test_another_grid_is_refused():
         UniadModel(2, (4, 4), **SMALL)(torch.randn(1, 2, 4, 5))
 
 
+def test_a_width_that_the_heads_cannot_share_is_refused():
+    with pytest.raises(InputError, match="got hidden_dim 16, expected a multiple of num_heads, 3"):
+        UniadModel(2, (4, 4), **SMALL | {"num_heads": 3})
+
+
 def test_jitter_has_the_stated_deviation():
+    torch.manual_seed(0)
     model = UniadModel(50, (2, 2), jitter_scale=20.0, **SMALL)
-    tokens = torch.ones(2000, 4, 50)
+    lengths = torch.tensor([0.0, 0.5, 1.0, 3.0])  # each patch is jittered in proportion to its own
+    tokens = (lengths / 50**0.5)[:, None].expand(2000, 4, 50)
     noise = model._jitter(tokens) - tokens
-    assert noise.std().item() == pytest.approx(20 * 50**0.5 / 50, rel=0.01)
-    assert noise.mean().item() == pytest.approx(0, abs=0.02)
+    assert noise.std(dim=(0, 2)).tolist() == pytest.approx((20 * lengths / 50).tolist(), rel=0.02)
+    assert noise.mean(dim=(0, 2)).tolist() == pytest.approx([0, 0, 0, 0], abs=0.02)
     model.jitter_probability = 0.0
     assert torch.equal(model._jitter(tokens), tokens)
+
+
+def test_only_training_jitters_and_the_clean_features_are_the_target():
+    torch.manual_seed(0)
+    model = UniadModel(6, (4, 4), dropout=0.0, **SMALL)
+    features = torch.randn(2, 6, 4, 4)
+    with torch.no_grad():
+        assert not torch.equal(model(features), model(features))
+        jittered = torch.random.get_rng_state()
+        reconstruction = model(features)
+        torch.random.set_rng_state(jittered)
+        torch.testing.assert_close(model.loss(features), (reconstruction - features).pow(2).mean())
+        model.eval()
+        expected = (model(features) - features).pow(2).sum(dim=1).sqrt()
+        torch.testing.assert_close(model.distances(features), expected)
+
+
+def test_exports_agree(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = UniadModel(6, (4, 4), **SMALL).eval()
+    features = torch.randn(3, 6, 4, 4)
+    batch = {"features": {0: torch.export.Dim("batch")}}
+    program = torch.export.export(model, (features[:2],), dynamic_shapes=batch)
+    expected = model(features)
+    torch.testing.assert_close(program.module()(features), expected)
+    torch.onnx.export(program, (features[:2],), tmp_path / "uniad.onnx", dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(tmp_path / "uniad.onnx")
+    (found,) = session.run(None, {session.get_inputs()[0].name: features.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), expected.detach(), atol=1e-5, rtol=1e-4)
 
 
 def test_all_parameters_learn():

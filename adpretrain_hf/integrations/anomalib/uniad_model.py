@@ -22,14 +22,15 @@ class UniadModel(nn.Module):
         hidden_dim: width of the transformer, a multiple of ``num_heads``.
         num_heads, feedforward_dim, dropout: of every layer.
         num_layers: of the encoder, and of the decoder.
-        neighbor_size: height and width, odd numbers, of the neighbourhood that a patch does not see. On a grid that it
-            would cover from its middle, it is the largest that it does not.
+        neighbor_size: height and width, odd numbers, of the neighbourhood that a patch does not see. A side that would
+            cover all rows, or all columns, from the middle of the grid is cut to the largest that does not.
         jitter_scale: the noise of a patch with the length l has the standard deviation ``jitter_scale * l /
             in_channels`` in every channel.
         jitter_probability: with which a batch is jittered.
 
     Raises:
-        InputError: a grid of a single row or column, or a neighbourhood of an even size.
+        InputError: a grid of a single row or column, a neighbourhood of an even size, or a width that the heads cannot
+            share.
     """
 
     mask: Tensor
@@ -49,6 +50,8 @@ class UniadModel(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
+        if hidden_dim % num_heads:
+            raise InputError(f"got hidden_dim {hidden_dim}, expected a multiple of num_heads, {num_heads}")
         self.grid = grid
         self.jitter_scale = jitter_scale
         self.jitter_probability = jitter_probability

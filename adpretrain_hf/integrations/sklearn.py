@@ -1,0 +1,165 @@
+"""A scikit-learn transformer: images to one descriptor each, for any detector of vectors (needs the extra ``sklearn``).
+
+Pipeline([
+    ("features", ADPretrainTransformer("org/adpretrain-dinov2-large")),
+    ("detector", LocalOutlierFactor(novelty=True)),
+]).fit(normal_images).decision_function(images)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from adpretrain_hf.errors import InputError
+from adpretrain_hf.extractor import ADPretrainFeatureExtractor
+from adpretrain_hf.images import named_sources
+from adpretrain_hf.preprocessing import is_prepared
+from adpretrain_hf.reference import ReferenceBank
+
+
+class ADPretrainTransformer(TransformerMixin, BaseEstimator):
+    """Images to descriptors (n, L * C): of each level, the magnitudes of the channels of its longest patch.
+
+    A defect is small and makes long features, whose signs differ from one kind of defect to the next. A mean over all
+    patches would hide it.
+
+    Images are whatever ``ADPretrainFeatureExtractor.score`` takes: a folder, paths, PIL images, arrays, or a prepared
+    float tensor (n, 3, H, W); also an array of paths.
+
+    Args:
+        bundle: id of a repository, or a folder.
+        variant: which projectors; the bundle's default by default.
+        num_references: how many of the images given to ``fit``, evenly spread over them, become the references; all,
+            if there are fewer. The published protocol takes 8.
+        num_patches: how many of the longest patches of a level the magnitudes are averaged over.
+        batch_size: images at a time.
+        device: where to compute; the CPU by default.
+
+    Attributes:
+        extractor_: the extractor, with its reference bank; it is pickled along.
+        reference_indices_: which of the images given to ``fit`` are the references.
+    """
+
+    def __init__(
+        self,
+        bundle: str | Path,
+        *,
+        variant: str | None = None,
+        num_references: int = 8,
+        num_patches: int = 1,
+        batch_size: int = 16,
+        device: str | torch.device | None = None,
+    ) -> None:
+        self.bundle = bundle
+        self.variant = variant
+        self.num_references = num_references
+        self.num_patches = num_patches
+        self.batch_size = batch_size
+        self.device = device
+
+    def fit(self, images: Any, y: object = None) -> ADPretrainTransformer:
+        """Loads the bundle and takes the references from normal images; ``y`` is not used.
+
+        Raises:
+            InputError: no images, or a parameter is out of its range.
+            ImageError: an image cannot be used.
+        """
+        for name in ("num_references", "num_patches"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
+                raise InputError(f"{name} is {value!r}, expected an integer >= 1")
+        images = _indexable(images)
+        number = min(self.num_references, len(images))
+        self.reference_indices_ = np.arange(number) * len(images) // number
+        extractor = ADPretrainFeatureExtractor.from_pretrained(self.bundle, variant=self.variant, device=self.device)
+        self.extractor_ = extractor.set_reference(_take(images, self.reference_indices_), batch_size=self.batch_size)
+        return self
+
+    def fit_transform(self, images: Any, y: object = None, **fit_params: Any) -> Any:
+        """Fits, and describes the same images, each reference by what it is against the *other* references.
+
+        Against itself an image has the residual 0, and a detector would learn that normal images have none.
+
+        Raises:
+            InputError: fewer than two references, or see ``fit``.
+        """
+        images = _indexable(images)
+        self.fit(images, y, **fit_params)
+        indices = self.reference_indices_
+        if len(indices) < 2:
+            raise InputError(
+                f"got {len(indices)} reference image to fit a detector with: expected at least 2 images and "
+                "num_references >= 2, for every reference is described by what it is against the others"
+            )
+        rows = self._describe(images)
+        references = [_take(images, [index]) for index in indices]
+        banks = [self.extractor_.make_reference(image) for image in references]
+        for place, (index, image) in enumerate(zip(indices, references, strict=True)):
+            rows[index] = self._describe_one(image, _joined(banks[:place] + banks[place + 1 :]))
+        return rows
+
+    def transform(self, images: Any) -> Any:
+        """Describes images against all references: (n, L * C), float32.
+
+        Raises:
+            NotFittedError: ``fit`` was not called.
+            InputError: no images.
+            ImageError: an image cannot be used.
+        """
+        check_is_fitted(self, "extractor_")
+        return self._describe(_indexable(images))
+
+    def get_feature_names_out(self, input_features: object = None) -> np.ndarray:
+        """Names of the columns, ``"layer3_0"`` for the first channel of level 3; ``input_features`` is not used."""
+        check_is_fitted(self, "extractor_")
+        sizes = zip(self.extractor_.layers, self.extractor_.out_dims, strict=True)
+        return np.array([f"{layer}_{channel}" for layer, size in sizes for channel in range(size)], dtype=object)
+
+    def _describe(self, images: Tensor | list[Any]) -> np.ndarray:
+        stream = self.extractor_.extract(images, batch_size=self.batch_size, progress=False)
+        return np.stack([self._pool(list(features.values())) for features in stream])
+
+    @torch.no_grad()
+    def _describe_one(self, image: Tensor | list[Any], bank: ReferenceBank) -> np.ndarray:
+        return self._pool([level[0] for level in self.extractor_(image, bank).values()])
+
+    def _pool(self, levels: list[Tensor]) -> np.ndarray:
+        return torch.cat([_longest_patches(level, self.num_patches) for level in levels]).cpu().numpy()
+
+
+def _longest_patches(level: Tensor, number: int) -> Tensor:
+    """The magnitudes of a level's channels (C,), averaged over the longest patches.
+
+    Args:
+        level: (C, h, w).
+        number: of patches, all if there are fewer.
+    """
+    patches = level.float().flatten(1)  # (C, h*w)
+    longest = patches.norm(dim=0).topk(min(number, patches.shape[1])).indices
+    return patches[:, longest].abs().mean(dim=1)
+
+
+def _joined(banks: list[ReferenceBank]) -> ReferenceBank:
+    levels = zip(*(bank.patches for bank in banks), strict=True)
+    return ReferenceBank(
+        [torch.cat(level) for level in levels], fingerprint=banks[0].fingerprint, num_images=len(banks)
+    )
+
+
+def _indexable(images: Any) -> Tensor | list[Any]:
+    if is_prepared(images):
+        return images
+    if isinstance(images, np.ndarray) and images.dtype.kind in "OU":  # what splitting paths into folds gives
+        images = images.tolist()
+    return [source for source, _ in named_sources(images)[0]]
+
+
+def _take(images: Tensor | list[Any], indices: Any) -> Tensor | list[Any]:
+    return images[indices] if isinstance(images, Tensor) else [images[index] for index in indices]

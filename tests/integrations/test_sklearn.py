@@ -1,0 +1,183 @@
+"""The transformer in scikit-learn's pipelines, before scikit-learn's own detectors and PyOD's."""
+
+from __future__ import annotations
+
+import pickle
+
+import joblib
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GridSearchCV, KFold
+from sklearn.neighbors import LocalOutlierFactor
+from sklearn.pipeline import Pipeline
+
+from adpretrain_hf import ADPretrainFeatureExtractor
+from adpretrain_hf.errors import BundleError, ImageError, InputError
+from adpretrain_hf.integrations.sklearn import ADPretrainTransformer
+from tests.conftest import BUNDLE, PHOTOS, make_extractor, random_image
+
+
+def images(first: int, number: int):
+    return [random_image(seed) for seed in range(first, first + number)]
+
+
+def longest(features):
+    """The descriptor of one image, spelled out."""
+    rows = []
+    for level in features.values():
+        patches = [level[0, :, y, x] for y in range(level.shape[2]) for x in range(level.shape[3])]
+        rows.append(max(patches, key=torch.linalg.norm).abs())
+    return torch.cat(rows).numpy()
+
+
+@pytest.fixture(scope="module")
+def fitted(tiny_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bundle")
+    make_extractor(tiny_folder).save_pretrained(folder)
+    return ADPretrainTransformer(folder, num_references=3).fit(images(0, 6))
+
+
+class TestDescriptors:
+    def test_new_images_are_compared_with_all_references(self, fitted):
+        assert fitted.reference_indices_.tolist() == [0, 2, 4]
+        extractor = ADPretrainFeatureExtractor.from_pretrained(fitted.bundle)
+        extractor.set_reference([images(0, 6)[index] for index in (0, 2, 4)])
+        given = fitted.transform(images(10, 3))
+        assert given.shape == (3, 4 * 32) and given.dtype == np.float32
+        for row, image in zip(given, images(10, 3), strict=True):
+            np.testing.assert_allclose(row, longest(extractor(image)), atol=1e-6)
+
+    def test_a_reference_is_compared_with_the_others(self, fitted):
+        transformer, seen = clone(fitted), images(0, 6)
+        given = transformer.fit_transform(seen)
+        extractor = ADPretrainFeatureExtractor.from_pretrained(fitted.bundle)
+        for index, references in {0: (2, 4), 1: (0, 2, 4), 2: (0, 4), 3: (0, 2, 4), 4: (0, 2), 5: (0, 2, 4)}.items():
+            features = extractor(seen[index], [seen[place] for place in references])
+            np.testing.assert_allclose(given[index], longest(features), atol=1e-6)
+        # What it is for: against itself a reference is perfectly normal, more than any new image.
+        zero = extractor.projectors([torch.zeros(1, 32, 4, 4)] * 4)
+        itself = torch.cat([level[0, :, 0, 0].abs() for level in zero]).numpy()
+        np.testing.assert_allclose(transformer.transform(seen)[2], itself, atol=1e-6)
+        assert np.abs(given[2] - itself).max() > 0.01
+
+    def test_mean_over_some_patches(self, fitted):
+        transformer = clone(fitted).set_params(num_patches=1000).fit(images(0, 6))
+        extractor = ADPretrainFeatureExtractor.from_pretrained(fitted.bundle)
+        features = extractor(random_image(10), [images(0, 6)[index] for index in (0, 2, 4)])
+        expected = torch.cat([level.abs().mean(dim=(0, 2, 3)) for level in features.values()])
+        np.testing.assert_allclose(transformer.transform([random_image(10)])[0], expected, atol=1e-6)
+
+    def test_the_same_images_in_any_form(self, fitted, image_folder):
+        paths = sorted(path for path in image_folder.rglob("*") if path.is_file())
+        expected = clone(fitted).fit_transform(paths)
+        arrays = np.stack([np.array(random_image(seed)) for seed in range(3)])
+        for form in (image_folder, str(image_folder), np.array(paths), np.array([str(path) for path in paths])):
+            np.testing.assert_array_equal(clone(fitted).fit_transform(form), expected)
+        prepared = fitted.extractor_.preprocess(images(0, 3))
+        of_arrays, of_tensor = (clone(fitted).fit_transform(form) for form in (arrays, prepared))
+        np.testing.assert_array_equal(of_arrays, of_tensor)
+
+    def test_images_of_many_shapes(self, tiny_folder, tmp_path):
+        make_extractor(tiny_folder, resize_mode="resize").save_pretrained(tmp_path)
+        shapes = [random_image(1, 40, 48), random_image(2, 80, 40), random_image(3, 40, 60), random_image(4, 90, 40)]
+        given = ADPretrainTransformer(tmp_path).fit_transform(shapes)
+        extractor = ADPretrainFeatureExtractor.from_pretrained(tmp_path)
+        np.testing.assert_allclose(given[1], longest(extractor(shapes[1], [*shapes[:1], *shapes[2:]])), atol=1e-6)
+
+
+class TestEstimator:
+    def test_can_be_cloned(self, fitted):
+        arguments = {"variant": "norm", "num_references": 5, "num_patches": 2, "batch_size": 4, "device": "cpu"}
+        transformer = ADPretrainTransformer("acme/tiny", **arguments)
+        assert transformer.get_params() == {"bundle": "acme/tiny"} | arguments
+        assert vars(clone(transformer)) == vars(transformer) == transformer.get_params()  # nothing was loaded
+        assert not hasattr(clone(fitted), "extractor_")
+
+    def test_a_grid_search_works(self, fitted):
+        pipeline = Pipeline([("features", clone(fitted)), ("detector", LocalOutlierFactor(1, novelty=True))])
+        search = GridSearchCV(
+            pipeline,
+            {"features__num_patches": [1, 2]},
+            scoring=lambda model, part: model.score_samples(part).mean(),
+            cv=KFold(2),
+            error_score="raise",
+        )
+        assert search.fit(images(0, 6)).best_params_["features__num_patches"] in (1, 2)
+
+    @pytest.mark.parametrize("library", [pickle, joblib])
+    def test_survives_pickling(self, fitted, library, tmp_path):
+        expected = fitted.transform(images(10, 2))
+        with (tmp_path / "transformer").open("wb") as file:
+            library.dump(fitted, file)
+        with (tmp_path / "transformer").open("rb") as file:
+            np.testing.assert_array_equal(library.load(file).transform(images(10, 2)), expected)
+
+    def test_columns_have_names(self, fitted):
+        names = fitted.get_feature_names_out()
+        assert [len(names), names[0], names[33]] == [128, "layer1_0", "layer2_1"]
+        frames = clone(fitted).set_output(transform="pandas")
+        assert list(frames.fit_transform(images(0, 3)).columns) == list(names)
+        assert frames.transform(images(10, 2)).shape == (2, 128)
+
+
+class TestErrors:
+    def test_not_fitted(self):
+        for call in (ADPretrainTransformer("acme/tiny").transform, ADPretrainTransformer("x").get_feature_names_out):
+            with pytest.raises(NotFittedError, match="This ADPretrainTransformer instance is not fitted yet"):
+                call(images(0, 1))
+
+    def test_no_images(self, fitted):
+        for call in (clone(fitted).fit, clone(fitted).fit_transform, fitted.transform):
+            with pytest.raises(InputError, match="no images were given"):
+                call([])
+
+    def test_a_single_image(self, fitted):
+        single = clone(fitted).fit(random_image(1))
+        assert single.transform(random_image(2)).shape == (1, 128)
+        message = "got 1 reference image to fit a detector with: expected at least 2 images and num_references >= 2"
+        for transformer, given in ((clone(fitted), random_image(1)), (clone(fitted), images(0, 4))):
+            with pytest.raises(InputError, match=message):
+                transformer.set_params(num_references=1).fit_transform(given)
+
+    @pytest.mark.parametrize("name", ["num_references", "num_patches"])
+    @pytest.mark.parametrize("value", [0, 2.5, True, "many"])
+    def test_numbers_out_of_range(self, fitted, name, value):
+        with pytest.raises(InputError, match=f"{name} is {value!r}, expected an integer >= 1"):
+            clone(fitted).set_params(**{name: value}).fit(images(0, 2))
+
+    def test_what_cannot_be_loaded(self, fitted, tmp_path):
+        with pytest.raises(BundleError, match="is not an ADPretrain bundle"):
+            ADPretrainTransformer(tmp_path).fit(images(0, 2))
+        with pytest.raises(ImageError, match=r"no such image: .*nothing.png"):
+            fitted.transform([str(tmp_path / "nothing.png")])
+
+
+@pytest.fixture(scope="module")
+def brick():
+    """Normal photographs, photographs to test, and which of these show a defect."""
+    test = sorted((PHOTOS / "brick" / "test").rglob("*.jpg"))
+    return PHOTOS / "brick" / "train" / "good", test, np.array([path.parent.name != "good" for path in test])
+
+
+class TestDetectors:
+    """The embedded bundle on photographs."""
+
+    def test_local_outlier_factor(self, brick):
+        normal, test, is_anomalous = brick
+        detector = LocalOutlierFactor(n_neighbors=4, novelty=True)
+        pipeline = Pipeline([("features", ADPretrainTransformer(BUNDLE)), ("detector", detector)]).fit(normal)
+        scores = -pipeline.decision_function(test)
+        assert scores[is_anomalous].mean() > scores[~is_anomalous].mean()
+        assert roc_auc_score(is_anomalous, scores) >= 0.95
+
+    def test_pyod(self, brick):
+        detector = pytest.importorskip("pyod.models.knn").KNN(n_neighbors=2)
+        normal, test, is_anomalous = brick
+        pipeline = Pipeline([("features", ADPretrainTransformer(BUNDLE)), ("detector", detector)]).fit(normal)
+        scores = pipeline.decision_function(test)
+        assert scores[is_anomalous].mean() > scores[~is_anomalous].mean()
+        assert roc_auc_score(is_anomalous, scores) >= 0.95
