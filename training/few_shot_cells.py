@@ -10,16 +10,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from datasets import Dataset
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from adpretrain_hf.batching import PreparedBatches, stack
-from adpretrain_hf.errors import ImageError, InputError
+from adpretrain_hf.errors import InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.images import decode_image
 from adpretrain_hf.preprocessing import PreparedImage
-from training.encoded import read_encoded, read_mask
+from training.encoded import read_encoded
+from training.masks import seen_mask
 from training.seeds import named_generator
 
 _LOG = logging.getLogger(__name__)
@@ -153,7 +153,9 @@ def _encode(
     draws = {seed: _draw(cell, seed, shots) for seed in seeds}
     references = torch.cat(list(draws.values())).unique()
     levels = [_match(torch.cat(parts), references) for parts in zip(*tokens, strict=True)]
-    masks = torch.stack([_mask(image, row) for image, row in zip(images, rows, strict=True)])
+    masks = torch.stack(
+        [seen_mask(row["mask"], image, extractor.preprocess) for image, row in zip(images, rows, strict=True)]
+    )
     return EncodedCell(cell, levels, (maps[0].shape[2], maps[0].shape[3]), masks, references, draws)
 
 
@@ -171,16 +173,3 @@ def _match(tokens: Tensor, references: Tensor) -> LevelTokens:
         similarity.append(best.values)
         nearest.append(best.indices.short())
     return LevelTokens(*(one.cpu() for one in (tokens.half(), torch.stack(similarity, 1), torch.stack(nearest, 1))))
-
-
-def _mask(image: PreparedImage, row: dict) -> Tensor:
-    """The part of an image's mask that the network sees, (H, W) bool."""
-    height, width = image.tensor.shape[1:]
-    if row["mask"] is None:
-        return torch.zeros(height, width, dtype=torch.bool)
-    mask = read_mask(row["mask"])
-    if mask.size[::-1] != image.size:
-        raise ImageError(f"the mask {row['mask']['path']} is {mask.size} pixels, its image {image.size[::-1]}")
-    top, left, seen_height, seen_width = image.box
-    box = (left, top, left + seen_width, top + seen_height)
-    return torch.from_numpy(np.asarray(mask.resize((width, height), Image.Resampling.NEAREST, box)) > 0)

@@ -9,7 +9,7 @@ from typing import NamedTuple, Union
 
 import numpy as np
 from scipy import ndimage
-from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
+from sklearn.metrics import precision_recall_curve, roc_auc_score
 from torch import Tensor
 
 from adpretrain_hf.errors import InputError
@@ -27,6 +27,13 @@ class PixelMetrics(NamedTuple):
     aupro: float
 
 
+class PrecisionRecallMetrics(NamedTuple):
+    """``average_precision`` and ``f1_max`` of the same scores."""
+
+    average_precision: float
+    f1_max: float
+
+
 def image_auroc(scores: Array, is_anomalous: Array) -> float:
     """Area under the ROC curve, for scores and labels of one shape: (N,) of images, (N, H, W) of pixels.
 
@@ -38,13 +45,20 @@ def image_auroc(scores: Array, is_anomalous: Array) -> float:
 
 def average_precision(scores: Array, is_anomalous: Array) -> float:
     """Average precision (the step-wise area under the precision-recall curve), of images or pixels."""
-    return float(average_precision_score(*_labels_and_scores(scores, is_anomalous)))
+    return precision_recall_metrics(scores, is_anomalous).average_precision
 
 
 def f1_max(scores: Array, is_anomalous: Array) -> float:
     """The largest F1 that any threshold gives, of images or pixels."""
+    return precision_recall_metrics(scores, is_anomalous).f1_max
+
+
+def precision_recall_metrics(scores: Array, is_anomalous: Array) -> PrecisionRecallMetrics:
+    """``average_precision`` and ``f1_max`` from one sort; arguments as there."""
     precision, recall, _ = precision_recall_curve(*_labels_and_scores(scores, is_anomalous))
-    return float(np.max(2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)))
+    f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)
+    # The curve comes from the largest recall down.
+    return PrecisionRecallMetrics(float(-np.diff(recall) @ precision[:-1]), float(f1.max()))
 
 
 def pixel_auroc(maps: Array, masks: Array) -> float:

@@ -113,6 +113,12 @@ def test_exports_agree(tmp_path):
     torch.testing.assert_close(torch.from_numpy(found), expected.detach(), atol=1e-5, rtol=1e-4)
 
 
+def test_features_of_unit_length_are_not_drowned_at_the_start():
+    torch.manual_seed(0)
+    features = torch.nn.functional.normalize(torch.randn(2, 384, 4, 4), dim=1)
+    assert UniadModel(384, (4, 4)).eval().loss(features) < 1.5 * features.pow(2).mean()
+
+
 def test_all_parameters_learn():
     model = UniadModel(6, (4, 4), **SMALL)
     model.loss(torch.randn(2, 6, 4, 4)).backward()

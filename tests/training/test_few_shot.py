@@ -158,7 +158,7 @@ def test_a_mask_of_another_size_is_refused(extractor: ADPretrainFeatureExtractor
     for row in rows:
         row["mask"] = row["mask"] and {"bytes": data.getvalue(), "path": "small.png"}
     changed = Dataset.from_list(rows, features=dataset.features)
-    with pytest.raises(ImageError, match=r"the mask small.png is \(10, 20\) pixels, its image \(48, 40\)"):
+    with pytest.raises(ImageError, match=r"the mask small.png has 10 x 20 pixels, its image .* 48 x 40"):
         encode(extractor, changed)
 
 

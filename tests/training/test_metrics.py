@@ -10,12 +10,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 from torch import Tensor
 
 from adpretrain_hf.errors import InputError
 from tests.conftest import GOLDEN
-from training.metrics import aupro, average_precision, f1_max, image_auroc, pixel_auroc, pixel_metrics
+from training.metrics import (
+    aupro,
+    average_precision,
+    f1_max,
+    image_auroc,
+    pixel_auroc,
+    pixel_metrics,
+    precision_recall_metrics,
+)
 
 QUICK = settings(max_examples=60, deadline=None, database=None)
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text())["metrics"]
@@ -130,6 +138,16 @@ def test_f1_is_the_largest_of_all_thresholds() -> None:
     assert f1_max(scores, labels) == pytest.approx(0.8)  # the three highest: precision 2 / 3, recall 1
     assert average_precision(scores, labels) == pytest.approx((1 + 2 / 3) / 2)
     assert image_auroc(scores, labels) == pytest.approx(0.75)
+
+
+@QUICK
+@given(seed=st.integers(0, 10000), levels=st.sampled_from([1, 3, 40, 10**6]))
+def test_precision_and_recall_of_one_curve(seed: int, levels: int) -> None:
+    scores, labels = (array.ravel() for array in random_maps(seed, 1, 6, levels))
+    got = precision_recall_metrics(scores, labels)
+    assert got.average_precision == pytest.approx(average_precision_score(labels, scores), abs=1e-12)
+    assert got.f1_max == pytest.approx(max(f1_score(labels, scores >= t) for t in np.unique(scores)), abs=1e-12)
+    assert (average_precision(scores, labels), f1_max(scores, labels)) == got
 
 
 # What is refused

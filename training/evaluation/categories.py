@@ -47,18 +47,34 @@ def make_category(data_set: str, name: str, train: Iterable[Sample], test: Itera
     """A category that can be evaluated.
 
     Raises:
-        InputError: no normal image to train on, none anomalous to test on, or masks that are not there.
+        InputError: no normal image to train on, not both normal and anomalous ones to test on, an image or a mask that
+            is not there, or masks of some anomalous images only.
     """
     in_order = [sorted(samples, key=lambda sample: sample.image) for samples in (train, test)]
     category = Category(data_set, name, tuple(in_order[0]), tuple(in_order[1]))
     where = f"the category {name!r} of {data_set}"
     if not category.train or any(sample.is_anomalous for sample in category.train):
         raise InputError(f"{where} has {len(category.train)} training images, expected normal ones, at least 1")
-    if not any(sample.is_anomalous for sample in category.test):
-        raise InputError(f"{where} has no anomalous test image: nothing can be measured without one")
-    missing = [str(sample.mask) for sample in category.test if sample.mask and not sample.mask.is_file()]
-    refuse(missing, f"masks of {where} are missing", "unpack or download the data set again")
+    for is_anomalous, kind in ((True, "anomalous"), (False, "normal")):
+        if not any(sample.is_anomalous == is_anomalous for sample in category.test):
+            raise InputError(f"{where} has no {kind} test image: nothing can be measured without one")
+    _refuse_missing(category, where)
     return category
+
+
+def _refuse_missing(category: Category, where: str) -> None:
+    remedy = "unpack or download the data set again"
+    samples = [*category.train, *category.test]
+    refuse(
+        [str(sample.image) for sample in samples if not sample.image.is_file()],
+        f"images of {where} are missing",
+        remedy,
+    )
+    masks = [sample.mask for sample in category.test if sample.mask]
+    refuse([str(mask) for mask in masks if not mask.is_file()], f"masks of {where} are missing", remedy)
+    if masks:  # without any, images alone are measured
+        without = [str(sample.image) for sample in category.test if sample.is_anomalous and not sample.mask]
+        refuse(without, f"anomalous images of {where} have no mask, others do", remedy)
 
 
 def refuse(names: Sequence[str], what: str, remedy: str) -> None:

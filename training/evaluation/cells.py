@@ -37,6 +37,8 @@ class Cell:
     seed: int
 
     def __post_init__(self) -> None:
+        for name in ("noise", "fraction"):  # 1 and 1.0 are one cell, and one file
+            object.__setattr__(self, name, float(getattr(self, name)))
         if self.features not in FEATURES:
             raise InputError(f"unknown features {self.features!r}: expected one of {', '.join(FEATURES)}")
         if (self.variant != "") != (self.features == "pretrained"):

@@ -7,15 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from anomalib.data import ImageBatch, ImageItem
-from PIL import Image
-from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.tv_tensors import Mask
 
-from adpretrain_hf.errors import ImageError
-from adpretrain_hf.preprocessing import PreparedImage, Preprocessor
-from training.encoded import read_mask
+from adpretrain_hf.errors import InputError
+from adpretrain_hf.preprocessing import Preprocessor
 from training.evaluation.categories import Sample
+from training.masks import seen_mask
 
 
 class ImageFiles(Dataset):
@@ -25,8 +23,6 @@ class ImageFiles(Dataset):
         samples: which.
         preprocess: of the extractor. Models must not prepare images again: ``pre_processor=False``.
     """
-
-    collate_fn = staticmethod(ImageBatch.collate)
 
     def __init__(self, samples: Sequence[Sample], preprocess: Preprocessor) -> None:
         self._samples = list(samples)
@@ -46,36 +42,37 @@ class ImageFiles(Dataset):
         prepared = self._preprocess.prepare(sample.image)
         return ImageItem(
             image=prepared.tensor,
-            gt_mask=Mask(seen_mask(sample, prepared)),
+            gt_mask=Mask(seen_mask(_entry(sample), prepared, self._preprocess)),
             gt_label=torch.tensor(sample.is_anomalous),
             image_path=str(sample.image),
             mask_path=str(sample.mask or ""),
         )
 
+    @staticmethod
+    def collate_fn(items: Sequence[ImageItem]) -> ImageBatch:
+        """One batch of images.
+
+        Raises:
+            InputError: they are of different shapes, which ``resize_mode="resize"`` keeps.
+        """
+        shapes = sorted({tuple(item.image.shape) for item in items})
+        if len(shapes) > 1:
+            raise InputError(
+                f"prepared images of different shapes {shapes} do not make one batch: evaluate a bundle with "
+                "resize_mode='crop', or data whose images have one shape"
+            )
+        return ImageBatch.collate(list(items))
+
 
 def test_masks(samples: Sequence[Sample], preprocess: Preprocessor) -> np.ndarray:
     """Masks of images as the network sees them, (N, H, W) bool; those of anomalous images must be known."""
-    return np.stack([seen_mask(sample, preprocess.prepare(sample.image)).numpy() for sample in samples])
+    return np.stack(
+        [seen_mask(_entry(sample), preprocess.prepare(sample.image), preprocess).numpy() for sample in samples]
+    )
 
 
 test_masks.__test__ = False  # type: ignore[attr-defined]  # pytest takes it for a test where it is imported
 
 
-def seen_mask(sample: Sample, prepared: PreparedImage) -> Tensor:
-    """The part of a mask that the network sees, (H, W) bool; all False where there is none.
-
-    Raises:
-        ImageError: the mask cannot be read, or is not of its image's size.
-    """
-    height, width = prepared.tensor.shape[-2:]
-    if sample.mask is None:
-        return torch.zeros(height, width, dtype=torch.bool)
-    mask = read_mask({"bytes": None, "path": str(sample.mask)})
-    if mask.size[::-1] != prepared.size:
-        raise ImageError(
-            f"the mask {sample.mask} has {mask.size[0]} x {mask.size[1]} pixels, its image {sample.image} "
-            f"{prepared.size[1]} x {prepared.size[0]}: expected the same"
-        )
-    top, left, seen_height, seen_width = prepared.box
-    box = (left, top, left + seen_width, top + seen_height)
-    return torch.from_numpy(np.asarray(mask.resize((width, height), Image.Resampling.NEAREST, box)) > 0)
+def _entry(sample: Sample) -> dict[str, str | None] | None:
+    return {"bytes": None, "path": str(sample.mask)} if sample.mask else None

@@ -1,23 +1,20 @@
 """Data sets in the layout of MVTecAD, or close to it: MVTecAD, MPDD, BTAD, MVTec3D-AD, and any folder.
 
-anomalib reads them. It pairs images with masks by their place in a list, so what it is given is checked first.
+anomalib lists them, imported only then: it takes seconds. Masks are paired by name here: anomalib goes by places in
+sorted lists, which differ for ``1.png``, ``10.png`` and their masks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
-from anomalib.data.datasets.depth.mvtec_3d import make_mvtec_3d_dataset
-from anomalib.data.datasets.image.btech import make_btech_dataset
-from anomalib.data.datasets.image.folder import make_folder_dataset
-from anomalib.data.datasets.image.mpdd import make_mpdd_dataset
-from anomalib.data.datasets.image.mvtecad import make_mvtec_ad_dataset
 
+from adpretrain_hf.errors import InputError
 from training.evaluation.categories import Category, Sample, make_category, refuse
-
-_IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
-_EXTENSIONS = tuple(sorted(_IMAGES | {suffix.upper() for suffix in _IMAGES}))
+from training.evaluation.image_tree import EXTENSIONS, images_below, paired_masks
 
 
 def names_with(root: Path, training: str) -> list[str]:
@@ -27,27 +24,32 @@ def names_with(root: Path, training: str) -> list[str]:
 
 def read_mvtecad(root: Path, name: str) -> Category:
     """``<category>/{train,test}/<kind>/``, masks in ``ground_truth/<kind>/<stem>_mask.png``."""
-    _check_masks(root / name)
-    return _category("mvtecad", name, make_mvtec_ad_dataset(root / name, extensions=_EXTENSIONS))
+    return _read_mvtec("mvtecad", root, name)
 
 
 def read_mpdd(root: Path, name: str) -> Category:
     """As MVTecAD."""
-    _check_masks(root / name)
-    return _category("mpdd", name, make_mpdd_dataset(root / name, extensions=_EXTENSIONS))
+    return _read_mvtec("mpdd", root, name)
 
 
 def read_btad(root: Path, name: str) -> Category:
     """``{01,02,03}/{train,test}/{ok,ko}/``, masks in ``ground_truth/ko/<stem>.png``, of class 03 ``.bmp``."""
-    frame = make_btech_dataset(root / name)
-    # anomalib names all masks .png.
-    frame["mask_path"] = [_existing(path, ".bmp") if path else "" for path in frame.mask_path]
-    return _category("btad", name, frame)
+    from anomalib.data.datasets.image.btech import make_btech_dataset
+
+    base = root / name
+    masks = paired_masks(base, normal="ok")  # anomalib calls all of them .png
+    frame = _listed("btad", base, partial(make_btech_dataset, base))
+    return _category("btad", name, frame, images_below(base / "train", base / "test"), masks)
 
 
 def read_mvtec3d(root: Path, name: str) -> Category:
     """``<category>/{train,test}/<kind>/{rgb,gt}/``; depth is not used, validation images are left out."""
-    return _category("mvtec3d", name, make_mvtec_3d_dataset(root / name))
+    from anomalib.data.datasets.depth.mvtec_3d import make_mvtec_3d_dataset
+
+    base = root / name
+    images = [path for path in images_below(base / "train", base / "test") if path.parent.name == "rgb"]
+    masks = {path: path.parents[1] / "gt" / path.name for path in images}
+    return _category("mvtec3d", name, _listed("mvtec3d", base, partial(make_mvtec_3d_dataset, base)), images, masks)
 
 
 def folder_names(root: Path) -> list[str]:
@@ -57,57 +59,73 @@ def folder_names(root: Path) -> list[str]:
 
 def read_folder(root: Path, name: str) -> Category:
     """Your own images, as MVTecAD's; masks may be called ``<stem>.png`` too, and ``ground_truth`` may be left out."""
+    from anomalib.data.datasets.image.folder import make_folder_dataset
+
     base = root if (root / "train/good").is_dir() else root / name
-    kinds = sorted(folder.name for folder in base.glob("test/*") if folder.is_dir() and folder.name != "good")
-    has_masks = (base / "ground_truth").is_dir()
-    if has_masks:
-        _check_masks(base)
-    frame = make_folder_dataset(
+    test = {path: path.relative_to(base / "test").parts[0] for path in images_below(base / "test")}
+    kinds = sorted({kind for path, kind in test.items() if kind not in ("good", path.name)})  # with images in them
+    make = partial(
+        make_folder_dataset,
         root=base,
         normal_dir="train/good",
-        normal_test_dir="test/good" if (base / "test/good").is_dir() else None,
+        normal_test_dir="test/good" if "good" in test.values() else None,
         abnormal_dir=[f"test/{kind}" for kind in kinds],
-        mask_dir=[f"ground_truth/{kind}" for kind in kinds] if has_masks else None,
-        extensions=_EXTENSIONS,
+        extensions=EXTENSIONS,
     )
+    frame = _listed("folder", base, make)
+    masks = paired_masks(base) if any(images_below(base / "ground_truth")) else {}
     frame["label"] = [Path(path).parent.name for path in frame.image_path]
-    return _category("folder", name, frame)
+    return _category("folder", name, frame, [*images_below(base / "train/good"), *test], masks)
 
 
-def _category(data_set: str, name: str, frame: pd.DataFrame) -> Category:
-    parts = {
-        split: [
-            Sample(Path(row.image_path), _mask(row), bool(row.label_index), row.label)
-            for row in frame[frame.split == split].itertuples()
-        ]
-        for split in ("train", "test")
-    }
+def _read_mvtec(data_set: str, root: Path, name: str) -> Category:
+    # The same as make_mvtec_ad_dataset, which passes over files that are links to elsewhere (as of datalad and DVC).
+    from anomalib.data.datasets.image.mpdd import make_mpdd_dataset
+
+    base = root / name
+    masks = paired_masks(base)
+    frame = _listed(data_set, base, partial(make_mpdd_dataset, base, extensions=EXTENSIONS))
+    return _category(data_set, name, frame, images_below(base / "train", base / "test"), masks)
+
+
+def _listed(data_set: str, base: Path, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    """What anomalib lists; its errors say what to do."""
+    from anomalib.data.errors import MisMatchError
+
+    try:
+        return make()
+    except (MisMatchError, RuntimeError, TypeError, ValueError, OSError) as error:
+        raise InputError(
+            f"anomalib cannot read {base} as {data_set} ({error}): expected what comes with the data set and no other "
+            "images; your own are read as 'folder'"
+        ) from error
+
+
+def _category(
+    data_set: str, name: str, frame: pd.DataFrame, images: Iterable[Path], masks: Mapping[Path, Path]
+) -> Category:
+    """A category of what anomalib lists.
+
+    Args:
+        data_set, name: of the category.
+        frame: anomalib's.
+        images: all that there are, called as the folder was called; anomalib resolves links.
+        masks: by image; those of normal images are left out.
+    """
+    called = {_place(path): path for path in images}
+    parts: dict[str, list[Sample]] = {"train": [], "test": []}
+    for row in frame[frame.split.isin(list(parts))].itertuples():
+        path = called.pop(_place(Path(row.image_path)), None)
+        if path is not None:  # as hidden images are
+            is_anomalous = bool(row.label_index)
+            mask = masks.get(path) if is_anomalous else None
+            parts["train" if row.split == "train" else "test"].append(Sample(path, mask, is_anomalous, row.label))
+    left = sorted(str(path) for path in called.values())
+    refuse(
+        left, f"images of {data_set} are passed over by anomalib", "links to folders and other suffixes are not read"
+    )
     return make_category(data_set, name, parts["train"], parts["test"])
 
 
-def _mask(row: object) -> Path | None:
-    path = getattr(row, "mask_path", None)
-    has_one = bool(getattr(row, "label_index", 0)) and isinstance(path, str) and path not in ("", "None", "nan")
-    return Path(str(path)) if has_one else None
-
-
-def _existing(path: str, other_suffix: str) -> str:
-    other = Path(path).with_suffix(other_suffix)
-    return str(other) if other.is_file() and not Path(path).is_file() else path
-
-
-def _check_masks(base: Path) -> None:
-    """Raises InputError if an anomalous image has no mask, or a mask no image."""
-    images = {
-        f"{path.parent.name}/{path.stem}"
-        for path in base.glob("test/*/*")
-        if path.suffix.lower() in _IMAGES and path.parent.name != "good"
-    }
-    masks = {
-        f"{path.parent.name}/{path.stem.removesuffix('_mask')}"
-        for path in base.glob("ground_truth/*/*")
-        if path.suffix.lower() in _IMAGES
-    }
-    remedy = f"expected one in {base}/ground_truth for each anomalous image in {base}/test, and no other"
-    refuse(sorted(images - masks), "images have no mask", remedy)
-    refuse(sorted(masks - images), "masks have no image", remedy)
+def _place(path: Path) -> Path:
+    return path.parent.resolve() / path.name

@@ -7,7 +7,7 @@ from pathlib import Path
 from adpretrain_hf.errors import InputError
 from training.evaluation.categories import Category, Sample, make_category
 from training.real_iad_json import check_files, read_annotation
-from training.real_iad_trees import class_tree, layout_of_folder
+from training.real_iad_trees import JSONS, class_tree, layout_of_folder
 
 
 def real_iad_names(root: Path) -> list[str]:
@@ -38,7 +38,7 @@ def read_real_iad(root: Path, name: str) -> Category:
 
 def _resolution(root: Path) -> tuple[Path, str]:
     """The folder with the jsons, and the resolution: the one that ``root`` itself is, or the only one in it."""
-    if root.name.startswith("realiad_"):
+    if root.name.startswith("realiad_") and root.name != JSONS:
         return root.parent, root.name.removeprefix("realiad_")
     there = sorted(layout_of_folder(root))
     if len(there) != 1:

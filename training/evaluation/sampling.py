@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from adpretrain_hf.errors import InputError
 from training.evaluation.categories import Category, Sample
 from training.evaluation.cells import Cell
@@ -34,7 +36,8 @@ def draw_training(category: Category, cell: Cell, references: Sequence[Path] | N
 
     A draw depends on the category and the cell's seed alone, and is nested: one image of it is the first of two, a
     tenth is part of the whole, little noise is part of more. So detectors, features, shots and fractions are compared
-    on the same images. With label noise, references are drawn from the noisy training images too: nobody knew.
+    on the same images. References are the first of the training images, also of a fraction, as far as it has so many;
+    with label noise some are anomalous: nobody knew.
 
     Args:
         category: its images.
@@ -42,23 +45,16 @@ def draw_training(category: Category, cell: Cell, references: Sequence[Path] | N
         references: paths of a fixed list, whose first ``shots`` take the place of drawn ones.
 
     Raises:
-        InputError: fewer images than the cell asks for.
+        InputError: fewer images than the cell asks for, or a list that cannot be used.
     """
-    random = named_generator(cell.seed, category.data_set, category.name)
-    normal = [category.train[place] for place in random.permutation(len(category.train))]
-    anomalous = [sample for sample in category.test if sample.is_anomalous]
-    anomalous = [anomalous[place] for place in random.permutation(len(anomalous))]
-    kept = normal[: math.ceil(cell.fraction * len(normal))]
-    noisy = _mistaken(anomalous, len(kept), cell)
-    # Spread by a generator of its own, or more noise would change the order of the rest.
-    places = (
-        named_generator(cell.seed, category.data_set, category.name, "places").random(len(normal) + len(noisy)).tolist()
-    )
-    keys = places[: len(kept)] + places[len(normal) :]
-    train = [sample for _, sample in sorted(zip(keys, kept + noisy, strict=True), key=lambda pair: pair[0])]
-    chosen = _fixed(references, cell, category) if references is not None else _drawn(normal, noisy, places, cell)
-    moved = set(noisy)
-    return Drawn(tuple(chosen), tuple(train), tuple(sample for sample in category.test if sample not in moved))
+    normal = max(1, math.ceil(round(cell.fraction * len(category.train), 9)))  # 0.07 * 100 is a little more than 7
+    mistaken, order = _ordered(category, cell, normal)
+    train, moved = tuple(order[: normal + len(mistaken)]), set(mistaken)
+    test = tuple(sample for sample in category.test if sample not in moved)
+    chosen = _drawn(order, cell) if references is None else _fixed(references, cell, [*order, *test])
+    if tested := sorted(str(sample.image) for sample in set(chosen) & set(test)):
+        raise InputError(f"the list for {cell.category} names images that are tested on: {', '.join(tested)}")
+    return Drawn(tuple(chosen), train, test)
 
 
 def read_reference_lists(path: str | Path) -> dict[str, list[Path]]:
@@ -79,35 +75,60 @@ def read_reference_lists(path: str | Path) -> dict[str, list[Path]]:
     return {category: [Path(path).parent / name for name in names] for category, names in lists.items()}
 
 
-def _mistaken(anomalous: list[Sample], normal: int, cell: Cell) -> list[Sample]:
-    """The anomalous images that make up the share ``noise`` of a training set with so many normal ones."""
+def _ordered(category: Category, cell: Cell, normal: int) -> tuple[list[Sample], list[Sample]]:
+    """The anomalous images that are mistaken for normal ones, and all that may be trained on in the order of use.
+
+    Args:
+        category, cell: see ``draw_training``.
+        normal: how many normal images are trained on.
+    """
+    random = named_generator(cell.seed, category.data_set, category.name)
+    images = [category.train[place] for place in random.permutation(len(category.train))]
+    anomalous = [sample for sample in category.test if sample.is_anomalous]
+    mistaken = [anomalous[place] for place in random.permutation(len(anomalous))][
+        : _noise(len(anomalous), normal, cell)
+    ]
+    # Spread by a generator of its own, or more noise would change the order of the rest.
+    random = named_generator(cell.seed, category.data_set, category.name, "places")
+    places = random.random(len(images) + len(mistaken))
+    # Among the normal images that are trained on: the others come after all of these.
+    places[len(images) :] *= [*np.sort(places[: len(images)]), 1.0][normal]
+    both = [*images, *mistaken]
+    return mistaken, [both[place] for place in np.argsort(places)]
+
+
+def _noise(anomalous: int, normal: int, cell: Cell) -> int:
+    """How many anomalous images make up the share ``noise`` of a training set with so many normal ones."""
     number = round(cell.noise * normal / (1 - cell.noise))
     number = max(number, 1) if cell.noise > 0 else 0
-    if number >= len(anomalous):
+    if number >= anomalous:
         raise InputError(
-            f"noise {cell.noise} takes {number} of {len(anomalous)} anomalous images of {cell.category}: at least one "
+            f"noise {cell.noise} takes {number} of {anomalous} anomalous images of {cell.category}: at least one "
             "must be left to test on; use less noise"
         )
-    return anomalous[:number]
+    return number
 
 
-def _drawn(normal: list[Sample], noisy: list[Sample], places: Sequence[float], cell: Cell) -> list[Sample]:
-    """The first ``shots`` of all training images in their order, whatever fraction of them a detector sees."""
-    pool = [sample for _, sample in sorted(zip(places, normal + noisy, strict=True), key=lambda pair: pair[0])]
-    if cell.shots > len(pool):
-        raise InputError(f"{cell.category} has {len(pool)} training images, fewer than {cell.shots} shots")
-    return pool[: cell.shots]
+def _drawn(order: list[Sample], cell: Cell) -> list[Sample]:
+    if cell.shots > len(order):
+        raise InputError(f"{cell.category} has {len(order)} training images, fewer than {cell.shots} shots")
+    return order[: cell.shots]
 
 
-def _fixed(references: Sequence[Path], cell: Cell, category: Category) -> list[Sample]:
+def _fixed(references: Sequence[Path], cell: Cell, known: Sequence[Sample]) -> list[Sample]:
+    """Samples of a list; those of the category are recognised, however their paths are written.
+
+    A training image that is a reference would else be compared with itself.
+    """
+    listed = references[: cell.shots]
     if cell.shots > len(references):
         raise InputError(
             f"the list for {cell.category} has {len(references)} references, fewer than {cell.shots} shots"
         )
-    known = {sample.image: sample for sample in category.train}
-    missing = [str(path) for path in references[: cell.shots] if not path.is_file()]
-    if missing:
+    if missing := [str(path) for path in listed if not path.is_file()]:
         raise InputError(f"the list for {cell.category} names images that are not there: {', '.join(missing)}")
-    return [
-        known.get(path.absolute(), Sample(path.absolute(), None, False, "good")) for path in references[: cell.shots]
-    ]
+    of_file = {sample.image.resolve(): sample for sample in known}
+    chosen = [of_file.get(path.resolve(), Sample(path.absolute(), None, False, "good")) for path in listed]
+    if len(set(chosen)) < len(chosen):
+        raise InputError(f"the list for {cell.category} names an image twice among its first {cell.shots}")
+    return chosen

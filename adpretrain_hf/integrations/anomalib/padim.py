@@ -14,6 +14,8 @@ from adpretrain_hf.errors import InputError
 from adpretrain_hf.integrations.anomalib.detector import ADPretrainDetector, check_references, load_features
 from adpretrain_hf.integrations.anomalib.preparation import prepared_by
 
+_CHANNELS = 256  # of the default
+
 
 class ADPretrainPadim(ADPretrainDetector, Padim):
     """anomalib's PaDiM (Defard et al. 2021) on the features of a bundle.
@@ -29,7 +31,7 @@ class ADPretrainPadim(ADPretrainDetector, Padim):
         levels: block numbers, some of the bundle's; all by default.
         features: ``"raw"``, ``"residual"`` or ``"pretrained"``, see ``DetectorFeatures``.
         references: how many normal training images to take, a folder of images, or a saved bank (``.safetensors``).
-        n_features: channels that are drawn of those of all levels together.
+        n_features: channels that are drawn of those of all levels together; 256 by default, or all of fewer.
         pre_processor, post_processor, evaluator, visualizer: see anomalib; the pre-processor is the bundle's.
 
     Raises:
@@ -44,7 +46,7 @@ class ADPretrainPadim(ADPretrainDetector, Padim):
         levels: Sequence[int] | None = None,
         features: str = "pretrained",
         references: int | str = 8,
-        n_features: int = 256,
+        n_features: int | None = None,
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
@@ -66,7 +68,8 @@ class ADPretrainPadim(ADPretrainDetector, Padim):
         self.install_features(loaded)
         self._draw_channels(n_features, sum(loaded.out_dims))
 
-    def _draw_channels(self, number: int, channels: int) -> None:
+    def _draw_channels(self, number: int | None, channels: int) -> None:
+        number = min(_CHANNELS, channels) if number is None else number
         if not 0 < number <= channels:
             raise InputError(f"n_features is {number}, expected a number from 1 to the levels' {channels} channels")
         self.model.n_features_original, self.model.n_features = channels, number

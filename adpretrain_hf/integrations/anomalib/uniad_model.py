@@ -63,6 +63,10 @@ class UniadModel(nn.Module):
         self.encoder = nn.ModuleList(EncoderLayer(*layer) for _ in range(num_layers))
         self.decoder = nn.ModuleList(DecoderLayer(places, *layer) for _ in range(num_layers))
         self.project_out = nn.Linear(hidden_dim, in_channels)
+        # Near zero, for features of unit length are far smaller than what a linear layer starts with makes of normalised
+        # states: training would spend its first hundreds of steps on shrinking that.
+        nn.init.normal_(self.project_out.weight, std=1e-3)
+        nn.init.zeros_(self.project_out.bias)
 
     def forward(self, features: Tensor) -> Tensor:
         """Reconstructs features (B, in_channels, h, w); in training, from jittered ones.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -53,13 +54,120 @@ def test_order_is_that_of_the_paths(tmp_path):
         assert [sample.image for sample in samples] == sorted(sample.image for sample in samples)
 
 
+LAYOUTS = [
+    ("mvtecad", trees.mvtecad, "bottle"),
+    ("mpdd", trees.mvtecad, "bottle"),
+    ("folder", trees.mvtecad, "bottle"),
+    ("visa", trees.visa, "candle"),
+    ("btad", trees.btad, "01"),
+    ("mvtec3d", trees.mvtec3d, "bagel"),
+]
+
+
+@pytest.mark.parametrize(("data_set", "make", "name"), LAYOUTS)
+@pytest.mark.parametrize("way", ["link", "dots", "category", "files"])
+def test_links_and_dots_are_called_as_they_were_given(way, data_set, make, name, tmp_path):
+    real, root = make(tmp_path / "real"), tmp_path / "link"
+    if way == "link":
+        root.symlink_to(real)
+    elif way == "dots":
+        root = real / ".." / "real"
+    else:
+        root.mkdir()
+        for path in real.iterdir() if way == "category" else real.rglob("*.*"):
+            (root / path.relative_to(real)).parent.mkdir(parents=True, exist_ok=True)
+            (root / path.relative_to(real)).symlink_to(path)
+    expected = read_category(data_set, real, name)
+    category = read_category(data_set, root, name)
+    for got, plain in ((category.train, expected.train), (category.test, expected.test)):
+        assert [sample.image.relative_to(root) for sample in got] == [one.image.relative_to(real) for one in plain]
+        assert [sample.mask and sample.mask.relative_to(root) for sample in got] == [
+            one.mask and one.mask.relative_to(real) for one in plain
+        ]
+
+
+@pytest.mark.parametrize(("data_set", "make", "name"), [one for one in LAYOUTS if one[0] != "mvtec3d"])
+def test_what_a_mac_leaves_is_passed_over(data_set, make, name, tmp_path):
+    expected = shape(read_category(data_set, make(tmp_path), name))
+    for path in [path for path in tmp_path.rglob("*") if path.suffix in (".png", ".bmp", ".JPG")]:
+        path.with_name(f"._{path.name}").write_bytes(b"no image")
+    assert shape(read_category(data_set, tmp_path, name)) == expected
+
+
+@pytest.mark.parametrize(("data_set", "make", "name"), LAYOUTS)
+def test_categories_without_normal_test_images_are_refused(data_set, make, name, tmp_path):
+    make(tmp_path)
+    if data_set == "visa":
+        split = tmp_path / "split_csv/1cls.csv"
+        split.write_text("".join(line for line in split.open() if "test,normal" not in line))
+    else:
+        shutil.rmtree(tmp_path / name / ("test/ok" if data_set == "btad" else "test/good"))
+    with pytest.raises(InputError, match=f"the category '{name}' of {data_set} has no normal test image"):
+        read_category(data_set, tmp_path, name)
+
+
+def test_folder_with_numbers_of_any_length_is_paired_by_name(tmp_path):
+    trees.images(tmp_path / "nut/train/good", ["1.png", "2.png"])
+    trees.images(tmp_path / "nut/test/good", ["1.png"])
+    for number in (1, 2, 10, 11, 100):
+        trees.image(tmp_path / f"nut/test/bent/{number}.png")
+        trees.mask(tmp_path / f"nut/ground_truth/bent/{number}_mask.png")
+    category = read_category("folder", tmp_path, "nut")
+    pairs = {f"nut/test/bent/{n}.png": f"nut/ground_truth/bent/{n}_mask.png" for n in (1, 2, 10, 11, 100)}
+    assert_masks(category, pairs, tmp_path)
+
+
+def test_folder_with_an_empty_kind(tmp_path):
+    root = trees.mvtecad(tmp_path)
+    (root / "bottle/test/scratched").mkdir()
+    assert shape(read_category("folder", root, "bottle")) == (3, 2, 3)
+
+
+def test_images_that_anomalib_passes_over_are_refused(tmp_path):
+    root = trees.mvtecad(tmp_path / "real")
+    (root / "bottle/train/good").rename(tmp_path / "elsewhere")
+    (root / "bottle/train/good").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=r"3 images of mvtecad are passed over by anomalib.*\n  .*train/good/000"):
+        read_category("mvtecad", root, "bottle")
+
+
+@pytest.mark.parametrize(("data_set", "make", "name"), [LAYOUTS[0], LAYOUTS[1]])
+def test_other_images_in_a_category_are_refused(data_set, make, name, tmp_path):
+    trees.image(make(tmp_path) / name / "overview.png")
+    with pytest.raises(InputError, match=rf"anomalib cannot read .*{name} as {data_set} \(.*\): expected what comes"):
+        read_category(data_set, tmp_path, name)
+
+
+def test_folder_without_training_images_is_refused(tmp_path):
+    for path in (trees.mvtecad(tmp_path) / "bottle/train/good").iterdir():
+        path.unlink()
+    with pytest.raises(InputError, match=r"anomalib cannot read .* as folder \(Found 0 .*train/good"):
+        read_category("folder", tmp_path, "bottle")
+    with pytest.raises(InputError, match="the category 'bottle' of mvtecad has 0 training images, expected normal"):
+        read_category("mvtecad", tmp_path, "bottle")
+
+
+def test_images_that_visas_split_names_but_are_absent_are_listed(tmp_path):
+    (trees.visa(tmp_path) / "candle/Data/Images/Anomaly/0003.JPG").unlink()
+    with pytest.raises(InputError, match=r"1 images of the category 'candle' of visa are missing: .*\n  .*0003\.JPG"):
+        read_category("visa", tmp_path, "candle")
+
+
+def test_masks_of_some_anomalous_images_only_are_refused(tmp_path):
+    split = trees.visa(tmp_path) / "split_csv/1cls.csv"
+    split.write_text(split.read_text().replace("candle/Data/Masks/Anomaly/0003.png", ""))
+    with pytest.raises(InputError, match=r"1 anomalous images of .* have no mask, others do: .*\n  .*0003\.JPG"):
+        read_category("visa", tmp_path, "candle")
+
+
 def test_folder_of_one_category_without_masks(tmp_path):
     root = tmp_path / "screws"
+    trees.images(root / "test/good", ["d.jpg"])
     trees.images(root / "train/good", ["a.jpg", "b.JPG"])
     trees.images(root / "test/bent", ["c.jpg"])
     assert category_names("folder", root) == ["screws"]
     category = read_category("folder", root, "screws")
-    assert shape(category) == (2, 0, 1)
+    assert shape(category) == (2, 1, 1)
     assert category.test[0].mask is None
     assert category.test[0].defect == "bent"
 
@@ -86,13 +194,15 @@ def test_visa(tmp_path):
     assert sorted(path.name for path in root.iterdir()) == ["candle", "split_csv"]  # nothing was copied
 
 
-@pytest.mark.parametrize(("name", "suffix"), [("01", ".png"), ("03", ".bmp")])
-def test_btad(name, suffix, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "image_suffix", "suffix"), [("01", ".bmp", ".png"), ("02", ".png", ".png"), ("03", ".bmp", ".bmp")]
+)
+def test_btad(name, image_suffix, suffix, tmp_path):
     root = trees.btad(tmp_path)
-    assert category_names("btad", root) == ["01", "03"]
+    assert category_names("btad", root) == ["01", "02", "03"]
     category = read_category("btad", root, name)
     assert shape(category) == (2, 1, 2)
-    pairs = {f"{name}/test/ko/{n}.bmp": f"{name}/ground_truth/ko/{n}{suffix}" for n in ("0007", "0008")}
+    pairs = {f"{name}/test/ko/{n}{image_suffix}": f"{name}/ground_truth/ko/{n}{suffix}" for n in ("0007", "0008")}
     assert_masks(category, pairs, root)
 
 
@@ -131,6 +241,12 @@ def test_real_iad_at_several_resolutions_needs_one(tmp_path):
     assert shape(read_category("realiad", tmp_path / "realiad_512", "toy")) == (3, 4, 2)
 
 
+def test_real_iads_jsons_are_no_resolution(tmp_path):
+    RealIADClass("toy").write_json(tmp_path, "realiad_jsons")
+    with pytest.raises(InputError, match=r"realiad_jsons has the resolutions \[\], expected one"):
+        category_names("realiad", tmp_path / "realiad_jsons")
+
+
 def test_real_iad_in_a_zip_says_what_to_do(tmp_path):
     RealIADClass("toy").write_zip(tmp_path)
     RealIADClass("toy").write_json(tmp_path)
@@ -159,6 +275,9 @@ def test_missing_masks_are_listed(tmp_path):
     for data_set in ("mvtecad", "mpdd", "folder"):
         with pytest.raises(InputError, match=r"1 images have no mask: .*\n  broken/001"):
             read_category(data_set, root, "bottle")
+    (trees.btad(tmp_path / "btad") / "03/ground_truth/ko/0007.bmp").unlink()
+    with pytest.raises(InputError, match=r"1 images have no mask: .*\n  ko/0007"):
+        read_category("btad", tmp_path / "btad", "03")
 
 
 def test_masks_without_an_image_are_listed(tmp_path):
@@ -172,7 +291,6 @@ def test_masks_without_an_image_are_listed(tmp_path):
     ("data_set", "name", "path"),
     [
         ("visa", "candle", "candle/Data/Masks/Anomaly/0003.png"),
-        ("btad", "03", "03/ground_truth/ko/0007.bmp"),
         ("mvtec3d", "bagel", "bagel/test/hole/gt/000.png"),
     ],
 )

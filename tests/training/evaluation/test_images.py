@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch.utils.data import DataLoader
 
 pytest.importorskip("anomalib")
 from adpretrain_hf import ADPretrainConfig
-from adpretrain_hf.errors import ImageError, MissingPathError
+from adpretrain_hf.errors import ImageError, InputError, MissingPathError
 from adpretrain_hf.preprocessing import Preprocessor
 from training.evaluation.categories import Sample
 from training.evaluation.images import ImageFiles, test_masks
@@ -53,6 +55,36 @@ def test_masks_alone_are_the_same(samples):
     masks = test_masks(samples, PREPARE)
     assert masks.dtype == bool
     assert np.array_equal(masks, np.stack([files[place].gt_mask.squeeze().numpy() > 0 for place in range(2)]))
+
+
+@pytest.mark.parametrize("size", [(45, 24), (20, 13), (10, 9), (41, 67)])
+@pytest.mark.parametrize("mode", ["crop", "resize"])
+def test_masks_lie_on_what_they_mark(mode, size, tmp_path):
+    """An image that is its own mask, black and white, has the same edges but for what resizing blurs."""
+    prepare = Preprocessor(replace(PREPARE.config, resize_mode=mode))
+    width, height = size
+    marked = np.zeros((height, width), dtype=np.uint8)
+    marked[: height // 3, width // 2 : 3 * width // 4] = 255
+    Image.fromarray(marked).convert("RGB").save(tmp_path / "0.png")
+    Image.fromarray(marked).save(tmp_path / "mask.png")
+    sample = Sample(tmp_path / "0.png", tmp_path / "mask.png", True, "bad")
+    (mask,) = test_masks([sample], prepare)
+    image = prepare.prepare(sample.image).tensor.mean(0).numpy()
+    assert mask.shape == image.shape
+    middle, extent = (image.max() + image.min()) / 2, np.ptp(image)
+    blurred = abs(image - middle) < extent / 4
+    assert np.array_equal(mask[~blurred], image[~blurred] > middle)
+    assert blurred.mean() < 0.2
+    if mode == "crop":
+        assert np.array_equal(mask, np.asarray(prepare.crop_mask(Image.fromarray(marked))) > 0)
+
+
+def test_images_of_different_shapes_are_refused(samples):
+    prepare = Preprocessor(replace(PREPARE.config, resize_mode="resize"))
+    Image.new("RGB", (64, 64)).save(samples[0].image)
+    files = ImageFiles(samples, prepare)
+    with pytest.raises(InputError, match=r"different shapes \[\(3, 32, 32\), \(3, 32, 48\)\] do not make one batch"):
+        files.collate_fn([files[0], files[1]])
 
 
 def test_mask_of_another_size_is_refused(samples):

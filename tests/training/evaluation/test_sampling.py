@@ -39,7 +39,7 @@ def test_sizes_and_no_image_is_trained_and_tested_on(shots, noise, fraction, see
     drawn = draw_training(category(), cell(shots=shots, noise=noise, fraction=fraction, seed=seed))
     assert len(drawn.references) == shots == len(set(drawn.references))
     noisy = [sample for sample in drawn.train if sample.is_anomalous]
-    assert len(drawn.train) - len(noisy) == -(-20 * fraction // 1)
+    assert len(drawn.train) - len(noisy) == {0.05: 1, 0.1: 2, 0.5: 10, 1.0: 20}[fraction]
     assert (len(noisy) > 0) == (noise > 0)
     if fraction == 1.0:
         assert len(noisy) / len(drawn.train) == pytest.approx(noise, abs=0.03)
@@ -63,6 +63,19 @@ def test_a_fraction_is_part_of_a_larger_one(small, large, seed):
     assert part.references == whole.references
 
 
+@given(number=shots, noise=noises, fraction=fractions, seed=st.integers(0, 50))
+def test_references_are_of_the_training_images_as_far_as_there_are_so_many(number, noise, fraction, seed):
+    drawn = draw_training(category(), cell(shots=number, noise=noise, fraction=fraction, seed=seed))
+    within = min(number, len(drawn.train))
+    assert drawn.references[:within] == drawn.train[:within]
+    assert set(drawn.references) <= set(drawn.train) or number > len(drawn.train)
+
+
+@pytest.mark.parametrize(("fraction", "number"), [(0.07, 7), (0.55, 55), (0.071, 8), (1e-12, 1)])
+def test_fractions_are_rounded_up_but_not_for_an_error_of_rounding(fraction, number):
+    assert len(draw_training(category(train=100), cell(fraction=fraction)).train) == number
+
+
 @given(little=noises, much=noises, seed=st.integers(0, 50))
 def test_little_noise_is_part_of_more(little, much, seed):
     little, much = sorted((little, much))
@@ -77,9 +90,13 @@ def test_seeds_and_categories_draw_differently():
     assert len(set(draws)) == 6
 
 
-def test_noise_reaches_the_references():
-    drawn = [draw_training(category(), cell(noise=0.2, shots=16, seed=seed)).references for seed in range(5)]
-    assert any(sample.is_anomalous for references in drawn for sample in references)
+@pytest.mark.parametrize("fraction", [0.25, 1.0])
+def test_noise_reaches_the_references_as_it_does_the_training_images(fraction):
+    many = category(train=200, anomalous=100)
+    settings = {"noise": 0.2, "fraction": fraction, "shots": 8}
+    drawn = [draw_training(many, cell(seed=seed, **settings)).references for seed in range(100)]
+    share = sum(sample.is_anomalous for references in drawn for sample in references) / 800
+    assert share == pytest.approx(0.2, abs=0.05)
 
 
 def test_too_much_is_refused():
@@ -111,6 +128,30 @@ def test_reference_that_is_trained_on_is_the_same_sample(tmp_path):
     train[3].image.touch()
     drawn = draw_training(Category("mvtecad", "bolt", train, category().test), cell(shots=1), [train[3].image])
     assert drawn.references == (train[3],)
+
+
+def test_reference_is_recognised_however_its_path_is_written(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    train = tuple(Sample(tmp_path / f"data/{n}.png", None, False, "good") for n in range(5))
+    train[3].image.touch()
+    for written in ("../data/3.png", "../link/3.png"):
+        (tmp_path / "lists/list.json").write_text(json.dumps({"bolt": [written]}))
+        listed = read_reference_lists(tmp_path / "lists/list.json")["bolt"]
+        drawn = draw_training(Category("mvtecad", "bolt", train, category().test), cell(shots=1), listed)
+        assert drawn.references == (train[3],)
+
+
+def test_list_of_what_is_tested_or_twice_the_same_is_refused(tmp_path):
+    test = tuple(Sample(tmp_path / f"{n}.png", None, n > 0, "any") for n in range(3))
+    (tmp_path / "0.png").touch()
+    (tmp_path / "reference.png").touch()
+    one = Category("mvtecad", "bolt", category().train, test)
+    with pytest.raises(InputError, match=r"the list for bolt names images that are tested on: .*0\.png"):
+        draw_training(one, cell(shots=1), [tmp_path / "0.png"])
+    with pytest.raises(InputError, match="the list for bolt names an image twice among its first 2"):
+        draw_training(one, cell(shots=2), [tmp_path / "reference.png"] * 2)
 
 
 @pytest.mark.parametrize("text", ["[]", '{"bolt": "a.png"}', '{"bolt": []}', '{"bolt": [1]}'])

@@ -65,8 +65,8 @@ def visa(root: Path) -> Path:
 
 
 def btad(root: Path) -> Path:
-    """Class 01 has masks called .png, class 03 such called .bmp."""
-    for name, image_suffix, mask_suffix in (("01", ".bmp", ".png"), ("03", ".bmp", ".bmp")):
+    """Classes of images and masks called .bmp and .png, of .png both, and of .bmp both."""
+    for name, image_suffix, mask_suffix in (("01", ".bmp", ".png"), ("02", ".png", ".png"), ("03", ".bmp", ".bmp")):
         images(root / name / "train/ok", [f"{number:04}{image_suffix}" for number in range(2)])
         images(root / name / "test/ok", [f"0005{image_suffix}"])
         images(root / name / "test/ko", [f"0007{image_suffix}", f"0008{image_suffix}"])

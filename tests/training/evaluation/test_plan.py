@@ -1,0 +1,220 @@
+"""Plans: what they hold, the cells they come to, and what may share a folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adpretrain_hf.errors import InputError, MissingPathError
+from tests.training.evaluation.small_tree import make_tree
+from training.evaluation.arguments import parse_values
+from training.evaluation.cells import Cell
+from training.evaluation.detectors import DETECTORS
+from training.evaluation.plan import Plan, read_plan_file
+from training.evaluation.plan_cells import chosen_categories, plan_cells
+from training.evaluation.plan_file import deciding_settings, write_plan
+
+
+@pytest.fixture
+def values(tmp_path: Path) -> dict[str, Any]:
+    """What every plan needs: a bundle's name, the miniature tree, and a folder."""
+    return {
+        "bundle": "a/bundle",
+        "data": {"mvtecad": str(make_tree(tmp_path / "tree"))},
+        "output": str(tmp_path / "run"),
+    }
+
+
+def plan_of(values: dict[str, Any], **others: Any) -> Plan:
+    return Plan.from_values(values | others)
+
+
+# Values
+
+
+def test_the_default_is_the_papers_table(values: dict[str, Any]) -> None:
+    plan = plan_of(values)
+    assert set(plan.detectors) == {"patchcore", "padim", "cflow", "glass", "uniad", "featurenorm"}
+    assert plan.features == ("raw", "residual", "pretrained")
+    assert (plan.shots, plan.seeds, plan.noise, plan.fraction) == ((8,), (0,), (0.0,), (1.0,))
+
+
+def test_a_single_value_stands_for_a_list_and_whole_numbers_for_shares(values: dict[str, Any]) -> None:
+    plan = plan_of(values, shots=4, noise=[0, 0.1, 0], detectors="padim", epochs={"glass": 7})
+    assert (plan.shots, plan.noise, plan.detectors) == ((4,), (0.0, 0.1), ("padim",))
+    assert (plan.epochs_of("glass"), plan.epochs_of("cflow")) == (7, DETECTORS["cflow"].epochs)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"shot": 8, "seeed": 1}, "unknown settings shot, seeed: expected some of bundle, data, output"),
+        ({"bundle": None}, "bundle not given"),
+        ({"data": {"imagenet": "."}}, "unknown data sets imagenet: expected some of mvtecad"),
+        ({"data": "mvtec/"}, "data is 'mvtec/', expected names with a value each"),
+        ({"data": {"mvtecad": 3}}, "data of mvtecad is 3, expected a text"),
+        ({"detectors": ["patchcore", "patchcord"]}, "unknown detectors patchcord: expected some of featurenorm"),
+        ({"epochs": {"glas": 3}}, "unknown detectors glas"),
+        ({"epochs": {"glass": 0}}, "epochs of glass: expected epochs and batch_size >= 1"),
+        ({"epochs": {"glass": 1.5}}, "epochs of glass is 1.5, expected a whole number"),
+        ({"features": ["cooked"]}, "unknown features cooked: expected some of raw, residual, pretrained"),
+        ({"shots": []}, "no shots given"),
+        ({"shots": [1, True]}, "shots is True, expected whole numbers"),
+        ({"shots": ["8"]}, "shots is '8', expected whole numbers"),
+        ({"seeds": [-1]}, "seeds: expected"),
+        ({"noise": ["a"]}, "noise is 'a', expected numbers"),
+        ({"batch_size": 0}, "batch_size: expected"),
+        ({"categories": [1]}, "categories is 1, expected texts"),
+    ],
+)
+def test_wrong_values_are_named(values: dict[str, Any], changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        plan_of(values, **changed)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"noise": [0.3]}, "noise is 0.3, expected a share of anomalous images from 0 to 0.2"),
+        ({"fraction": [0]}, r"fraction is 0.0, expected a share of the training images in \(0, 1\]"),
+        ({"shots": [0]}, "shots is 0, expected"),
+        ({"categories": ["bolt", "screw"]}, "unknown categories screw: expected some of mvtecad: bolt, nut"),
+    ],
+)
+def test_values_that_no_cell_can_have_are_named(values: dict[str, Any], changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        plan_cells(plan_of(values, **changed))
+
+
+def test_a_file_and_the_command_line_say_the_same(values: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "plan.yaml"
+    file.write_text(
+        "bundle: a/bundle\noutput: run\ndata: {mvtecad: tree}\nshots: [1, 2]\nnoise: 0.1\nepochs: {glass: 3}\n"
+        "batch_size: 4\ncategories: ['01']\n"
+    )
+    words = (
+        "a/bundle --output run --data mvtecad=tree --shots 1 2 --noise 0.1 --epochs glass=3 --batch-size 4 "
+        "--categories 01"
+    )
+    assert Plan.from_values(read_plan_file(str(file))) == Plan.from_values(parse_values(words.split(), ""))
+
+
+def test_files_that_are_no_plan(tmp_path: Path) -> None:
+    with pytest.raises(MissingPathError, match="no such file"):
+        read_plan_file(str(tmp_path / "none.yaml"))
+    (tmp_path / "list.yaml").write_text("- shots\n")
+    with pytest.raises(InputError, match=r"list.yaml holds a list, expected names and values"):
+        read_plan_file(str(tmp_path / "list.yaml"))
+    (tmp_path / "torn.yaml").write_text("shots: [1, 2\n")
+    with pytest.raises(InputError, match=r"torn.yaml is not YAML"):
+        read_plan_file(str(tmp_path / "torn.yaml"))
+
+
+@pytest.mark.parametrize("words", ["--data mvtecad", "--data =tree", "--epochs glass=many"])
+def test_pairs_are_name_and_value(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_values(words.split(), "")
+    assert "expected name=" in capsys.readouterr().err
+
+
+# Cells
+
+
+def test_variants_are_those_of_the_paper_or_all_that_are_named(values: dict[str, Any]) -> None:
+    published = {
+        cell.detector: cell.variant for group in plan_cells(plan_of(values, features="pretrained")) for cell in group
+    }
+    assert published == {
+        "patchcore": "angle",
+        "padim": "angle",
+        "cflow": "norm",
+        "glass": "norm",
+        "uniad": "norm",
+        "featurenorm": "norm",
+    }
+    both = plan_cells(plan_of(values, detectors="padim", categories="nut", variants=["angle", "published", "norm"]))
+    assert [(one[0].features, one[0].variant) for one in both] == [
+        ("raw", ""),
+        ("residual", ""),
+        ("pretrained", "angle"),
+        ("pretrained", "norm"),
+    ]
+
+
+def test_categories_follow_each_other_and_one_model_serves_all_at_the_end(values: dict[str, Any]) -> None:
+    groups = plan_cells(plan_of(values, seeds=[0, 1], features="raw", detectors=["glass", "uniad", "patchcore"]))
+    assert [[cell.category for cell in group] for group in groups] == [["bolt"]] * 4 + [["nut"]] * 4 + [
+        ["bolt", "nut"]
+    ] * 2
+    assert [group[0].detector for group in groups] == ["patchcore"] * 2 + ["glass"] * 2 + ["patchcore"] * 2 + [
+        "glass"
+    ] * 2 + ["uniad"] * 2
+
+
+def test_everything_is_combined_with_everything(values: dict[str, Any]) -> None:
+    plan = plan_of(
+        values, detectors=["patchcore", "uniad"], shots=[1, 2], seeds=[0, 1], noise=[0, 0.1], fraction=[0.5, 1.0]
+    )
+    cells = [cell for group in plan_cells(plan) for cell in group]
+    assert len(cells) == len(set(cells)) == 2 * 2 * 3 * 16
+    assert Cell("mvtecad", "nut", "uniad", "pretrained", "norm", 2, 0.1, 0.5, 1) in cells
+
+
+def test_categories_may_be_named_with_their_data_set(values: dict[str, Any]) -> None:
+    both = values["data"] | {"mpdd": values["data"]["mvtecad"]}
+    plan = plan_of(values, data=both, categories=["bolt", "mpdd/nut"])
+    assert chosen_categories(plan) == {"mvtecad": ["bolt"], "mpdd": ["bolt", "nut"]}
+
+
+# plan.json
+
+
+def keep(plan: Plan, **bundle: str) -> None:
+    write_plan(plan, bundle | deciding_settings(plan, chosen_categories(plan)))
+
+
+def test_plans_that_differ_in_cells_share_a_folder(values: dict[str, Any]) -> None:
+    keep(plan_of(values, detectors="patchcore", categories="nut"), bundle="1", **{"weights of angle": "2"})
+    keep(plan_of(values, detectors="glass", shots=[1]), bundle="1", **{"weights of norm": "3"})
+    kept = json.loads(Path(values["output"], "plan.json").read_text())
+    assert kept["plan"]["detectors"] == ["glass"]
+    assert kept["decided by"]["weights of angle"] == "2"
+    assert kept["decided by"]["weights of norm"] == "3"
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"epochs": {"glass": 9}}, r"epochs of glass \d+ -> 9"),
+        ({"batch_size": 5}, "batch_size 8 -> 5"),
+        ({"categories": "nut"}, "uniad serves .*bolt"),
+    ],
+)
+def test_plans_that_decide_otherwise_do_not(values: dict[str, Any], changed: dict[str, Any], message: str) -> None:
+    keep(plan_of(values), bundle="1")
+    with pytest.raises(InputError, match=f"{message}.*choose another --output"):
+        keep(plan_of(values, **changed), bundle="1")
+    with pytest.raises(InputError, match="bundle 1 -> 2"):
+        keep(plan_of(values), bundle="2")
+    keep(plan_of(values), bundle="1")
+
+
+def test_another_folder_of_the_data_or_list_of_references_is_noticed(values: dict[str, Any], tmp_path: Path) -> None:
+    keep(plan_of(values))
+    moved = {"mvtecad": str(make_tree(tmp_path / "other"))}
+    with pytest.raises(InputError, match=r"folder of mvtecad .*tree -> .*other"):
+        keep(plan_of(values, data=moved))
+    listed = plan_of(values, references=str(tmp_path / "list.txt"))
+    (tmp_path / "list.txt").write_text("nut/train/good/000.png\n")
+    with pytest.raises(InputError, match="reference list drawn -> [0-9a-f]{16}"):
+        keep(listed)
+
+
+def test_a_damaged_plan_file_is_named(values: dict[str, Any]) -> None:
+    keep(plan_of(values))
+    Path(values["output"], "plan.json").write_text("{")
+    with pytest.raises(InputError, match=r"plan.json is damaged .*choose another --output"):
+        keep(plan_of(values))

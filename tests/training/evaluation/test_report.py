@@ -1,0 +1,264 @@
+"""The report's text: it stands alone, its links lead somewhere, names are escaped, and it shows what it says."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from adpretrain_hf.errors import BundleError, InputError
+from tests.training.evaluation.made_up import (
+    NAMES,
+    made_up_cell,
+    made_up_patches,
+    made_up_result,
+    made_up_shown,
+    write_run,
+)
+from training.evaluation.cells import FEATURES
+from training.evaluation.figures import Kind, histogram_figure, roc_figure
+from training.evaluation.map_strips import strips
+from training.evaluation.projections import project
+from training.evaluation.report import write_report
+from training.evaluation.results import save_result
+
+EVIL = "<script>alert(1)</script>"
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and all text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.words = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+        self.words += " "
+        if tag not in ("meta", "link", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+    def all(self, name: str, attribute: str) -> list[str]:
+        return [values[attribute] or "" for tag, values in self.tags if name in ("*", tag) and attribute in values]
+
+
+def decoded(address: str) -> bytes:
+    return base64.b64decode(address.partition(",")[2], validate=True)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("run")
+    write_run(folder, categories=("bottle", EVIL))
+    path = write_report(folder)
+    assert path == folder / "report.html"
+    return path.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(text: str) -> Page:
+    return Page(text)
+
+
+def test_is_well_formed_and_its_links_lead_somewhere(page: Page) -> None:
+    assert page.open == []
+    ids = page.all("*", "id")
+    assert len(ids) == len(set(ids))
+    links = page.all("a", "href")
+    assert {link[1:] for link in links} <= set(ids) and all(link.startswith("#") for link in links)
+    assert len(links) == 2 * (3 + 2)  # of each data set the title, tables, detectors and two classes
+
+
+def test_needs_nothing_else(text: str, page: Page) -> None:
+    assert {source.partition(",")[0] for source in page.all("img", "src")} == {
+        "data:image/svg+xml;base64",
+        "data:image/png;base64",
+        "data:image/jpeg;base64",
+    }
+    assert not re.search(r"(?i)<script|<iframe|<object|<embed|@import|@font-face|\burl\(|srcset|\bon\w+=", text)
+    assert re.findall(r"https?:", text) == []
+    assert page.all("link", "href") == ["data:,"]
+    assert "default-src 'none'; img-src data:;" in page.all("meta", "content")[-1]
+
+
+def test_every_picture_can_be_read_and_is_described(page: Page) -> None:
+    sources, alts = page.all("img", "src"), page.all("img", "alt")
+    assert len(sources) == len(alts) == 2 * (2 * 2 + 2 * (1 + 4 * 2 * 3))
+    assert all(alts) and len(set(alts)) == len(alts)
+    for source in sources:
+        if source.startswith("data:image/svg"):
+            ElementTree.fromstring(decoded(source))
+            assert not re.search(rb'(?i)(href|src)="https?:|@import|url\(http', decoded(source))
+        else:
+            Image.open(io.BytesIO(decoded(source))).load()
+
+
+def test_names_are_escaped(text: str, page: Page) -> None:
+    assert EVIL in page.words and EVIL not in text
+    assert any(EVIL in alt for alt in page.all("img", "alt"))
+
+
+def test_has_the_tables(page: Page) -> None:
+    words = " ".join(page.words.split())
+    assert words.count("Mean of 2 classes") == 2
+    assert "detector features image AUROC image AP image F1-max pixel AUROC pixel AP pixel F1-max AUPRO" in words
+    assert "finished cells 24" in words
+    assert "Gain of pretrained features" in words
+
+
+def test_is_the_same_again(tmp_path: Path) -> None:
+    write_run(tmp_path, data_sets=["visa"], categories=["candle"], detectors=["padim"])
+    first = write_report(tmp_path).read_bytes()
+    assert write_report(tmp_path).read_bytes() == first
+
+
+def test_settings_are_named_where_there_are_several(tmp_path: Path) -> None:
+    for shots in (1, 4):
+        for features in FEATURES:
+            cell = made_up_cell(features=features, shots=shots)
+            save_result(tmp_path, made_up_result(cell), made_up_shown(cell, number=1))
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    sources = page.all("img", "src")
+    assert sum(source.startswith("data:image/svg") for source in sources) == 2 * 2
+    assert sum(source.startswith("data:image/jpeg") for source in sources) == 3  # of one choice of settings
+    words = " ".join(page.words.split())
+    assert "The anomalies that are found best and worst: 4 reference images, 0 % anomalies" in words
+    assert "1 reference image, 0 % anomalies" in words
+
+
+def test_without_patches_or_pictures(tmp_path: Path) -> None:
+    cell = made_up_cell()
+    save_result(tmp_path, made_up_result(cell), made_up_shown(cell, number=0))
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert len(page.all("img", "src")) == 2
+    assert "None was chosen." in page.words
+
+
+def test_nothing_to_report(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"has no finished cells: there is nothing to report, run some first"):
+        write_report(tmp_path)
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    (cell, *_) = write_run(tmp_path, data_sets=["visa"], categories=["candle"], detectors=["padim"])
+    (tmp_path / "cells" / f"{cell.name}.npz").write_bytes(b"PK")
+    with pytest.raises(BundleError, match=r"padim__raw.*\.npz is damaged"):
+        write_report(tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_seconds_and_megabytes_of_a_large_run(tmp_path: Path) -> None:
+    """A sixth of 12 categories x 6 detectors x 3 kinds of features at 224 px, in noise: the worst to compress."""
+    detectors = ("patchcore", "padim", "cflow", "glass", "uniad", "featurenorm")
+    write_run(tmp_path, data_sets=["mvtecad"], categories=("a", "b"), detectors=detectors, patches=300, side=224)
+    began = time.process_time()
+    path = write_report(tmp_path)
+    assert time.process_time() - began < 30
+    assert path.stat().st_size < 15e6 / 6
+
+
+def test_plots_are_imported_only_by_the_report() -> None:
+    code = (
+        "import sys, training.evaluation.tables, training.evaluation.results, training.evaluation.model_index\n"
+        "sys.exit(any(name in sys.modules for name in ('matplotlib', 'jinja2', 'sklearn')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+class TestStrips:
+    def test_are_best_first_and_worst_last(self) -> None:
+        cell = made_up_cell()
+        result, shown = made_up_result(cell), replace(made_up_shown(cell, number=5), indices=np.array([3, 1, 0, 2, 5]))
+        got = list(strips(result, shown, 2))
+        assert [one.rank for one in got] == ["best", "best", "worst", "worst"]
+        assert [one.caption for one in got] == [f"{NAMES[i]}, score {result.scores[i]:.4g}" for i in (3, 1, 2, 5)]
+
+    @pytest.mark.parametrize(("number", "ranks"), [(0, []), (1, ["best"]), (2, ["best", "worst"])])
+    def test_of_few_images(self, number: int, ranks: list[str]) -> None:
+        cell = made_up_cell()
+        assert [one.rank for one in strips(made_up_result(cell), made_up_shown(cell, number), 2)] == ranks
+
+    def test_show_image_mask_and_map(self) -> None:
+        cell = made_up_cell()
+        shown = made_up_shown(cell, number=1, side=128)
+        (strip,) = strips(made_up_result(cell), shown, 1)
+        picture = np.asarray(Image.open(io.BytesIO(decoded(strip.picture))).convert("RGB"), dtype=float)
+        assert picture.shape == (strip.height, strip.width, 3) == (128, 3 * 128 + 2 * 2, 3)
+        image, mask, anomaly = (picture[:, start : start + 128] for start in (0, 130, 260))
+        marked = shown.masks[0]
+        assert np.abs(image.mean(-1) - shown.images[0].mean(-1)).mean() < 20  # of JPEG, on noise
+        assert mask[marked].mean() > 230 and mask[~marked].mean() < 10
+        red, blue = anomaly[marked][:, 0].mean(), anomaly[marked][:, 2].mean()
+        assert red > image[marked][:, 0].mean() + 60 and red > blue + 20
+
+
+class TestPlots:
+    def test_a_curve_for_each_kind(self) -> None:
+        result = made_up_result(made_up_cell())
+        kinds = [Kind("raw", "raw"), Kind("pretrained", "pretrained (a$b)")]
+        for draw in (roc_figure, histogram_figure):
+            one, two = (len(decoded(draw({kind: [result] for kind in some}))) for some in (kinds[:1], kinds))
+            assert two > one
+
+    def test_equal_scores_can_be_drawn(self) -> None:
+        result = replace(made_up_result(made_up_cell()), scores=[0.5] * 12)
+        by_kind = {Kind("raw", "raw"): [result]}
+        ElementTree.fromstring(decoded(roc_figure(by_kind)))
+        ElementTree.fromstring(decoded(histogram_figure(by_kind)))
+
+
+class TestProjections:
+    def test_few_samples_are_laid_out_by_t_sne(self) -> None:
+        samples = [made_up_patches("visa", "candle", features) for features in ("raw", "pretrained")]
+        method, laid_out = project(samples)
+        assert method == "t-SNE"
+        for sample, (places, labels) in zip(samples, laid_out, strict=True):
+            assert places.shape == (60, 2) and np.isfinite(places).all()
+            assert np.array_equal(labels, sample.is_anomalous)
+        places, labels = laid_out[1]  # the clouds are far apart, and stay so
+        between = np.linalg.norm(places[labels].mean(0) - places[~labels].mean(0))
+        assert between > 2 * max(places[kind].std(0).max() for kind in (labels, ~labels))
+
+    def test_many_are_laid_out_by_pca(self) -> None:
+        sample = made_up_patches("visa", "candle", "raw")
+        method, laid_out = project([sample] * 100)
+        assert method == "PCA"
+        centred = (sample.values - sample.values.mean(0)).astype(float)
+        singular = np.linalg.svd(centred, compute_uv=False)[:2]
+        assert np.linalg.norm(laid_out[0][0], axis=0) == pytest.approx(singular, rel=1e-4)
+
+    def test_large_ones_are_drawn_from(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("training.evaluation.projections._ALL_POINTS", 300)
+        sample = made_up_patches("visa", "candle", "raw", number=600)
+        method, laid_out = project([sample] * 2)
+        assert method == "t-SNE"
+        assert {places.shape for places, _ in laid_out} == {(150, 2)}
+        assert all(25 < labels.sum() < 75 for _, labels in laid_out)  # of both kinds, as in the sample
+
+    @pytest.mark.parametrize("number", [4, 7])
+    def test_the_smallest(self, number: int) -> None:
+        ((places, _),) = project([made_up_patches("visa", "candle", "raw", number)])[1]
+        assert places.shape == (number, 2) and np.isfinite(places).all()
+
+    def test_none(self) -> None:
+        assert project([])[1] == []

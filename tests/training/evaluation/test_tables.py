@@ -1,0 +1,216 @@
+"""Means, paired gains and standard errors against numbers worked out by hand, and the tables that show them."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adpretrain_hf.errors import InputError
+from tests.training.evaluation.made_up import made_up_cell, result_of
+from training.evaluation.names import METRIC_NAMES
+from training.evaluation.results import METRICS, Result
+from training.evaluation.table_text import Table, latex_text, markdown_text
+from training.evaluation.tables import data_set_tables, latex_tables, markdown_tables, summary
+
+# By features and category, the values of seeds 0 and 1.
+VALUES = {
+    "raw": {"a": (0.5, 0.6), "b": (0.4, 0.4)},
+    "residual": {"a": (0.7, 0.7), "b": (0.8, 0.8)},
+    "pretrained": {"a": (0.8, 0.7), "b": (0.9, 0.9)},
+}
+
+
+def results(values: dict[str, dict[str, tuple[float, ...]]] = VALUES, **cell: Any) -> list[Result]:
+    return [
+        result_of(made_up_cell(features=features, category=category, seed=seed, **cell), value)
+        for features, categories in values.items()
+        for category, of_seeds in categories.items()
+        for seed, value in enumerate(of_seeds)
+    ]
+
+
+def find(rows: list[dict[str, Any]], **wanted: Any) -> dict[str, Any]:
+    (found,) = (row for row in rows if all(row[name] == value for name, value in wanted.items()))
+    return found
+
+
+class TestSummary:
+    def test_means_are_over_seeds_and_then_over_categories(self) -> None:
+        values = {"raw": {"a": (0.5, 0.6, 0.7), "b": (0.2,)}}
+        rows = summary(results(values))
+        mean = find(rows, category=None)
+        assert mean["image_auroc"] == pytest.approx(0.4) and mean["aupro"] == pytest.approx(0.4)
+        assert (mean["categories"], mean["seeds"]) == (2, 3)
+        first = find(rows, category="a")
+        assert first["image_auroc"] == pytest.approx(0.6)
+        assert (first["categories"], first["seeds"], first["variant"]) == (1, 3, "")
+
+    def test_gains_are_paired_and_their_error_is_over_categories(self) -> None:
+        row = find(summary(results()), category=None, features="pretrained")
+        # a: 0.3 and 0.1, mean 0.2; b: 0.5. Their standard deviation is 0.2121, over the root of 2.
+        assert row["aupro_over_raw"] == pytest.approx(0.35) and row["aupro_over_raw_error"] == pytest.approx(0.15)
+        # a: 0.1 and 0, mean 0.05; b: 0.1.
+        assert row["pixel_ap_over_residual"] == pytest.approx(0.075)
+        assert row["pixel_ap_over_residual_error"] == pytest.approx(0.025)
+
+    def test_only_pairs_of_one_detector_category_seed_and_settings_count(self) -> None:
+        pretrained = made_up_cell(features="pretrained", category="a")
+        others = [
+            made_up_cell(category="a", detector="padim"),
+            made_up_cell(category="b"),
+            made_up_cell(category="a", shots=4),
+            made_up_cell(category="a", noise=0.1),
+            made_up_cell(category="a", fraction=0.5),
+            made_up_cell(category="a", seed=1),
+            made_up_cell(category="a", data_set="btad"),
+        ]
+        row = find(
+            summary([result_of(pretrained, 0.9), *(result_of(one, 0.1) for one in others)]),
+            category=None,
+            features="pretrained",
+        )
+        assert row["image_auroc_over_raw"] is None and row["image_auroc_over_raw_error"] is None
+        paired = summary([result_of(pretrained, 0.9), result_of(made_up_cell(category="a"), 0.5)])
+        row = find(paired, category=None, features="pretrained")
+        assert row["image_auroc_over_raw"] == pytest.approx(0.4)
+        assert row["image_auroc_over_raw_error"] is None  # one category has none
+
+    def test_there_are_no_gains_of_raw_features(self) -> None:
+        assert find(summary(results()), category=None, features="residual")["aupro_over_raw"] is None
+
+    def test_metrics_that_are_not_known_are_left_out_of_means(self) -> None:
+        known = result_of(made_up_cell(category="a"), 0.8)
+        half = result_of(made_up_cell(category="b"), 0.6, aupro=None)
+        row = find(summary([known, half]), category=None)
+        assert row["aupro"] == pytest.approx(0.8) and row["image_ap"] == pytest.approx(0.7)
+        absent = Result(made_up_cell(), {"image_ap": 0.25}, [], [], [], 1.0)
+        row = find(summary([absent]), category=None)
+        assert row["image_ap"] == 0.25 and row["pixel_f1"] is None
+
+    def test_is_plain_json_in_the_papers_order(self) -> None:
+        rows = summary(results() + results(detector="padim"))
+        assert json.loads(json.dumps(rows, allow_nan=False)) == rows
+        means = [(row["detector"], row["features"]) for row in rows if row["category"] is None]
+        kinds = ("raw", "residual", "pretrained")
+        assert means == [(detector, kind) for detector in ("padim", "patchcore") for kind in kinds]
+
+    def test_nothing_to_sum_up(self) -> None:
+        with pytest.raises(InputError, match="no finished cells to sum up: run some first"):
+            summary([])
+
+    @settings(max_examples=10, deadline=None)
+    @given(st.permutations(results()))
+    def test_order_does_not_matter(self, shuffled: list[Result]) -> None:
+        assert summary(shuffled) == summary(results())
+
+
+class TestMarkdown:
+    def test_the_papers_format(self) -> None:
+        lines = markdown_tables(results()).splitlines()
+        assert lines[0] == "## VisA"
+        assert lines[2].startswith("In percent; AUPRO up to a false positive rate of 0.3. Means over 2 seeds. 8 refer")
+        names = " | ".join(METRIC_NAMES.values())
+        assert f"| detector | features | {names} |" in lines
+        assert f"| PatchCore | raw | {' | '.join(['47.5'] * 7)} |" in lines
+        assert f"| PatchCore | pretrained (angle) | {' | '.join(['**82.5**'] * 7)} |" in lines
+        assert f"| PatchCore | pretrained (angle) | raw | {' | '.join(['+35.0 ± 15.0'] * 7)} |" in lines
+        assert f"| PatchCore | pretrained (angle) | residual | {' | '.join(['+7.5 ± 2.5'] * 7)} |" in lines
+        assert [line for line in lines if line.startswith("### ")] == [
+            "### Mean of 2 classes",
+            "### Gain of pretrained features, with its standard error over the classes",
+            "### a",
+            "### b",
+        ]
+
+    def test_losses_are_told(self) -> None:
+        text = markdown_tables(results({"raw": {"a": (0.9,)}, "pretrained": {"a": (0.8,)}}))
+        assert f"| PatchCore | raw | {' | '.join(['**90.0**'] * 7)} |" in text
+        assert f"| PatchCore | pretrained (angle) | raw | {' | '.join(['-10.0'] * 7)} |" in text
+
+    def test_a_mean_of_fewer_classes_says_so_and_is_never_the_best(self) -> None:
+        text = markdown_tables(results({"raw": {"a": (0.5,), "b": (0.5,)}, "residual": {"a": (0.9,)}}))
+        assert f"| PatchCore | residual, 1 of 2 classes only | {' | '.join(['90.0'] * 7)} |" in text
+
+    def test_what_is_not_measured(self) -> None:
+        cells = [made_up_cell(features=features) for features in ("raw", "pretrained")]
+        blank = dict.fromkeys(METRICS[3:])
+        text = markdown_tables([result_of(cell, value, **blank) for cell, value in zip(cells, (0.5, 0.6), strict=True)])
+        assert "| PatchCore | raw | 50.0 | 50.0 | 50.0 | - | - | - | - |" in text
+        assert "| PatchCore | pretrained (angle) | raw | +10.0 | +10.0 | +10.0 | - | - | - | - |" in text
+
+    def test_settings_are_columns_where_they_vary(self) -> None:
+        text = markdown_tables(results() + results(shots=1) + results(noise=0.05))
+        assert "| detector | features | shots | noise | image AUROC |" in text
+        assert "| PatchCore | raw | 1 | 0 % | 47.5 |" in text
+        assert "| PatchCore | raw | 8 | 5 % | 47.5 |" in text
+        assert "| PatchCore | pretrained (angle) | 1 | 0 % | raw | +35.0 ± 15.0 |" in text
+        assert "fraction" not in text and "reference images" not in text
+        assert "1 reference image, 5 % anomalies" in markdown_tables(results(shots=1, noise=0.05))
+        assert "10 % of the normal training images" in markdown_tables(results(fraction=0.1))
+
+    def test_each_data_set_has_its_own(self) -> None:
+        text = markdown_tables(results(data_set="mvtecad") + results(data_set="my|set", shots=4))
+        assert re.findall("^## (.*)$", text, re.MULTILINE) == ["MVTecAD", r"my\|set"]
+        assert "| shots |" not in text
+
+    def test_names_cannot_break_out(self) -> None:
+        text = markdown_tables([result_of(made_up_cell(category="<script>|`x\n# y"), 0.5)])
+        assert r"### \<script\>\|\`x \# y" in text.splitlines()
+        assert markdown_text("a_b*c") == r"a\_b\*c"
+
+
+class TestLatex:
+    def test_structure(self) -> None:
+        text = latex_tables(results() + results(shots=1) + results(data_set="btad"))
+        environments = re.findall(r"\\(begin|end)\{(\w+)\}", text)
+        assert environments == [("begin", "longtable"), ("end", "longtable")] * 8
+        assert text.count(r"\begingroup") == text.count(r"\endgroup") == 8
+        assert text.count("{") == text.count("}")
+        for columns, body in re.findall(r"\\begin\{longtable\}\{(\w+)\}\n(.*?)\\end\{", text, re.DOTALL):
+            rows = [line for line in body.splitlines() if "&" in line]
+            assert {len(re.split(r"(?<!\\)&", row)) for row in rows} == {len(columns)}
+            assert all(row.endswith(r" \\") for row in rows)
+            assert [rule for rule in ("top", "mid", "bottom") if f"\\{rule}rule" not in body] == []
+
+    def test_numbers(self) -> None:
+        text = latex_tables(results())
+        assert f"PatchCore & raw & {' & '.join(['47.5'] * 7)} \\\\" in text
+        bold = " & ".join([r"\textbf{82.5}"] * 7)
+        assert f"PatchCore & pretrained (angle) & {bold} \\\\" in text
+        assert r"& raw & $+35.0 \pm 15.0$ &" in text
+        assert "± " not in text
+
+    def test_names_are_escaped(self) -> None:
+        text = latex_tables(
+            [result_of(made_up_cell(data_set="a_b\n\\input{x}", category="50% $x^2$ & {#1} ~<y>|"), 0.5)]
+        )
+        assert r"50\% \$x\textasciicircum{}2\$ \& \{\#1\} \textasciitilde{}\textless{}y\textgreater{}\textbar{}" in text
+        assert r"\input" not in text and "% a\\_b \\textbackslash{}input\\{x\\}\n" in text
+
+    @given(st.text())
+    def test_no_special_character_gets_through(self, text: str) -> None:
+        escaped = re.sub(r"\\text(backslash|ascii\w+|less|greater|bar)\{\}|\\[&%$#_{}]", "", latex_text(text))
+        assert not set(escaped) & set("\\&%$#_{}~^<>|\n")
+
+
+def test_the_tables_of_a_data_set() -> None:
+    (tables,) = data_set_tables(results())
+    assert (tables.data_set, tables.title, list(tables.classes)) == ("visa", "VisA", ["a", "b"])
+    assert tables.means.labels == 2 and tables.gains.labels == 3
+    assert tables.means.best == {(2, column) for column in range(2, 9)}
+
+
+def test_equal_numbers_as_printed_are_all_the_best() -> None:
+    (tables,) = data_set_tables(results({"raw": {"a": (0.70004,)}, "pretrained": {"a": (0.69996,)}}))
+    assert tables.means.best == {(row, column) for row in (0, 1) for column in range(2, 9)}
+
+
+def test_a_table_in_both_forms() -> None:
+    table = Table("t", ("x", "y"), (("a", "-1.0 ± 2.0"), ("b", "-")), labels=1, best=frozenset({(0, 1)}))
+    assert table.markdown() == "| x | y |\n| --- | --: |\n| a | **-1.0 ± 2.0** |\n| b | - |\n"
+    assert "a & \\textbf{$-1.0 \\pm 2.0$} \\\\\nb & - \\\\\n\\end{longtable}" in table.latex("caption")

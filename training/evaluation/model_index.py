@@ -1,0 +1,95 @@
+"""Results of a run as the ``model-index`` of a model card."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard
+
+from adpretrain_hf.errors import BundleError, InputError
+from adpretrain_hf.files import write_text
+from training.evaluation.names import METRIC_NAMES, SETTINGS, data_set_name, detector_name, features_name, settings_text
+from training.evaluation.results import METRICS, load_results
+from training.evaluation.summary import summary
+
+# What tells these entries from others in a card, to replace them.
+_MEASURED = "measured by training.evaluate"
+_TYPES = {"auroc": "roc_auc", "ap": "average_precision", "f1": "f1", "aupro": "aupro"}
+_DATA_SET_IDS = {"mvtecad": "mvtec-ad", "mvtec3d": "mvtec-3d-ad", "realiad": "Real-IAD/Real-IAD"}
+
+
+def export_card(folder: str | Path, bundle_folder: str | Path) -> None:
+    """Writes the means over the classes, with pretrained features, into the front matter of a bundle's README.md.
+
+    Raw and residual features are left out: a model's index would pass their numbers off as the model's. What an
+    earlier export wrote on the same data sets is replaced; all else in the card is kept.
+
+    Args:
+        folder: of the run.
+        bundle_folder: of the bundle that was evaluated.
+
+    Raises:
+        InputError: no finished cell has pretrained features.
+        BundleError: the bundle has no card, or its front matter cannot be read.
+    """
+    means = [row for row in summary(load_results(folder)) if row["category"] is None]
+    rows = [row for row in means if row["features"] == "pretrained"]
+    if not rows:
+        raise InputError(f"{folder} has no finished cells with pretrained features: run some, then export again")
+    path = Path(bundle_folder, "README.md")
+    card = _read_card(path)
+    new = [entry for row in rows for entry in _entries(row)]
+    replaced = {entry.dataset_type for entry in new}
+    kept = [old for old in card.data.get("eval_results", []) if not (_is_ours(old) and old.dataset_type in replaced)]
+    card.data["model_name"] = card.data.get("model_name") or _title(card, path)
+    card.data["eval_results"] = [*kept, *new]
+    write_text(path, str(card))
+
+
+def _read_card(path: Path) -> ModelCard:
+    if not path.is_file():
+        raise BundleError(f"{path.parent} has no README.md: expected the folder of a bundle, with its model card")
+    try:
+        # Not ModelCard.load(), which reads other line ends as \n.
+        return ModelCard(path.read_bytes().decode())
+    except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())  # YAML's own go over lines
+        raise BundleError(f"the front matter of {path} cannot be read: {reason}. Mend it, then export again") from error
+
+
+def _title(card: ModelCard, path: Path) -> str:
+    heading = re.search(r"^# (.+?)\s*$", card.text, re.MULTILINE)
+    return heading[1] if heading else path.resolve().parent.name
+
+
+def _is_ours(entry: EvalResult) -> bool:
+    return _MEASURED in (entry.metric_name or "")
+
+
+def _entries(row: Mapping[str, Any]) -> Iterator[EvalResult]:
+    data_set, seeds = row["data_set"], row["seeds"]
+    over = f"mean of {row['categories']} class{'es' * (row['categories'] != 1)}"
+    over += f" and {seeds} seeds" if seeds > 1 else ""
+    features = f"{features_name(row['features'], row['variant'])} features"
+    settings = settings_text({name: row[name] for name in SETTINGS})
+    for metric in METRICS:
+        if row[metric] is None:
+            continue
+        yield EvalResult(
+            task_type="image-feature-extraction",  # the Hub has no task of this name
+            task_name="Image anomaly detection",
+            dataset_type=_DATA_SET_IDS.get(data_set, data_set),
+            dataset_name=data_set_name(data_set),
+            # Entries of one task, data set, configuration and split are joined: not with those of others.
+            dataset_config="mean of classes",
+            dataset_split="test",
+            metric_type=_TYPES[metric.rpartition("_")[2]],
+            metric_name=f"{METRIC_NAMES[metric]}, {detector_name(row['detector'])}, {features}, {settings}, {over} "
+            f"({_MEASURED})",
+            metric_value=round(row[metric], 5),
+            verified=False,
+        )
