@@ -38,6 +38,12 @@ DETECTORS = {
     ADPretrainFeatureNorm: {},
 }
 each_detector = pytest.mark.parametrize("detector", DETECTORS, ids=lambda detector: detector.__name__)
+QUICK_TO_EXPORT = (ADPretrainPatchcore, ADPretrainPadim, ADPretrainFeatureNorm)  # the others take half a minute each
+each_export = pytest.mark.parametrize(
+    "detector",
+    [pytest.param(one, marks=[] if one in QUICK_TO_EXPORT else pytest.mark.slow) for one in DETECTORS],
+    ids=[one.__name__ for one in DETECTORS],
+)
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +202,7 @@ def test_glass_learns_from_normalised_images(bundle, folder, tmp_path):
     assert sorted(seen[0].sum(dim=(1, 2, 3)).tolist()) == pytest.approx(sorted(expected.sum(dim=(1, 2, 3)).tolist()))
 
 
-@each_detector
+@each_export
 def test_exports_to_onnx_and_torch(detector, bundle, folder, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     run, model = _fitted(detector, bundle, folder, tmp_path)
@@ -214,7 +220,7 @@ def test_exports_to_onnx_and_torch(detector, bundle, folder, tmp_path):
     assert torch.equal(again.anomaly_map, expected.anomaly_map)
 
 
-@pytest.mark.parametrize("detector", [ADPretrainPatchcore, ADPretrainFeatureNorm])
+@pytest.mark.parametrize("detector", [ADPretrainPatchcore, pytest.param(ADPretrainFeatureNorm, marks=pytest.mark.slow)])
 def test_exports_to_openvino(detector, bundle, folder, tmp_path):
     openvino = pytest.importorskip("openvino")
     run, model = _fitted(detector, bundle, folder, tmp_path)

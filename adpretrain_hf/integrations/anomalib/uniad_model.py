@@ -63,8 +63,8 @@ class UniadModel(nn.Module):
         self.encoder = nn.ModuleList(EncoderLayer(*layer) for _ in range(num_layers))
         self.decoder = nn.ModuleList(DecoderLayer(places, *layer) for _ in range(num_layers))
         self.project_out = nn.Linear(hidden_dim, in_channels)
-        # Near zero, for features of unit length are far smaller than what a linear layer starts with makes of normalised
-        # states: training would spend its first hundreds of steps on shrinking that.
+        # Near zero: a linear layer's usual weights make far more of normalised states than features of unit length are,
+        # and training would spend its first hundreds of steps on shrinking them.
         nn.init.normal_(self.project_out.weight, std=1e-3)
         nn.init.zeros_(self.project_out.bias)
 
