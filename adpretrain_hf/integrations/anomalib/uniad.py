@@ -47,6 +47,9 @@ class UniadDetector(nn.Module):
 class ADPretrainUniad(ADPretrainDetector):
     """UniAD (You et al. 2022) on the features of a bundle, all levels joined, as published.
 
+    An image's score is the maximum of its map, where UniAD's own code pools the map over 16 x 16 pixels first. How long
+    is trained is the trainer's ``max_epochs`` (published: 1000); for some hundred steps, ``lr=3e-4`` learns faster.
+
     Where several categories are in the training data, take the references from all of them: a folder with images of
     each, or a number large enough. A patch then finds its nearest one among the references of all categories; the
     released code compares it with those of its own category only.

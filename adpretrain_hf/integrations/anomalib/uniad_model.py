@@ -14,7 +14,8 @@ class UniadModel(nn.Module):
 
     You et al., "A Unified Model for Multi-class Anomaly Detection" (NeurIPS 2022), section 3: attention that is masked
     around each patch, so that a patch is told by others only; a decoder that asks with learned queries in every layer;
-    and features that are jittered in training while the clean ones are the target. Defaults are the paper's.
+    and features that are jittered in training while the clean ones are the target. Defaults are the paper's. Two things
+    are not: the output starts near zero, and each patch has a learned position of its own.
 
     Args:
         in_channels: of the features, all levels joined.
