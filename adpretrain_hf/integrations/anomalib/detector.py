@@ -91,7 +91,7 @@ class ADPretrainDetector(AnomalibModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Says which images of the batch are references."""
         del batch_idx
-        self.features.note_own(batch.image_path)
+        self.features.note_own(batch.image_path or [])
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Images that are tested are compared with all references."""

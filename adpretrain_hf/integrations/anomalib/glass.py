@@ -101,5 +101,5 @@ class ADPretrainGlass(ADPretrainDetector, Glass):
     def _prepared_batches(self) -> Iterator[Batch]:
         for batch in self.trainer.train_dataloader:
             batch.image = self._prepare(batch.image)
-            self.features.note_own(batch.image_path)
+            self.features.note_own(batch.image_path or [])
             yield batch
