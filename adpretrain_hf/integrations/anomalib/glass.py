@@ -30,7 +30,7 @@ class ADPretrainGlass(ADPretrainDetector, Glass):
         features: ``"raw"``, ``"residual"`` or ``"pretrained"``, see ``DetectorFeatures``.
         references: how many normal training images to take, a folder of images, or a saved bank (``.safetensors``).
         anomaly_source_path: folder of textures (released: DTD) for synthetic anomalies, which anomalib downloads if it
-            is missing; without one they are of random colours.
+            is missing; without one they are Perlin noise.
         discriminator_hidden: units of the discriminator's hidden layers.
         learning_rate: of the projection; the discriminator's is twice as large.
         step: gradient ascent steps of the global anomalies.
