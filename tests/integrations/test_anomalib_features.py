@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from adpretrain_hf import ADPretrainFeatureExtractor, ReferenceBank
 from adpretrain_hf.errors import InputError
+from tests.conftest import ROOT
 
 pytest.importorskip("anomalib")
 from adpretrain_hf.integrations.anomalib import DetectorFeatures
@@ -120,3 +124,16 @@ def test_bank_of_another_extractor_is_refused(extractor):
 def _like(extractor):
     config = extractor.config
     return {name: getattr(config, name) for name in ("image_size", "num_reference_tokens", "num_heads")}
+
+
+def test_without_anomalib_says_what_to_install():
+    """In an interpreter that has everything but anomalib."""
+    code = (
+        "import importlib.util as util, sys\n"
+        "find = util.find_spec\n"
+        "util.find_spec = lambda name, package=None: None if name == 'anomalib' else find(name, package)\n"
+        "import adpretrain_hf.integrations.anomalib\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert run.returncode != 0
+    assert "anomalib is not installed: install it by `pip install adpretrain-hf[anomalib]`" in run.stderr

@@ -4,6 +4,12 @@ from adpretrain_hf.integrations.anomalib import ADPretrainPatchcore
 engine.fit(ADPretrainPatchcore("org/adpretrain-dinov2-large"), datamodule=datamodule)
 """
 
+from importlib.util import find_spec
+
+if find_spec("anomalib") is None:
+    message = "anomalib is not installed: install it by `pip install adpretrain-hf[anomalib]`"
+    raise ModuleNotFoundError(message, name="anomalib")
+
 from adpretrain_hf.integrations.anomalib.cflow import ADPretrainCflow
 from adpretrain_hf.integrations.anomalib.feature_norm import ADPretrainFeatureNorm
 from adpretrain_hf.integrations.anomalib.features import DetectorFeatures
