@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from adpretrain_hf.errors import InputError
 from training.encoded import member_names, read_encoded
 from training.real_iad_trees import JSONS, ClassTree
+from training.refusal import refuse
 
 _NAMED_PLACE = re.compile(r"(?:^|/)(S\d+)/[^/]*_(C[1-5])_[^/]*$")
 _KINDS = {dict: "an object", list: "a list", str: "a text", type(None): "null"}
@@ -57,7 +58,7 @@ def read_annotation(root: Path, category: str) -> Annotation:
     ]
     _refuse_escapes([name for item in items for name in (item.image, item.mask or "")], place)
     twice = [name for name, count in Counter(item.image for item in items).items() if count > 1]
-    _refuse(twice, f"images are named more than once in {place}", "remove all but one of each")
+    refuse(twice, f"images are named more than once in {place}", "remove all but one of each")
     return Annotation(place, prefix, sorted(items, key=lambda item: item.image))
 
 
@@ -70,11 +71,11 @@ def check_files(annotation: Annotation, tree: ClassTree) -> None:
     place, items = annotation.place, annotation.items
     masks = {item.mask for item in items if item.mask is not None}
     absent = [item.image for item in items if item.image not in tree.names]
-    _refuse(absent, f"images that {place} names are absent from {tree.place}", "unpack or download it again")
+    refuse(absent, f"images that {place} names are absent from {tree.place}", "unpack or download it again")
     absent = sorted(masks - tree.names)
-    _refuse(absent, f"masks that {place} names are absent from {tree.place}", "unpack or download it again")
+    refuse(absent, f"masks that {place} names are absent from {tree.place}", "unpack or download it again")
     marked = [item.image for item in items if item.mask is not None and item.image.startswith("OK/")]
-    _refuse(marked, f"images are normal (below OK) but have a mask in {place}", "get it again")
+    refuse(marked, f"images are normal (below OK) but have a mask in {place}", "get it again")
     _check_stray_masks(annotation, tree, masks)
     if all(item.mask is not None for item in items):
         raise InputError(f"{place} names no normal image: expected some without a mask, to be references of the class")
@@ -86,7 +87,7 @@ def _check_stray_masks(annotation: Annotation, tree: ClassTree, masks: set[str])
     stray = sorted(name for name in others if name.endswith(".png"))
     maskless = {_stem(item.image) for item in annotation.items if item.mask is None}
     contradicted = [name for name in stray if _stem(name) in maskless]
-    _refuse(
+    refuse(
         contradicted,
         f"masks in {tree.place} belong to images that {annotation.place} gives no mask",
         "get it again, or remove those masks",
@@ -94,7 +95,7 @@ def _check_stray_masks(annotation: Annotation, tree: ClassTree, masks: set[str])
     # Images that the json leaves out may keep their masks.
     left_out = {_stem(name) for name in others if not name.endswith(".png")}
     orphans = [name for name in stray if _stem(name) not in left_out]
-    _refuse(orphans, f"masks in {tree.place} have no image", "unpack or download it again, or remove them")
+    refuse(orphans, f"masks in {tree.place} have no image", "unpack or download it again, or remove them")
 
 
 def _find(root: Path, category: str) -> tuple[bytes, str]:
@@ -134,14 +135,7 @@ def _field(mapping: Any, key: str, kinds: tuple[type, ...], where: str) -> Any:
 
 def _refuse_escapes(names: Sequence[str], place: str) -> None:
     escapes = [name for name in names if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name)]
-    _refuse(escapes, f"names in {place} lead out of the folder of the class", "expected paths below it, without '..'")
-
-
-def _refuse(names: Sequence[str], what: str, remedy: str) -> None:
-    if names:
-        more = "" if len(names) <= 10 else f"\n  and {len(names) - 10} more"
-        listed = "".join(f"\n  {name}" for name in names[:10])
-        raise InputError(f"{len(names)} {what}: {remedy}.{listed}{more}")
+    refuse(escapes, f"names in {place} lead out of the folder of the class", "expected paths below it, without '..'")
 
 
 def _stem(name: str) -> str:

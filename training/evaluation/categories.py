@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from adpretrain_hf.errors import InputError
+from training.refusal import refuse
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,3 @@ def _refuse_missing(category: Category, where: str) -> None:
     if masks:  # without any, images alone are measured
         without = [str(sample.image) for sample in category.test if sample.is_anomalous and not sample.mask]
         refuse(without, f"anomalous images of {where} have no mask, others do", remedy)
-
-
-def refuse(names: Sequence[str], what: str, remedy: str) -> None:
-    """Raises InputError with the first ten of some names, if there are any."""
-    if names:
-        listed = "".join(f"\n  {name}" for name in names[:10])
-        more = f"\n  and {len(names) - 10} more" if len(names) > 10 else ""
-        raise InputError(f"{len(names)} {what}: {remedy}.{listed}{more}")

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from training.evaluation.categories import refuse
+from training.refusal import refuse
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 EXTENSIONS = tuple(sorted(_SUFFIXES | {suffix.upper() for suffix in _SUFFIXES}))

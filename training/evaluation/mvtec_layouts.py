@@ -13,8 +13,9 @@ from pathlib import Path
 import pandas as pd
 
 from adpretrain_hf.errors import InputError
-from training.evaluation.categories import Category, Sample, make_category, refuse
+from training.evaluation.categories import Category, Sample, make_category
 from training.evaluation.image_tree import EXTENSIONS, images_below, paired_masks
+from training.refusal import refuse
 
 
 def names_with(root: Path, training: str) -> list[str]:
