@@ -103,10 +103,11 @@ class ResidualProjector(nn.Module):
 
     def forward(self, residual: Tensor) -> Tensor:
         """Projects one level's residuals (B, C, h, w) to features (B, C, h, w)."""
-        b, c, h, w = residual.shape
-        tokens = residual.flatten(2).transpose(1, 2)  # (B, h*w, C)
-        explained = self.attention(tokens.reshape(b * h * w, c), self.keys_values())
-        tokens = tokens - explained.view(b, h * w, c)
+        b, _, h, w = residual.shape
+        # Contiguous: a sum is laid out as its first summand, and on rows that are strided a matrix product is slower.
+        tokens = residual.permute(0, 2, 3, 1).flatten(0, 2).contiguous()  # (B*h*w, C)
+        tokens = tokens - self.attention(tokens, self.keys_values())
+        tokens = tokens.unflatten(0, (b, h * w))
         tokens = tokens + self.mlp(tokens)
         return tokens.transpose(1, 2).unflatten(2, (h, w))
 

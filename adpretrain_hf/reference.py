@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from adpretrain_hf.compaction import choose_core
 from adpretrain_hf.errors import BundleError, InputError, MissingPathError
 from adpretrain_hf.files import atomic_path
 
@@ -31,13 +33,20 @@ class ReferenceBank:
         fingerprint: ``ADPretrainConfig.fingerprint`` of the extractor that made them.
         category: name of the product, for people.
         num_images: how many images the patches come from, for people.
+        compacted: whether they are a choice of those images' patches, see ``compact``.
 
     Raises:
         InputError: no patches, shapes that do not belong together, or NaN or infinite values.
     """
 
     def __init__(
-        self, patches: Sequence[Tensor], *, fingerprint: str = "", category: str = "", num_images: int = 0
+        self,
+        patches: Sequence[Tensor],
+        *,
+        fingerprint: str = "",
+        category: str = "",
+        num_images: int = 0,
+        compacted: bool = False,
     ) -> None:
         shapes = [tuple(level.shape) for level in patches]
         if not shapes or any(len(shape) != 2 or shape != shapes[0] for shape in shapes) or 0 in shapes[0]:
@@ -50,6 +59,7 @@ class ReferenceBank:
         self.fingerprint = fingerprint
         self.category = category
         self.num_images = num_images
+        self.compacted = compacted
         # The norms are needed by every matching and do not change.
         self._inverse_norms = [1 / level.float().norm(dim=1).clamp_min(1e-12) for level in patches]
 
@@ -98,8 +108,10 @@ class ReferenceBank:
             index: of the image, from 0, in the order that the bank was made in.
 
         Raises:
-            InputError: no such image, no other image, or images of unequal numbers of patches.
+            InputError: no such image, no other image, images of unequal numbers of patches, or a compacted bank.
         """
+        if self.compacted:
+            raise InputError("cannot leave an image out of a compacted bank: leave it out first, then compact")
         each, rest = divmod(len(self), max(self.num_images, 1))
         if rest or self.num_images < 2 or not 0 <= index < self.num_images:
             raise InputError(
@@ -107,24 +119,42 @@ class ReferenceBank:
                 "expected at least 2 images of equally many patches, and the index of one of them"
             )
         patches = [torch.cat((level[: index * each], level[(index + 1) * each :])) for level in self.patches]
-        return ReferenceBank(
-            patches, fingerprint=self.fingerprint, category=self.category, num_images=self.num_images - 1
-        )
+        return self._with(patches, num_images=self.num_images - 1)
+
+    def compact(self, fraction: float, *, seed: int = 0) -> ReferenceBank:
+        """A bank of fewer patches that stand for all: matching takes time and memory in proportion to their number.
+
+        Every level keeps patches of its own, chosen by ``compaction.choose_core``; the same seed chooses the same ones.
+
+        Args:
+            fraction: of the patches to keep, above 0 and at most 1.
+            seed: of the choice.
+
+        Raises:
+            InputError: a fraction out of its range.
+        """
+        if not 0 < fraction <= 1:
+            raise InputError(f"the fraction of patches to keep is {fraction}, expected a number above 0 and at most 1")
+        count = max(1, round(fraction * len(self)))
+        if count == len(self):
+            return self
+        kept = [choose_core(level, count, seed=seed) for level in self.patches]
+        patches = [level[rows] for level, rows in zip(self.patches, kept, strict=True)]
+        return self._with(patches, compacted=True)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ReferenceBank:
         """A bank on another device or in another precision (itself, if it is there already)."""
         patches = [level.to(device=device, dtype=dtype) for level in self.patches]
         if all(new is old for new, old in zip(patches, self.patches, strict=True)):
             return self
-        return ReferenceBank(patches, fingerprint=self.fingerprint, category=self.category, num_images=self.num_images)
+        return self._with(patches)
 
     def save(self, path: str | Path) -> None:
         """Writes the bank as a safetensors file."""
         tensors = {f"level.{level}": patches.cpu().clone() for level, patches in enumerate(self.patches)}
-        about = {"fingerprint": self.fingerprint, "category": self.category, "num_images": self.num_images}
         with atomic_path(path) as temporary:
             # One entry only: safetensors writes several in any order, and the same bank should give the same bytes.
-            save_file(tensors, temporary, metadata={_FORMAT: json.dumps(about)})
+            save_file(tensors, temporary, metadata={_FORMAT: json.dumps(self._about())})
 
     @classmethod
     def load(cls, path: str | Path) -> ReferenceBank:
@@ -151,6 +181,14 @@ class ReferenceBank:
             return cls([tensors[f"level.{level}"] for level in range(len(tensors))], **json.loads(metadata[_FORMAT]))
         except (InputError, TypeError, json.JSONDecodeError) as error:
             raise BundleError(f"{path}: {error}") from error
+
+    def _about(self) -> dict[str, Any]:
+        about = {"fingerprint": self.fingerprint, "category": self.category, "num_images": self.num_images}
+        return about | {"compacted": True} if self.compacted else about
+
+    def _with(self, patches: Sequence[Tensor], **changes: Any) -> ReferenceBank:
+        """The same bank with other patches."""
+        return ReferenceBank(patches, **(self._about() | changes))
 
     def _check(self, features: Sequence[Tensor]) -> None:
         shapes = [tuple(level.shape) for level in features]
