@@ -21,23 +21,24 @@ from skimage import data
 Array = np.ndarray
 Painter = Callable[[Array, np.random.Generator, float], Array]
 
-SIDE = 128
+SIDE = 102
 FINE = 4  # shapes are drawn this much larger and then shrunk, which smooths their edges
 VISIBLE = 9  # grey levels
 QUALITY = 92
 
-# "21" is row 2, column 1 of the photograph's 4 x 4 grid. Left out on purpose: brick 13 is scratched already;
-# gravel 23 and the top row of grass hold stretches that were copied from elsewhere in the same photograph.
+# "21" is row 2, column 1 of the photograph's 5 x 5 grid. Left out on purpose: gravel 03 and 04 and the upper two rows
+# of grass hold stretches that occur again elsewhere in the same photograph; bricks with a scratch, a spot or dark marks
+# of their own; gravel 10, 13, 24 and 33, where straws lie that look like the painted wires.
 # The oddest cells (weeds, leaves, pale stones, a knot in a brick) are references, never test images.
 LAYOUT = {
-    "brick": {"train/good": "10 30 21 02 33", "test/good": "12 23", "test/crack": "00 31 03",
-              "test/stain": "11 20 32", "test/scratch": "01 22"},
-    "gravel": {"train/good": "02 03 10 22", "test/good": "01 31", "test/foreign": "00 21 32",
-               "test/stain": "11 13 30", "test/wire": "12 20 33"},
-    "grass": {"train/good": "10 11 12 22 32", "test/good": "20 23", "test/foreign": "30 21 33",
-              "test/stain": "13 31"},
+    "brick": {"train/good": "02 04 10 21 22 31 33 40", "test/good": "12 23", "test/crack": "00 30 13",
+              "test/stain": "11 20 41", "test/scratch": "01 03"},
+    "gravel": {"train/good": "00 02 11 20 23 32 42 44", "test/good": "22 31", "test/foreign": "01 30 34",
+               "test/stain": "12 40 43", "test/wire": "21 41 14"},
+    "grass": {"train/good": "21 22 23 32 33 40 41 43", "test/good": "24 31", "test/foreign": "20 34 44",
+              "test/stain": "30 42"},
 }  # fmt: skip
-TALLER = {("gravel", "33"): 44}  # these rows belong to gravel 23, which is not used
+TALLER = {("gravel", "14"): 38}  # these rows belong to gravel 04, below the stretch that occurs again
 
 
 def _shrink(canvas: Image.Image) -> Array:
@@ -57,8 +58,8 @@ def _draw(shape: tuple[int, ...], dots: Array, radii: Sequence[float] | Array) -
 def _walk(rng: np.random.Generator, shape: tuple[int, ...], length: int, bend: float, jag: float) -> Array:
     """A wandering path of `length` pixels about the middle of the tile; `jag` adds sharp corners."""
     steps = length * 2
-    drift = np.cumsum(ndimage.gaussian_filter1d(rng.normal(0, bend, steps), 12))
-    corners = np.repeat(rng.normal(0, jag, steps // 12 + 1), 12)[:steps]
+    drift = np.cumsum(ndimage.gaussian_filter1d(rng.normal(0, bend, steps), 10))
+    corners = np.repeat(rng.normal(0, jag, steps // 10 + 1), 10)[:steps]
     angle = rng.uniform(0, 2 * np.pi) + drift + corners
     dots = np.cumsum(np.stack([np.cos(angle), np.sin(angle)], 1) / 2, 0)
     middle = np.array(shape[1::-1]) * rng.uniform(0.42, 0.58, 2)
@@ -86,11 +87,11 @@ def _blob(rng: np.random.Generator, shape: tuple[int, ...], radius: float, corne
 
 def _crack(tile: Array, rng: np.random.Generator, strength: float) -> Array:
     """A dark jagged gap with a side branch and one faintly lit lip."""
-    dots = _walk(rng, tile.shape, 105, 0.06, 0.5)
-    fork = _walk(rng, tile.shape, 30, 0.06, 0.5)
+    dots = _walk(rng, tile.shape, 84, 0.06, 0.5)
+    fork = _walk(rng, tile.shape, 24, 0.06, 0.5)
     fork += dots[len(dots) // 2] - fork[0]
-    gap = np.maximum(_draw(tile.shape, dots, _taper(len(dots), 0.85, rng)),
-                     _draw(tile.shape, fork, np.linspace(0.7, 0.25, len(fork))))  # fmt: skip
+    gap = np.maximum(_draw(tile.shape, dots, _taper(len(dots), 0.7, rng)),
+                     _draw(tile.shape, fork, np.linspace(0.55, 0.2, len(fork))))  # fmt: skip
     lip = np.clip(np.roll(gap, (1, 1), (0, 1)) - gap, 0, 1)
     gap = ndimage.gaussian_filter(gap, 0.45)
     return tile * (1 - 0.85 * strength * gap) + 14 * strength * lip
@@ -98,26 +99,26 @@ def _crack(tile: Array, rng: np.random.Generator, strength: float) -> Array:
 
 def _scratch(tile: Array, rng: np.random.Generator, strength: float) -> Array:
     """A thin bright curve whose pressure varies, and a shorter one beside it."""
-    dots = _walk(rng, tile.shape, 95, 0.03, 0.0)
+    dots = _walk(rng, tile.shape, 76, 0.03, 0.0)
     along = (dots[-1] - dots[0]) / np.linalg.norm(dots[-1] - dots[0])
-    side = dots[len(dots) // 3 : -len(dots) // 4] + 4 * along[::-1] * (-1, 1)
-    line = np.maximum(_draw(tile.shape, dots, _taper(len(dots), 0.9, rng)),
-                      0.7 * _draw(tile.shape, side, _taper(len(side), 0.6, rng)))  # fmt: skip
+    side = dots[len(dots) // 3 : -len(dots) // 4] + 3.2 * along[::-1] * (-1, 1)
+    line = np.maximum(_draw(tile.shape, dots, _taper(len(dots), 0.7, rng)),
+                      0.7 * _draw(tile.shape, side, _taper(len(side), 0.5, rng)))  # fmt: skip
     return tile + 80 * strength * ndimage.gaussian_filter(line, 0.45)
 
 
 def _wire(tile: Array, rng: np.random.Generator, strength: float) -> Array:
     """A thin bent wire lying on the surface: light along its back, dark in its shadow."""
-    dots = _walk(rng, tile.shape, 110, 0.12, 0.0)
-    body = ndimage.gaussian_filter(_draw(tile.shape, dots, np.full(len(dots), 0.95)), 0.4)
-    shade = ndimage.gaussian_filter(_draw(tile.shape, dots + 1.5, np.full(len(dots), 1.2)), 0.8)
+    dots = _walk(rng, tile.shape, 88, 0.12, 0.0)
+    body = ndimage.gaussian_filter(_draw(tile.shape, dots, np.full(len(dots), 0.75)), 0.4)
+    shade = ndimage.gaussian_filter(_draw(tile.shape, dots + 1.2, np.full(len(dots), 0.95)), 0.8)
     ground = tile * (1 - 0.5 * shade)
     return ground * (1 - body) + body * (90 + 120 * strength)
 
 
 def _stain(tile: Array, rng: np.random.Generator, strength: float) -> Array:
     """A soft mottled spot that darkens or bleaches the surface, whose texture stays visible."""
-    cover = ndimage.gaussian_filter(_blob(rng, tile.shape, 12.5, 60), 1.6)
+    cover = ndimage.gaussian_filter(_blob(rng, tile.shape, 10, 60), 1.3)
     mottle = ndimage.gaussian_filter(rng.normal(0, 1.2, tile.shape), 1.5)
     cover = np.clip(cover * (0.9 + mottle * 0.4), 0, 1)
     target = tile * (1 - 0.6 * strength) if rng.random() < 0.5 else 0.7 * tile + 45 + 70 * strength
@@ -126,7 +127,7 @@ def _stain(tile: Array, rng: np.random.Generator, strength: float) -> Array:
 
 def _foreign(tile: Array, rng: np.random.Generator, strength: float, other: Array) -> Array:
     """A lump of another photograph lying on this one, with a shadow at its lower right."""
-    cover = ndimage.gaussian_filter(_blob(rng, tile.shape, 13, 11), 0.7)
+    cover = ndimage.gaussian_filter(_blob(rng, tile.shape, 10, 11), 0.6)
     top, left = rng.integers(0, np.array(other.shape) - tile.shape)
     lump = other[top : top + tile.shape[0], left : left + tile.shape[1]]
     shade = ndimage.gaussian_filter(np.roll(cover, (2, 2), (0, 1)), 1.2)
@@ -149,7 +150,7 @@ def mask_of(before: Array, after: Array) -> Array:
     seen = ndimage.binary_fill_holes(ndimage.binary_closing(seen, around))
     labels, count = ndimage.label(seen, around)
     sizes = ndimage.sum_labels(labels > 0, labels, np.arange(count + 1))
-    return np.where(sizes[labels] >= 6, 255, 0).astype(np.uint8)
+    return np.where(sizes[labels] >= 4, 255, 0).astype(np.uint8)
 
 
 def _cut(photo: Array, category: str, cell: str) -> Array:
@@ -165,7 +166,7 @@ def paint(tile: Array, category: str, defect: str, index: int, other: Array) -> 
         tile: The tile as photographed.
         category: Name of the photograph, part of the seed.
         defect: Which kind of defect.
-        index: Number of the picture among its kind, 0 to 2: the higher, the fainter the defect.
+        index: Number of the picture among its kind, 0 to 2: the higher, the weaker the paint.
         other: The photograph that a foreign body is taken from.
 
     Returns:
