@@ -36,7 +36,7 @@ def test_readme_blocks_run_one_after_the_other(checkout):
             shapes = {layer: tuple(maps.shape) for layer, maps in names["features"].items()}
             assert shapes == {f"layer{n}": (3, 384, 16, 16) for n in (2, 5, 8)}
             assert tuple(names["images"].shape) == (3, 3, 224, 224)
-            assert tuple(names["result"].maps.shape) == (3, 128, 128)
+            assert tuple(names["result"].maps.shape) == (3, 102, 102)
             assert tuple(names["result"].scores.shape) == (3,)
     assert tuple(names["features"]["layer8"].shape) == (384, 16, 16)
     assert tuple(names["whole"].preprocess("tests/photos/gravel/test/wire/002.jpg").shape) == (1, 3, 308, 224)
