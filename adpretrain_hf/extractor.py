@@ -14,10 +14,11 @@ from adpretrain_hf.batching import OnError, PreparedBatches, stack
 from adpretrain_hf.config import ADPretrainConfig, check_variant_name
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.feature_info import FeatureInfo
+from adpretrain_hf.matching import to_rows
 from adpretrain_hf.preprocessing import PreparedImage, Preprocessor, check_prepared, is_prepared
 from adpretrain_hf.pretrained import Pretrained
 from adpretrain_hf.projector import Projectors
-from adpretrain_hf.reference import ReferenceBank, residuals_per_image, to_rows
+from adpretrain_hf.reference import ReferenceBank, residuals_per_image
 from adpretrain_hf.scoring import AnomalyScores, ScoredImage, score_batch
 
 References = Union[ReferenceBank, Sequence[ReferenceBank], Any]

@@ -15,11 +15,10 @@ from torch import Tensor
 from adpretrain_hf.compaction import choose_core
 from adpretrain_hf.errors import BundleError, InputError, MissingPathError
 from adpretrain_hf.files import atomic_path
+from adpretrain_hf.matching import nearest_residual, to_rows
 
 _FORMAT = "adpretrain_reference_bank_1"
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-# One block of similarities is at most 2,048 x 4,096 floats, 32 MB, however many queries and references there are.
-_QUERY_CHUNK, _REFERENCE_CHUNK = 2048, 4096
 
 
 class ReferenceBank:
@@ -221,63 +220,3 @@ def residuals_per_image(features: Sequence[Tensor], banks: Sequence[ReferenceBan
         for level, part in zip(residuals, parts, strict=True):
             level[rows] = part
     return residuals
-
-
-def nearest_reference(queries: Tensor, references: Tensor, inverse_norms: Tensor | None = None) -> Tensor:
-    """Finds for every query the reference with the largest cosine similarity, the first one of equals.
-
-    Memory is bounded: similarities are computed block by block, in float32.
-
-    Args:
-        queries: (Q, C).
-        references: (K, C).
-        inverse_norms: (K,), one over the references' lengths, if known.
-
-    Returns:
-        (Q,), indices into the references.
-    """
-    if inverse_norms is None:
-        inverse_norms = 1 / references.float().norm(dim=1).clamp_min(1e-12)
-    # The length of a query does not change which reference is nearest to it.
-    best = queries.new_full(queries.shape[:1], -torch.inf, dtype=torch.float32)
-    index = torch.zeros(queries.shape[:1], dtype=torch.long, device=queries.device)
-    with torch.autocast(queries.device.type, enabled=False):
-        for start in range(0, len(references), _REFERENCE_CHUNK):
-            stop = start + _REFERENCE_CHUNK
-            unit = references[start:stop].float() * inverse_norms[start:stop, None]
-            for rows in _blocks(queries):
-                similarity, where = (queries[rows].float() @ unit.T).max(dim=1)
-                better = similarity > best[rows]
-                best[rows] = torch.where(better, similarity, best[rows])
-                index[rows] = torch.where(better, where + start, index[rows])
-    return index
-
-
-def _blocks(queries: Tensor) -> list[slice]:
-    if torch.compiler.is_compiling():
-        return [slice(None)]  # how many blocks there are would fix the size of the batch in a graph
-    return [slice(start, start + _QUERY_CHUNK) for start in range(0, len(queries), _QUERY_CHUNK)]
-
-
-def nearest_residual(features: Tensor, references: Tensor, inverse_norms: Tensor | None = None) -> Tensor:
-    """Subtracts from every token of one level its nearest reference (see ``ReferenceBank.residuals``); checks nothing.
-
-    Args:
-        features: (B, C, h, w).
-        references: (K, C).
-        inverse_norms: (K,), one over the references' lengths, if known.
-
-    Returns:
-        (B, C, h, w).
-    """
-    b, _, h, w = features.shape
-    queries = to_rows(features)
-    with torch.no_grad():
-        index = nearest_reference(queries, references, inverse_norms)
-    residual = queries - references[index].to(queries.dtype)
-    return residual.view(b, h * w, -1).transpose(1, 2).unflatten(2, (h, w))
-
-
-def to_rows(features: Tensor) -> Tensor:
-    """The tokens of all images below each other: (B, C, h, w) -> (B*h*w, C)."""
-    return features.permute(0, 2, 3, 1).flatten(0, 2)

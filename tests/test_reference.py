@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from adpretrain_hf import ReferenceBank
-from adpretrain_hf import reference as reference_module
+from adpretrain_hf import ReferenceBank, matching
 from adpretrain_hf.errors import BundleError, InputError, MissingPathError
-from adpretrain_hf.reference import nearest_reference, residuals_per_image
+from adpretrain_hf.matching import nearest_reference
+from adpretrain_hf.reference import residuals_per_image
 
 
 def random_bank(k: int = 40, c: int = 16, levels: int = 2, seed: int = 0, **about: object) -> ReferenceBank:
@@ -47,8 +47,8 @@ def test_residuals_equal_the_authors(golden):
 def test_chunks_do_not_change_the_result(b, h, w, c, k, chunk):
     features, bank = torch.randn(b, c, h, w), random_bank(k, c, 1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reference_module, "_QUERY_CHUNK", chunk)
-        patch.setattr(reference_module, "_REFERENCE_CHUNK", chunk)
+        patch.setattr(matching, "_QUERY_CHUNK", chunk)
+        patch.setattr(matching, "_REFERENCE_CHUNK", chunk)
         residual = bank.residuals([features])[0]
     expected = naive_residual(features, bank.patches[0])
     if c > 1:  # in one dimension all directions are ties
@@ -57,7 +57,7 @@ def test_chunks_do_not_change_the_result(b, h, w, c, k, chunk):
 
 
 def test_of_equals_the_first_reference_is_taken(monkeypatch):
-    monkeypatch.setattr(reference_module, "_REFERENCE_CHUNK", 2)
+    monkeypatch.setattr(matching, "_REFERENCE_CHUNK", 2)
     references = torch.tensor([[0.0, 1.0], [2.0, 0.0], [1.0, 0.0], [3.0, 0.0]])
     assert nearest_reference(torch.tensor([[5.0, 0.0]]), references).tolist() == [1]
 

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from adpretrain_hf.reference import nearest_residual
+from adpretrain_hf.matching import nearest_residual
 from training import distributed
 from training.centers import normal_statistics
 from training.reference_cache import ReferenceCache

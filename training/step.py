@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
-from adpretrain_hf.reference import nearest_residual, to_rows
+from adpretrain_hf.matching import nearest_residual, to_rows
 from training.distributed import gather_rows
 from training.losses import angle_loss, norm_loss
 from training.samples import Batch

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from adpretrain_hf import ADPretrainFeatureExtractor
-from adpretrain_hf import reference as reference_module
+from adpretrain_hf import ADPretrainFeatureExtractor, matching
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.export import FeaturesAndMap, export_onnx
 from tests.conftest import make_extractor, random_image
@@ -53,8 +52,8 @@ class TestTorch:
             assert_same(program(images), extractor(images))
 
     def test_export_matches_a_bank_of_many_blocks(self, tiny_folder, monkeypatch):
-        monkeypatch.setattr(reference_module, "_REFERENCE_CHUNK", 7)
-        monkeypatch.setattr(reference_module, "_QUERY_CHUNK", 5)
+        monkeypatch.setattr(matching, "_REFERENCE_CHUNK", 7)
+        monkeypatch.setattr(matching, "_QUERY_CHUNK", 5)
         extractor = make_extractor(tiny_folder, layers=(1,)).set_reference([random_image(1)])
         images = torch.randn(2, 3, 32, 32)
         assert_same(torch.export.export(extractor, (images,)).module()(images), extractor(images))

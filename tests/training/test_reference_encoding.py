@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adpretrain_hf.errors import ImageError, InputError
-from adpretrain_hf.reference import to_rows
+from adpretrain_hf.matching import to_rows
 from tests.conftest import make_extractor
 from tests.tiny import save_tiny
 from tests.training.references import make_encoder

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from adpretrain_hf import ADPretrainFeatureExtractor
-from adpretrain_hf.reference import nearest_residual
+from adpretrain_hf.matching import nearest_residual
 from training import synthetic
 from training.content_keys import content_keys
 from training.reference_cache import ReferenceCache

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from adpretrain_hf import ADPretrainFeatureExtractor, ReferenceBank
+from adpretrain_hf.matching import to_rows
 from adpretrain_hf.preprocessing import normalize
-from adpretrain_hf.reference import to_rows
 from tests.conftest import make_extractor
 from training.losses import angle_loss, norm_loss
 from training.samples import Batch
