@@ -1,0 +1,59 @@
+"""Whole extraction against the bare backbone, and against the published computation, for DINOv2-L and DINOv2-S.
+
+python -m tests.benchmarks.bench_extraction
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from adpretrain_hf import ADPretrainFeatureExtractor
+from tests.benchmarks.published import PublishedProjectors, encode_references, published_residual
+from tests.benchmarks.random_models import random_extractor, random_vit
+from tests.benchmarks.rows import Row, at_most, main
+from tests.benchmarks.timing import side_by_side
+
+GOALS = {"large": 1.25, "small": 1.8}
+REPEATS = {"large": 3, "small": 9}
+
+
+def measure(device: str) -> list[Row]:
+    """A batch of 8 at 224 px against 8 reference images, in float32."""
+    return [row for size, goal in GOALS.items() for row in _measure_size(size, goal, device)]
+
+
+@torch.no_grad()
+def _measure_size(size: str, goal: float, device: str) -> list[Row]:
+    bare, extractor = random_vit(size).to(device), random_extractor(size, device)
+    images, references = torch.randn(2, 8, 3, 224, 224, device=device)
+    extractor.set_reference(references)
+    published = PublishedExtraction(extractor)
+    seconds = side_by_side(
+        lambda: bare(pixel_values=images),
+        lambda: extractor(images),
+        lambda: published(images, references),
+        repeats=REPEATS[size],
+    )
+    alone, ours, theirs = seconds
+    what = f"extraction, DINOv2-{size[0].upper()}, 224 px, batch 8, 8 references"
+    return [
+        at_most(goal, what, f"{ours:.2f} s", f"bare backbone: {alone:.2f} s", ours / alone),
+        Row("the published form of it", f"{ours:.2f} s", f"published: {theirs:.2f} s", theirs / ours),
+    ]
+
+
+class PublishedExtraction:
+    """Encodes the references anew, compares through the whole matrix, projects the reference tokens for every image."""
+
+    def __init__(self, extractor: ADPretrainFeatureExtractor) -> None:
+        self.extractor, self.projectors = extractor, PublishedProjectors(extractor.projectors)
+
+    def __call__(self, images: Tensor, references: Tensor) -> list[Tensor]:
+        patches = encode_references(self.extractor.encode, references)
+        maps = self.extractor.encode(images)
+        return self.projectors([published_residual(*pair) for pair in zip(maps, patches, strict=True)])
+
+
+if __name__ == "__main__":
+    main(measure, __doc__)
