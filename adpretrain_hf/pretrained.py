@@ -155,6 +155,8 @@ class Pretrained(nn.Module, ModelHubMixin):
 
     def _write(self, folder: Path, include_backbone: bool, repository: Optional[str] = None) -> None:
         config = self.config
+        if not all(isinstance(value, torch.Tensor) for value in self.state_dict().values()):
+            raise InputError("an extractor with quantised layers cannot be saved: save the one that it was made of")
         if include_backbone and config.backbone_digest:
             # Of the weights as they are written: in memory they may have another precision than they once had.
             config = config.replace(backbone_digest=self.backbone.digest())
