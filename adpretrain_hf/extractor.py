@@ -19,7 +19,8 @@ from adpretrain_hf.preprocessing import PreparedImage, Preprocessor, check_prepa
 from adpretrain_hf.pretrained import Pretrained
 from adpretrain_hf.projector import Projectors
 from adpretrain_hf.reference import ReferenceBank, residuals_per_image
-from adpretrain_hf.scoring import AnomalyScores, ScoredImage, score_batch
+from adpretrain_hf.scoring import AnomalyScores, ScoredImage, anomaly_map, score_batch
+from adpretrain_hf.transfer import to_device, to_host
 
 References = Union[ReferenceBank, Sequence[ReferenceBank], Any]
 
@@ -143,7 +144,7 @@ class ADPretrainFeatureExtractor(Pretrained):
 
         They have unit length if the configuration says ``normalize_tokens``.
         """
-        maps = self.backbone(images.to(self.device, self.dtype))
+        maps = self.backbone(to_device(images, self.device, self.dtype))
         if self.config.normalize_tokens:
             return [F.normalize(level.float(), dim=1).to(level.dtype) for level in maps]
         return maps
@@ -193,7 +194,7 @@ class ADPretrainFeatureExtractor(Pretrained):
             progress: show a bar.
 
         Returns:
-            An iterator with one ``{"layer<n>": (C, h, w)}`` for each image, in order.
+            An iterator with one ``{"layer<n>": (C, h, w)}`` for each image, in order, on the CPU.
 
         Raises:
             InputError: no reference is set, or a batch size that is not positive.
@@ -212,9 +213,10 @@ class ADPretrainFeatureExtractor(Pretrained):
             on_error: called with the name and the error of an image that cannot be used, which is then left out; by
                 default the error is raised.
         """
+        batches = self._feature_batches(images, batch_size, progress, on_error, "extract")
         return (
             (image, {name: level[row] for name, level in zip(self.layers, features, strict=True)})
-            for batch, features in self._feature_batches(images, batch_size, progress, on_error, "extract")
+            for batch, features in to_host(batches, self.device)
             for row, image in enumerate(batch)
         )
 
@@ -251,7 +253,8 @@ class ADPretrainFeatureExtractor(Pretrained):
             images, batch_size, progress, on_error: see ``stream``.
         """
         batches = self._feature_batches(images, batch_size, progress, on_error, "score")
-        return (scored for batch, features in batches for scored in score_batch(batch, features))
+        maps = ((batch, [anomaly_map(features, batch[0].network_size)]) for batch, features in batches)
+        return (scored for batch, (own,) in to_host(maps, self.device) for scored in score_batch(batch, own))
 
     def _feature_batches(
         self, images: Any, batch_size: int, progress: bool, on_error: Optional[OnError], label: str

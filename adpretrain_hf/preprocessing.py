@@ -38,6 +38,12 @@ class PreparedImage:
     size: tuple[int, int]
     box: tuple[int, int, int, int]
 
+    @property
+    def network_size(self) -> tuple[int, int]:
+        """H' and W' of ``tensor``."""
+        height, width = self.tensor.shape[-2:]
+        return height, width
+
 
 class Preprocessor:
     """Prepares images for one extractor.

@@ -91,18 +91,16 @@ class ScoredImage:
         return place_map(self.anomaly, self.image.size, self.image.box)
 
 
-def score_batch(images: Sequence[PreparedImage], features: Sequence[Tensor]) -> list[ScoredImage]:
-    """Scores the features of a batch.
+def score_batch(images: Sequence[PreparedImage], maps: Tensor) -> list[ScoredImage]:
+    """Scores a batch by its anomaly maps.
 
     Args:
         images: B prepared images.
-        features: L maps (B, C, h, w).
+        maps: (B, H', W'), on the CPU.
 
     Raises:
         InputError: a score is not a finite number.
     """
-    size = tuple(images[0].tensor.shape[-2:])
-    maps = anomaly_map(features, (size[0], size[1])).cpu()
     scores = maps.amax(dim=(1, 2)).tolist()
     for image, score in zip(images, scores, strict=True):
         if not math.isfinite(score):
