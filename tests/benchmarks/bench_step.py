@@ -154,6 +154,21 @@ def report(clocks: dict[str, Clock]) -> str:
     return "\n".join([*lines, f"| all but decoding | {' | '.join(totals)} |"])
 
 
+def time_steps(bench: Bench, repeats: int) -> tuple[dict[str, Clock], dict[str, float]]:
+    """The clock and the loss of every way to make a step."""
+    steps = {
+        "ours": bench.cached,
+        "released form": bench.released,
+        "released form, fused attention": functools.partial(bench.released, need_weights=False),
+    }
+    clocks = {name: Clock() for name in steps}
+    for _ in range(1 + repeats):  # the first is for the memory
+        losses = {name: step(clocks[name]) for name, step in steps.items()}
+        for clock in clocks.values():
+            clock.looks_at_memory = False
+    return clocks, losses
+
+
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -166,17 +181,8 @@ def main() -> None:
     args = parser.parse_args()
     with TemporaryDirectory() as folder:
         bench = Bench(args.backbone, Path(folder), args.batch_size, args.references, args.tokens, args.precision)
-        steps = {
-            "ours": bench.cached,
-            "released form": bench.released,
-            "released form, fused attention": functools.partial(bench.released, need_weights=False),
-        }
-        clocks = {name: Clock() for name in steps}
-        for _ in range(1 + args.repeats):  # the first is for the memory
-            losses = {name: step(clocks[name]) for name, step in steps.items()}
-            print(", ".join(f"loss of {name}: {loss:.6f}" for name, loss in losses.items()), flush=True)
-            for clock in clocks.values():
-                clock.looks_at_memory = False
+        clocks, losses = time_steps(bench, args.repeats)
+    print(", ".join(f"loss of {name}: {loss:.6f}" for name, loss in losses.items()))
     print(report(clocks))
 
 

@@ -1,0 +1,106 @@
+"""A folder of JPEGs of up to 2000 px against the bare backbone on ready tensors, and memory for more and more images.
+
+python -m tests.benchmarks.bench_folder
+
+Decoding and extraction share the cores of a CPU, so a folder costs at least the sum of both; beside a GPU they overlap.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from adpretrain_hf import ADPretrainFeatureExtractor
+from tests.benchmarks.peak_memory import peak_memory
+from tests.benchmarks.random_models import random_extractor, random_vit, tiny_extractor
+from tests.benchmarks.rows import Row, at_least, at_most, main
+
+DIFFERENT, IMAGES, MANY = 100, 1_000, 10_000
+CHUNK, BATCH = 100, 16
+
+
+@torch.no_grad()
+def measure(device: str) -> list[Row]:
+    """Images per second of 1,000 JPEGs through DINOv2-B, and the memory of 1,000 and of 10,000."""
+    with TemporaryDirectory() as folder:
+        paths = make_jpegs(Path(folder))
+        return [*_speed(paths[:IMAGES], device), _memory(paths)]
+
+
+def make_jpegs(folder: Path) -> list[Path]:
+    """Writes noise of many scales as JPEGs of 400 to 2000 px; each of them is there under a hundred names."""
+    random = np.random.default_rng(0)
+    for number in range(DIFFERENT):
+        width, height = (int(side) for side in random.integers(400, 2001, 2))
+        coarse = random.integers(0, 256, (24, 24, 3), dtype=np.uint8)
+        pixels = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32)
+        noisy = (pixels + random.normal(0, 6, pixels.shape)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(noisy).save(folder / f"{number:05}.jpg", quality=90)
+    for number in range(DIFFERENT, MANY):
+        os.link(folder / f"{number % DIFFERENT:05}.jpg", folder / f"{number:05}.jpg")
+    return sorted(folder.glob("*.jpg"))
+
+
+def _speed(paths: Sequence[Path], device: str) -> list[Row]:
+    bare, extractor = random_vit("base").to(device), random_extractor("base", device)
+    ready = torch.randn(BATCH, 3, 224, 224, device=device)
+    extractor.set_reference(ready[:8])
+    rates: dict[str, list[float]] = {"bare": [], "extract": [], "encode": []}
+    bare(pixel_values=ready)
+    for start in range(0, len(paths), CHUNK):
+        chunk = paths[start : start + CHUNK]
+        rates["bare"].append(_rate(_repeat(bare, ready, 3), 3 * BATCH))
+        rates["extract"].append(_rate(lambda c=chunk: _drain(extractor.extract(c, progress=False)), len(chunk)))
+        if len(rates["encode"]) < 3:
+            rates["encode"].append(_rate(lambda c=chunk: extractor.make_reference(c), len(chunk)))
+        print(f"{start + len(chunk)} of {len(paths)} images", file=sys.stderr)
+    alone, whole, encoded = (median(rates[name]) for name in ("bare", "extract", "encode"))
+    other = f"bare DINOv2-B on ready tensors: {alone:.2f} images/s"
+    return [
+        at_least(0.9, f"extract, {len(paths):,} JPEGs", f"{whole:.2f} images/s", other, whole / alone),
+        at_least(0.9, "the backbone alone, same JPEGs", f"{encoded:.2f} images/s", other, encoded / alone),
+    ]
+
+
+def _repeat(model: Callable[..., object], images: Tensor, times: int) -> Callable[[], None]:
+    return lambda: _drain(model(pixel_values=images) for _ in range(times))
+
+
+def _rate(work: Callable[[], object], images: int) -> float:
+    start = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return images / (time.perf_counter() - start)
+
+
+def _drain(results: Iterable[object]) -> None:
+    for _ in results:
+        pass
+
+
+def _memory(paths: Sequence[Path]) -> Row:
+    extractor = tiny_extractor().set_reference(torch.rand(1, 3, 224, 224))
+    _drain(extractor.extract(paths[:DIFFERENT], progress=False))
+    few, many = (_peak(extractor, paths[:number]) for number in (IMAGES, MANY))
+    return at_most(1.1, f"peak memory, {MANY:,} JPEGs", f"{many:.0f} MB", f"{IMAGES:,} JPEGs: {few:.0f} MB", many / few)
+
+
+def _peak(extractor: ADPretrainFeatureExtractor, paths: Sequence[Path]) -> float:
+    with peak_memory() as peak:
+        _drain(extractor.extract(paths, progress=False))
+    return peak.megabytes
+
+
+if __name__ == "__main__":
+    main(measure, __doc__)
