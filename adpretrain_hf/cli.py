@@ -102,7 +102,9 @@ def _add_reference(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_extract(commands: argparse._SubParsersAction) -> None:
-    parser = _command(commands, "extract", "write the features of every image to a file of its own", _RUNS)
+    parser = _command(
+        commands, "extract", "write the features of every image to a file of its own, or to shards", _RUNS
+    )
     _add_run(parser)
     parser.add_argument("--format", choices=("safetensors", "npz"), default="safetensors", help="of the files")
 
@@ -148,14 +150,16 @@ def _add_bundle(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--variant", help="which projectors, e.g. angle or norm; the bundle's default if not given")
     parser.add_argument("--revision", help="branch, tag or commit of the bundle on the Hub")
     parser.add_argument("--image-size", type=_positive, help="side in pixels that images are prepared to")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 ...; the first GPU if there is one")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ...; the first GPU if there is one, or the process's own")
     parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="precision in memory")
     parser.add_argument("--batch-size", type=_positive, default=16, help="images at a time")
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     _add_bundle(parser)
-    parser.add_argument("images", type=Path, nargs="+", help="a folder, or image files")
+    parser.add_argument(
+        "images", type=Path, nargs="+", help="a folder, image files, or a data set that `datasets` saved to disk"
+    )
     parser.add_argument(
         "--reference",
         type=Path,
@@ -164,6 +168,12 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         help="normal images: a folder, files, or a bank made by `adpretrain reference`",
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of the results; a stopped run goes on in it")
+    parser.add_argument(
+        "--shard-size",
+        type=_positive,
+        help="images in one file; by default a file for every image, under torchrun or for a data set 256",
+    )
+    parser.add_argument("--image-column", help="of a data set; its only column of images by default")
 
 
 def _positive(text: str) -> int:
