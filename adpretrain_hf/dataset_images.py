@@ -60,7 +60,7 @@ class DatasetImages:
 
 def is_dataset(images: Any) -> bool:
     """Whether it is a ``datasets.Dataset``; nobody has one who has not imported ``datasets``."""
-    return "datasets" in sys.modules and isinstance(images, sys.modules["datasets"].Dataset)
+    return isinstance(images, getattr(sys.modules.get("datasets"), "Dataset", ()))
 
 
 def is_saved_dataset(path: Path) -> bool:

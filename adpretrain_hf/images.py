@@ -82,7 +82,7 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     Raises:
         ImageError: unreadable, or of a kind that is not supported.
     """
-    return read_image(_open(io.BytesIO(data), name), name)
+    return read_image(_open(_Bytes(data), name), name)
 
 
 def list_images(folder: str | Path) -> list[Path]:
@@ -136,6 +136,12 @@ def name_of(image: Any, number: int | None = None) -> str:
     if isinstance(image, (str, Path)):
         return str(image)
     return "the image" if number is None else f"image {number}"
+
+
+class _Bytes(io.BytesIO):
+    def __repr__(self) -> str:
+        """What Pillow's messages call it: without an address, the same bytes give the same message."""
+        return f"of {len(self.getbuffer())} bytes"
 
 
 def _open(file: Path | io.BytesIO, name: str) -> Image.Image:
