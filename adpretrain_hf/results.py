@@ -40,8 +40,7 @@ class ResultKind:
 def _features(extractor: ADPretrainFeatureExtractor, images: Any, **options: Any) -> ResultStream:
     stream = extractor.stream(images, **options)
     return (
-        (image.name, {layer: level.cpu().contiguous() for layer, level in features.items()})
-        for image, features in stream
+        (image.name, {layer: level.contiguous() for layer, level in features.items()}) for image, features in stream
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,9 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.run import get_args_parser
 
 from adpretrain_hf import ADPretrainFeatureExtractor
-from adpretrain_hf.cli import main
+from adpretrain_hf.cli import build_parser, main
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.results import FEATURES
 from adpretrain_hf.shards import ShardedResults
@@ -165,6 +167,16 @@ def test_bar_is_one_for_the_whole_part_and_only_on_rank_0(
     run("score", *words, "--output", tmp_path / "out")
     (bar,) = [line for line in capfd.readouterr().err.split("\n") if "score: " in line]
     assert "| 3/6 [" in bar and "6/6" in bar
+
+
+def test_readme_commands_are_understood() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", "")
+    lines = [line for line in text.splitlines() if line.startswith("torchrun ")]
+    assert len(lines) == 2
+    for line in lines:
+        options, _, words = line.removeprefix("torchrun ").partition("-m adpretrain_hf.cli ")
+        get_args_parser().parse_args([*shlex.split(options), "program"])
+        build_parser().parse_args(shlex.split(words))
 
 
 def test_torchrun_writes_shards_by_default(
