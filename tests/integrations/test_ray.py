@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pandas
 import pytest
 import torch
 
@@ -94,21 +93,30 @@ def test_missing_column(arguments: dict[str, object]) -> None:
 # Two workers
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def two_workers() -> Iterator[None]:
     """A Ray of two CPUs, whose workers import this checkout."""
     variables = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     here = {"address": "local", "num_cpus": 2, "include_dashboard": False, "log_to_driver": False}
     ray.init(**here, runtime_env={"env_vars": variables})
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.wait_for_min_actors_s = 120
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    ray.data.DataContext.get_current().wait_for_min_actors_s = 120
     yield
     ray.shutdown()
 
 
-def test_actor_pool_gives_the_scores_of_the_extractor(
-    two_workers: None, arguments: dict[str, object], image_folder: Path, expected: dict[str, float],
+def readme_recipe(changes: dict[str, str]) -> str:
+    (recipe,) = re.findall(
+        r"```text\n(import ray\n.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
+    )
+    for there, here in changes.items():
+        assert recipe.count(there) == 1
+        recipe = recipe.replace(there, here)
+    return recipe
+
+
+def test_readme_recipe_gives_the_scores_of_the_extractor(
+    two_workers: None, bundle: Path, bank: Path, image_folder: Path, expected: dict[str, float], tmp_path: Path,
     extractor: ADPretrainFeatureExtractor,
 ) -> None:  # fmt: skip
     class Where(ADPretrainFeatures):
@@ -119,36 +127,22 @@ def test_actor_pool_gives_the_scores_of_the_extractor(
             code = sys.modules["adpretrain_hf"].__file__
             return done | {"pid": np.full(len(done["score"]), os.getpid()), "code": np.full(len(done["score"]), code)}
 
-    images = ray.data.from_items([{"path": path, "bytes": Path(path).read_bytes()} for path in expected])
-    pool = {"compute": ray.data.ActorPoolStrategy(size=2), "num_cpus": 0.5}  # or no CPU is left to read with
-    rows = images.repartition(5).map_batches(Where, fn_constructor_kwargs=arguments, batch_size=1, **pool)
-    found = {row["path"]: row for row in rows.take_all()}
-    assert {path: row["score"] for path, row in found.items()} == pytest.approx(expected, abs=1e-5)
-    assert {row["code"] for row in found.values()} == {str(ROOT / "adpretrain_hf" / "__init__.py")}
-    workers = {row["pid"] for row in found.values()}
-    assert 1 <= len(workers) <= 2 and os.getpid() not in workers
-    path = str(image_folder / "1.png")
-    for layer, maps in extractor(path).items():
-        torch.testing.assert_close(torch.tensor(found[path][layer]), maps[0], rtol=0, atol=1e-5)
-
-
-def test_readme_recipe(
-    two_workers: None, bundle: Path, bank: Path, image_folder: Path, expected: dict[str, float], tmp_path: Path
-) -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (recipe,) = re.findall(r"```text\n(import ray\n.*?)```", readme, re.DOTALL)
-    here = {
+    changes = {
         '"images"': repr(str(image_folder)),
+        "ADPretrainScores,  #": "Where,  #",
         "your-name/my-bundle": str(bundle),
         "/shared/screw.safetensors": str(bank),
         "size=8": "size=2",
-        "num_gpus=1": "num_cpus=0.5",
+        "num_gpus=1": "num_cpus=0.5",  # or no CPU is left to read with
         'write_parquet("scores")': f'write_parquet("{tmp_path / "scores"}")',
     }
-    for there, local in here.items():
-        assert recipe.count(there) == 1
-        recipe = recipe.replace(there, local)
-    exec(compile(recipe, "README.md", "exec"), {})
-    table = pandas.read_parquet(tmp_path / "scores")
-    assert sorted(table.columns) == ["error", "path", "score"]
-    assert dict(zip(table.path, table.score, strict=True)) == pytest.approx(expected, abs=1e-5)
+    exec(compile(readme_recipe(changes), "README.md", "exec"), {"Where": Where})
+    rows = {row["path"]: row for row in ray.data.read_parquet(str(tmp_path / "scores")).take_all()}
+    assert {path: row["score"] for path, row in rows.items()} == pytest.approx(expected, abs=1e-5)
+    assert rows[next(iter(rows))].keys() == {"path", "score", "error", "pid", "code", *extractor.layers}
+    assert {row["error"] for row in rows.values()} == {""}
+    assert {row["code"] for row in rows.values()} == {str(ROOT / "adpretrain_hf" / "__init__.py")}
+    assert os.getpid() not in {row["pid"] for row in rows.values()}
+    path = str(image_folder / "1.png")
+    for layer, maps in extractor(path).items():
+        torch.testing.assert_close(torch.tensor(rows[path][layer]), maps[0], rtol=0, atol=1e-5)
