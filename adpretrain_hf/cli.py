@@ -98,6 +98,9 @@ def _add_reference(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("images", type=Path, nargs="+", help="a folder, or image files")
     parser.add_argument("--output", type=Path, required=True, help="the .safetensors file to write")
     parser.add_argument("--category", default="", help="name of the product, kept in the bank")
+    parser.add_argument(
+        "--keep", type=_fraction, default=1.0, help="fraction of the patches to keep, e.g. 0.1: a core-set"
+    )
     parser.add_argument("--bank-dtype", choices=_DTYPES, default="float32", help="precision of the stored patches")
 
 
@@ -151,7 +154,9 @@ def _add_bundle(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", help="branch, tag or commit of the bundle on the Hub")
     parser.add_argument("--image-size", type=_positive, help="side in pixels that images are prepared to")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ...; the first GPU if there is one, or the process's own")
-    parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="precision in memory")
+    parser.add_argument(
+        "--dtype", choices=(*_DTYPES, "int8"), default="float32", help="precision in memory; int8 is for CPUs"
+    )
     parser.add_argument("--batch-size", type=_positive, default=16, help="images at a time")
 
 
@@ -180,6 +185,16 @@ def _positive(text: str) -> int:
     value = int(text) if text.isdigit() else 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected an integer >= 1")
+    return value
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number above 0 and at most 1")
     return value
 
 

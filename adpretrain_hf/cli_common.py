@@ -16,8 +16,11 @@ from adpretrain_hf.errors import InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.images import list_images
 from adpretrain_hf.launch import default_device
+from adpretrain_hf.quantization import quantize
 from adpretrain_hf.results import Failure
 from adpretrain_hf.run_settings import extractor_settings
+
+INT8 = "int8"
 
 
 def load(args: Namespace) -> ADPretrainFeatureExtractor:
@@ -28,14 +31,15 @@ def load(args: Namespace) -> ADPretrainFeatureExtractor:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"--device {device} cannot be used: expected cpu, cuda, cuda:1 ... ({reason})") from error
-    return ADPretrainFeatureExtractor.from_pretrained(
+    extractor = ADPretrainFeatureExtractor.from_pretrained(
         args.bundle,
         variant=args.variant,
         device=device,
-        dtype=args.dtype,
+        dtype="float32" if args.dtype == INT8 else args.dtype,
         image_size=args.image_size,
         revision=args.revision,
     )
+    return quantize(extractor) if args.dtype == INT8 else extractor
 
 
 def prepare(args: Namespace) -> tuple[ADPretrainFeatureExtractor, dict[str, Any]]:

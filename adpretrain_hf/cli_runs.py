@@ -29,6 +29,7 @@ def reference(args: Namespace) -> int:
     bank = extractor.make_reference(
         single(args.images), category=args.category, batch_size=args.batch_size, progress=True
     )
+    bank = bank.compact(args.keep)
     bank.to(dtype=getattr(torch, args.bank_dtype)).save(args.output)
     print(f"{args.output}: {len(bank)} patches of {bank.num_images} images")
     return 0

@@ -19,6 +19,7 @@ from adpretrain_hf.model_card import card_text
 from adpretrain_hf.presets import PRESETS
 from adpretrain_hf.projector import Projectors
 from adpretrain_hf.push import BundlePusher
+from adpretrain_hf.quantization import is_quantized
 
 PathLike = Union[str, Path]
 T = TypeVar("T", bound="Pretrained")
@@ -155,7 +156,7 @@ class Pretrained(nn.Module, ModelHubMixin):
 
     def _write(self, folder: Path, include_backbone: bool, repository: Optional[str] = None) -> None:
         config = self.config
-        if not all(isinstance(value, torch.Tensor) for value in self.state_dict().values()):
+        if is_quantized(self):
             raise InputError("an extractor with quantised layers cannot be saved: save the one that it was made of")
         if include_backbone and config.backbone_digest:
             # Of the weights as they are written: in memory they may have another precision than they once had.

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adpretrain_hf.errors import InputError
-from adpretrain_hf.extractor import ADPretrainFeatureExtractor
+
+if TYPE_CHECKING:
+    from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 
 
 def quantize(extractor: ADPretrainFeatureExtractor) -> ADPretrainFeatureExtractor:
@@ -44,6 +47,11 @@ def quantize(extractor: ADPretrainFeatureExtractor) -> ADPretrainFeatureExtracto
         for module in _with_linear_layers(extractor):
             quantize_dynamic(module, {nn.Linear}, dtype=torch.qint8, inplace=True)
     return extractor
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Whether any of its layers is in 8 bits; those keep their weights packed, not as tensors."""
+    return not all(isinstance(value, Tensor) for value in module.state_dict().values())
 
 
 def _with_linear_layers(extractor: ADPretrainFeatureExtractor) -> Iterator[nn.Module]:

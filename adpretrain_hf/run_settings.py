@@ -7,10 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from adpretrain_hf.digest import combined_digest, tensor_digest
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.files import write_text
+from adpretrain_hf.projector import Projectors
+from adpretrain_hf.quantization import is_quantized
 
 _FILE = "run.json"
 
@@ -20,10 +24,16 @@ def extractor_settings(extractor: ADPretrainFeatureExtractor) -> dict[str, Any]:
     return {
         "fingerprint": extractor.config.fingerprint,
         "variant": extractor.variant,
-        "projectors": combined_digest(map(tensor_digest, extractor.projectors.state_dict().values())),
+        "projectors": _weights_digest(extractor.projectors),
         "residual_scale": extractor.config.residual_scale,
-        "dtype": str(extractor.dtype).removeprefix("torch."),
+        "dtype": "int8" if is_quantized(extractor) else str(extractor.dtype).removeprefix("torch."),
     }
+
+
+def _weights_digest(projectors: Projectors) -> str:
+    """Identity of the trained weights; those that are packed in 8 bits come of the same training as the others."""
+    values = projectors.state_dict().values()
+    return combined_digest(tensor_digest(value) for value in values if isinstance(value, Tensor))
 
 
 def keep_settings(output: Path, settings: Mapping[str, Any]) -> None:

@@ -241,6 +241,35 @@ def test_reference_takes_files_and_a_precision(bundle: Path, normal: Path, tmp_p
     assert bank.num_images == 2 and {level.dtype for level in bank.patches} == {torch.float16}
 
 
+def test_reference_keeps_a_core_set(bundle: Path, normal: Path, tmp_path: Path) -> None:
+    assert run("reference", bundle, normal, "--output", tmp_path / "all.safetensors") == 0
+    assert run("reference", bundle, normal, "--output", tmp_path / "few.safetensors", "--keep", 0.25) == 0
+    few, whole = (ReferenceBank.load(tmp_path / f"{name}.safetensors") for name in ("few", "all"))
+    assert (few.compacted, len(few)) == (True, len(whole) // 4)
+    assert torch.equal(few.patches[2], whole.compact(0.25).patches[2])
+
+
+@pytest.mark.parametrize("fraction", ["0", "1.5", "-1", "nan", "half"])
+def test_reference_refuses_other_fractions(fraction: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run("reference", "bundle", "images", "--output", "bank.safetensors", f"--keep={fraction}")
+    assert f"--keep: got '{fraction}', expected a number above 0 and at most 1" in capsys.readouterr().err
+
+
+def test_score_in_eight_bits(bundle: Path, normal: Path, image_folder: Path, tmp_path: Path) -> None:
+    for dtype in ("int8", "float32"):
+        output = tmp_path / dtype
+        assert run("score", bundle, image_folder, "--reference", normal, "--output", output, "--dtype", dtype) == 0
+        assert json.loads((output / "run.json").read_text())["dtype"] == dtype
+    exact, rounded = (json.loads((tmp_path / d / "scores.json").read_text())["scores"] for d in ("float32", "int8"))
+    assert exact != rounded
+    assert [row["score"] for row in rounded] == pytest.approx([row["score"] for row in exact], rel=0.3)
+    again = run(
+        "score", bundle, image_folder, "--reference", normal, "--output", tmp_path / "float32", "--dtype", "int8"
+    )
+    assert again == 1  # not over the results of another precision
+
+
 def test_what_reference_writes_is_taken_as_a_reference(
     bundle: Path, normal: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
