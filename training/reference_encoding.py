@@ -16,6 +16,7 @@ from adpretrain_hf.errors import ImageError, InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.matching import to_rows
 from adpretrain_hf.read_ahead import read_ahead
+from adpretrain_hf.transfer import to_host
 
 OnUnreadable = Callable[[int, ImageError], None]
 Load = Callable[[int], Tensor]
@@ -105,8 +106,9 @@ class ReferenceEncoder:
         """
         calls = ((position, partial(_read, self._load, position)) for position in positions)
         images = read_ahead(calls, 2 * self.batch_size + 2, on_unreadable)
-        while batch := list(islice(images, self.batch_size)):
-            patches = self._encode_batch([image for _, image in batch])
+        batches = iter(lambda: list(islice(images, self.batch_size)), [])
+        encoded = ((batch, [self._encode_batch([image for _, image in batch])]) for batch in batches)
+        for batch, (patches,) in to_host(encoded, self.device):
             for (position, _), own in zip(batch, patches, strict=False):  # those that fill up the batch are left
                 if not own.isfinite().all():
                     raise InputError(
@@ -123,7 +125,7 @@ class ReferenceEncoder:
         filled = torch.stack([*images, *[images[0]] * (self.batch_size - len(images))])
         levels, k, c = self.shape
         rows = torch.stack([to_rows(level) for level in self._forward(filled)])  # (L, B*K, C)
-        return rows.view(levels, -1, k, c).transpose(0, 1).to(self.dtype).cpu().contiguous()
+        return rows.view(levels, -1, k, c).transpose(0, 1).to(self.dtype).contiguous()
 
     @torch.no_grad()
     def _forward(self, images: Tensor) -> list[Tensor]:
