@@ -1,6 +1,7 @@
 # make demo       scores the photographs in tests/photos and draws the results into demo/
 # make test       runs the tests
 # make test-all   runs the slow ones as well
+# make bench      compares speed and memory with the published computation
 # make lint       checks style and types
 #
 # PYTHON=python3.12 chooses the interpreter that .venv is made with.
@@ -9,7 +10,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint format clean
+.PHONY: demo test test-all bench lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m adpretrain_hf.cli demo --output demo
@@ -19,6 +20,9 @@ test: $(VENV)/.installed-test
 
 test-all: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m "slow or not slow"
+
+bench: $(VENV)/.installed-test
+	$(BIN)/python -m tests.benchmarks
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/python -m ruff check .

@@ -42,7 +42,8 @@ PARTS = ("decode, augment", "backbone", "references", "match", "project", "loss"
 class Clock:
     """Times of every part over several steps, and the peak of memory in one step that is not timed."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
         self.seconds: dict[str, list[float]] = defaultdict(list)
         self.megabytes: dict[str, float] = {}
         self.looks_at_memory = True
@@ -50,12 +51,14 @@ class Clock:
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
         if self.looks_at_memory:
-            with peak_memory() as peak:
+            with peak_memory(self.device) as peak:
                 yield
             self.megabytes[part] = peak.megabytes
             return
         start = time.perf_counter()
         yield
+        if self.device != "cpu":
+            torch.cuda.synchronize()
         self.seconds[part].append(time.perf_counter() - start)
 
     def total(self) -> float:
@@ -67,12 +70,20 @@ class Bench:
     """One batch, its references, and both ways of computing a step from them."""
 
     def __init__(
-        self, backbone: str, folder: Path, batch_size: int, references: int, tokens: int, precision: str
+        self,
+        backbone: str,
+        folder: Path,
+        batch_size: int,
+        references: int,
+        tokens: int,
+        precision: str,
+        device: str = "cpu",
     ) -> None:
+        self.device = device
         self.settings = PretrainSettings(references=(references,), precision=precision)
         self.extractor = ADPretrainFeatureExtractor.from_backbone(backbone, num_reference_tokens=tokens)
-        self.projectors = self.extractor.projectors.requires_grad_()
-        initialise(self.projectors, 1.0)  # new ones are the identity, which any computation gets right
+        initialise(self.extractor.projectors, 1.0)  # new ones are the identity, which any computation gets right
+        self.projectors = self.extractor.to(device).projectors.requires_grad_()
         dataset = load_real_iad(synthetic.generate(folder / "data", categories=2, normals=8), resolution="256")
         self.samples = Samples(dataset, range(len(dataset)), self.extractor.config)
         normals = [n for n, anomalous in enumerate(dataset["is_anomalous"]) if not anomalous]
@@ -89,7 +100,7 @@ class Bench:
         self.cache.fill(self.references)
         self.collate = Collate(self.extractor.config.patch_size)
         self.levels = len(self.extractor.config.layers)
-        self.centers = [torch.zeros(self.extractor.config.hidden_size)] * self.levels
+        self.centers = [torch.zeros(self.extractor.config.hidden_size, device=device)] * self.levels
 
     def cached(self, clock: Clock) -> float:
         """One step as the training program makes it."""
@@ -161,7 +172,7 @@ def time_steps(bench: Bench, repeats: int) -> tuple[dict[str, Clock], dict[str, 
         "released form": bench.released,
         "released form, fused attention": functools.partial(bench.released, need_weights=False),
     }
-    clocks = {name: Clock() for name in steps}
+    clocks = {name: Clock(bench.device) for name in steps}
     for _ in range(1 + repeats):  # the first is for the memory
         losses = {name: step(clocks[name]) for name, step in steps.items()}
         for clock in clocks.values():
@@ -178,9 +189,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     with TemporaryDirectory() as folder:
-        bench = Bench(args.backbone, Path(folder), args.batch_size, args.references, args.tokens, args.precision)
+        sizes = args.batch_size, args.references, args.tokens
+        bench = Bench(args.backbone, Path(folder), *sizes, args.precision, args.device)
         clocks, losses = time_steps(bench, args.repeats)
     print(", ".join(f"loss of {name}: {loss:.6f}" for name, loss in losses.items()))
     print(report(clocks))

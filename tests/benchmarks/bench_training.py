@@ -20,7 +20,7 @@ from tests.benchmarks.rows import Row, at_least, main
 from training.synthetic.generate import generate
 
 CORES = 2
-SETTINGS = "--resolution 256 --batch-size 8 --references 8 --epochs 2 --precision float32 --workers 1 --shots 1"
+SETTINGS = "--resolution 256 --batch-size 8 --references 8 --epochs 2 --precision float32 --workers 1 --shots 2"
 
 
 def measure(device: str) -> list[Row]:
@@ -28,11 +28,11 @@ def measure(device: str) -> list[Row]:
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
         random_vit("small").save_pretrained(folder / "backbone")
-        return [*_step(folder), _processes(folder, device)]
+        return [*_step(folder, device), _processes(folder, device)]
 
 
-def _step(folder: Path) -> list[Row]:
-    bench = Bench(str(folder / "backbone"), folder, batch_size=8, references=8, tokens=2048, precision="float32")
+def _step(folder: Path, device: str) -> list[Row]:
+    bench = Bench(str(folder / "backbone"), folder, 8, references=8, tokens=2048, precision="float32", device=device)
     clocks, _ = time_steps(bench, repeats=3)
     ours, published, fused = (clock.total() for clock in clocks.values())
     what = "training step, DINOv2-S, batch 8, 8 references"
@@ -43,7 +43,7 @@ def _step(folder: Path) -> list[Row]:
 
 
 def _processes(folder: Path, device: str) -> Row:
-    data = generate(folder / "data", categories=3, normals=6, size=256)
+    data = generate(folder / "images", categories=3, normals=6, size=256)
     alone = [sys.executable, "-m"]
     together = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     one = _images_per_second(alone, CORES, folder / "one", folder, data, device)
