@@ -76,6 +76,14 @@ def bundle(extractor: ADPretrainFeatureExtractor, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def bank(extractor: ADPretrainFeatureExtractor, tmp_path: Path) -> Path:
+    """A reference bank of two normal images."""
+    path = tmp_path / "bank.safetensors"
+    extractor.make_reference([random_image(100), random_image(101)]).save(path)
+    return path
+
+
+@pytest.fixture
 def image_folder(tmp_path: Path) -> Path:
     """A folder of five random images, two of them in a subfolder: images/{0,1,2}.png, images/sub/{3,4}.jpg."""
     folder = tmp_path / "images"

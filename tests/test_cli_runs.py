@@ -71,14 +71,6 @@ GOOD = ["0.png", "1.png", "2.png", "sub/3.jpg", "sub/4.jpg"]
 
 
 @pytest.fixture
-def bank(extractor: ADPretrainFeatureExtractor, tmp_path: Path) -> Path:
-    """A reference bank of two normal images."""
-    path = tmp_path / "bank.safetensors"
-    extractor.make_reference([random_image(100), random_image(101)]).save(path)
-    return path
-
-
-@pytest.fixture
 def output(tmp_path: Path) -> Path:
     return tmp_path / "out"
 

@@ -71,13 +71,6 @@ def be_rank(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.fixture
-def bank(extractor: ADPretrainFeatureExtractor, tmp_path: Path) -> Path:
-    path = tmp_path / "bank.safetensors"
-    extractor.make_reference([random_image(100), random_image(101)]).save(path)
-    return path
-
-
-@pytest.fixture
 def images(tmp_path: Path) -> Path:
     """Eleven images, of which one is broken."""
     folder = tmp_path / "images"
