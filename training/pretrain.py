@@ -89,6 +89,7 @@ def train(parts: Preparation, state: TrainingState, reporter: Reporter) -> int:
                 if stopping:
                     reporter.say(f"stopped after step {progress.step} of epoch {progress.epoch + 1}: --resume goes on")
                     return stop.signal or SIGTERM
+            reporter.end_steps()
             parts.validation.end_epoch(progress, reporter, unreadable.messages)
             state.save_checkpoint(reporter)
     return 0

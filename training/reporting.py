@@ -42,6 +42,7 @@ class Reporter:
         """Starts the means of an epoch anew."""
         self._epoch_sums, self._epoch_steps, self._epoch_images = [0.0] * len(_PARTS), 0, 0
         self._epoch_began = time.monotonic()
+        self._epoch_seconds = 0.0
 
     def __enter__(self) -> Reporter:
         return self
@@ -63,21 +64,25 @@ class Reporter:
         if time.monotonic() - self._looked > _SECONDS:
             self._look()
 
+    def end_steps(self) -> None:
+        """Stops the clock of images/s once the device has done the epoch's steps; validation does not count."""
+        self._look()
+        self._epoch_seconds = time.monotonic() - self._epoch_began
+
     def end_epoch(self, epoch: int, scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
         """Logs the epoch's scores, by detector and metric.
 
         Returns:
-            The means of the parts of the loss, and images/s, since this process took the epoch up.
+            The means of the parts of the loss, and images/s of the steps, since this process took the epoch up.
         """
-        self._look()
-        steps, seconds = max(1, self._epoch_steps), time.monotonic() - self._epoch_began
+        steps = max(1, self._epoch_steps)
         means = {name: value / steps for name, value in zip(_PARTS, self._epoch_sums, strict=True)}
         for detector, metrics in scores.items():
             for name, value in metrics.items():
                 self._log(f"validation/{detector}/{name}", value)
         shown = [f"{detector} " + " / ".join(f"{100 * v:.1f}" for v in m.values()) for detector, m in scores.items()]
         self.say(f"epoch {epoch + 1}: loss {means['loss']:.3f}; {'; '.join(shown)}")
-        return means | {"images_per_second": self._epoch_images / seconds}
+        return means | {"images_per_second": self._epoch_images / self._epoch_seconds}
 
     def say(self, text: str) -> None:
         """Writes a line above the bar."""

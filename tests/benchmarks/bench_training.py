@@ -54,7 +54,7 @@ def _processes(folder: Path, device: str) -> Row:
 
 
 def _images_per_second(program: list[str], threads: int, run: Path, folder: Path, data: Path, device: str) -> float:
-    """Of the last epoch, with its validation."""
+    """Of the last epoch's steps."""
     validation = sorted(path.name for path in (data / "realiad_256").iterdir())[0]
     settings = [*SETTINGS.split(), "--validation-categories", validation, "--device", device]
     subprocess.run(
