@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,13 +67,50 @@ def anyone(flag: bool) -> bool:
 def gather_rows(rows: Tensor) -> Tensor:
     """The rows of all processes in order: (N, ...) -> (world size * N, ...), N the same everywhere.
 
-    Gradients reach this process's own rows alone. With a loss of the gathered rows, the sum of the processes' gradients
-    is that of one process with all rows; DistributedDataParallel takes the mean, so the loss is multiplied by their
-    number.
+    Gradients reach this process's own rows alone, and only from what this process computes.
     """
     if world_size() == 1:
         return rows
-    parts = [torch.empty_like(rows) for _ in range(world_size())]
-    dist.all_gather(parts, rows.detach().contiguous())
+    parts = _gather(rows)
     parts[rank()] = rows
     return torch.cat(parts)
+
+
+def exchange_rows(rows: Tensor) -> Tensor:
+    """The same, but this process's rows receive the gradients of what every process computes from them.
+
+    Every process has to call it, and its gradient, in the same order.
+    """
+    return rows if world_size() == 1 else _ExchangeRows.apply(rows)
+
+
+def sum_of_all(own: Tensor) -> Tensor:
+    """The sum over the processes of a tensor; gradients reach this process's summand."""
+    if world_size() == 1:
+        return own
+    total = own.detach().clone()
+    dist.all_reduce(total)
+    return own + (total - own.detach())
+
+
+def own_part(rows: Tensor) -> Tensor:
+    """This process's share of rows that all have: (N, ...) -> (about N / world size, ...), together all of them."""
+    return rows.tensor_split(world_size())[rank()]
+
+
+class _ExchangeRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        return torch.cat(_gather(rows))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        return total.chunk(world_size())[rank()]
+
+
+def _gather(rows: Tensor) -> list[Tensor]:
+    parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world_size())]
+    dist.all_gather(parts, rows.detach().contiguous())
+    return parts

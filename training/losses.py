@@ -2,10 +2,16 @@
 
 Both compute in float32 with autocast off, whatever they are given. Neither makes the host wait for the device: labels
 come from masks and so normally lie on the CPU, where rows are looked up, and only their indices are sent to the device.
-Labels that lie on a GPU are accepted, at the price of one wait.
+Labels that lie on a GPU are accepted, at the price of waiting for them.
+
+Under P processes a loss is that of the patches of all. Each gives its own N patches and the labels of all P N, and
+computes a P-th of the similarities. The value is that of the whole; the processes' gradients add up to the whole's.
+DistributedDataParallel takes their mean, so the loss has to be multiplied by P before the backward pass.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +19,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from adpretrain_hf.errors import InputError
+from training.distributed import exchange_rows, gather_rows, own_part, sum_of_all, world_size
 
 _MIN_LENGTH = 1e-6  # a shorter vector has no direction, only rounding errors
 _BLOCK = 2**24  # similarities at a time: 64 MB in float32
@@ -38,7 +45,7 @@ def angle_loss(
     Args:
         first: (N, C), projected patches of one view.
         second: (N, C), the same patches in the other view.
-        is_anomalous: (N,), bool, best on the CPU.
+        is_anomalous: (P N,), bool, best on the CPU.
         center: (C,), the level's normal centre c, or None for the origin.
         temperature: t.
 
@@ -53,12 +60,13 @@ def angle_loss(
         raise InputError(f"got views of shapes {tuple(first.shape)} and {tuple(second.shape)}, expected equal ones")
     with torch.autocast(first.device.type, enabled=False):
         unit = [_directions(view, center) for view in (first, second)]
-        anomalous, normal = (_rows(unit, labels) for labels in (is_anomalous, ~is_anomalous))
-        if not len(anomalous) or not len(normal):
+        if is_anomalous.all() or not is_anomalous.any():
             return 0 * torch.cat(unit).sum()
+        views = exchange_rows(torch.stack(unit, dim=1)).unbind(1)
+        anomalous, normal = (_rows(views, labels) for labels in (is_anomalous, ~is_anomalous))
+        to_normal, to_anomalous = _log_sums(own_part(anomalous), normal, temperature)
         positive = (unit[0] * unit[1]).sum() / temperature
-        opposite = _log_sums(anomalous, normal, temperature)
-        return opposite / (2 * len(first)) - positive / len(first)
+        return sum_of_all(to_normal / 2 - positive) / len(is_anomalous) + to_anomalous / (2 * len(is_anomalous))
 
 
 def norm_loss(features: Tensor, is_anomalous: Tensor, *, r_max: float = 0.4, margin: float = 0.75) -> Tensor:
@@ -75,7 +83,7 @@ def norm_loss(features: Tensor, is_anomalous: Tensor, *, r_max: float = 0.4, mar
 
     Args:
         features: (N, C), projected patches.
-        is_anomalous: (N,), bool, on any device.
+        is_anomalous: (P N,), bool, on any device.
         r_max: largest radius.
         margin: between normal and anomalous patches, in A.
 
@@ -88,7 +96,7 @@ def norm_loss(features: Tensor, is_anomalous: Tensor, *, r_max: float = 0.4, mar
     _check(features, is_anomalous)
     anomalous = is_anomalous.to(features.device, non_blocking=True)
     with torch.autocast(features.device.type, enabled=False):
-        length = (features.float().norm(dim=1) + 1).sqrt() - 1
+        length = gather_rows((features.float().norm(dim=1) + 1).sqrt() - 1)
         # Infinity, the minimum of none, leaves r_max.
         radius = 0.9 * length.detach().masked_fill(~anomalous, torch.inf).amin().clamp(max=r_max / 0.9)
         return (
@@ -99,10 +107,10 @@ def norm_loss(features: Tensor, is_anomalous: Tensor, *, r_max: float = 0.4, mar
 
 
 def _check(features: Tensor, is_anomalous: Tensor) -> None:
-    if features.ndim != 2 or is_anomalous.shape != features.shape[:1] or not len(features):
+    if features.ndim != 2 or is_anomalous.shape != (world_size() * len(features),) or not len(features):
         raise InputError(
             f"got features of shape {tuple(features.shape)} and labels of shape {tuple(is_anomalous.shape)}, expected "
-            "(N, C) and (N,), N >= 1"
+            f"(N, C) and (P N,), N >= 1, from each of P = {world_size()} processes"
         )
     if is_anomalous.dtype != torch.bool:
         raise InputError(f"got labels of {is_anomalous.dtype}, expected torch.bool: compare the mask with 0 first")
@@ -115,23 +123,34 @@ def _directions(features: Tensor, center: Tensor | None) -> Tensor:
     return torch.where(length > _MIN_LENGTH, shifted, 0) / length.clamp_min(_MIN_LENGTH)
 
 
-def _rows(views: list[Tensor], labels: Tensor) -> Tensor:
+def _rows(views: Sequence[Tensor], labels: Tensor) -> Tensor:
     """The rows of both views whose label is True, below each other."""
     index = labels.nonzero()[:, 0].to(views[0].device, non_blocking=True)
     return torch.cat([view.index_select(0, index) for view in views])
 
 
-def _log_sums(anomalous: Tensor, normal: Tensor, temperature: float) -> Tensor:
-    """Sum over all rows of the logsumexp of their similarities to the rows of the other label."""
+def _log_sums(anomalous: Tensor, normal: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Sums of the rows' logsumexps of their similarities to the rows of the other label.
+
+    Args:
+        anomalous: (A, C), this process's part of them.
+        normal: (M, C), all.
+        temperature: divides the similarities.
+
+    Returns:
+        The sum over these anomalous rows, and the sum over all normal rows, to the anomalous rows of all processes.
+    """
     blocks = anomalous.split(max(1, _BLOCK // len(normal)))
     if len(blocks) == 1:
-        return torch.cat(_similarity_log_sums(anomalous, normal, temperature)).sum()
-    parts = [
-        checkpoint(_similarity_log_sums, block, normal, temperature, use_reentrant=False, preserve_rng_state=False)
-        for block in blocks
-    ]
+        parts = [_similarity_log_sums(anomalous, normal, temperature)]
+    else:
+        parts = [
+            checkpoint(_similarity_log_sums, block, normal, temperature, use_reentrant=False, preserve_rng_state=False)
+            for block in blocks
+        ]
     to_normal, to_anomalous = zip(*parts, strict=True)
-    return torch.cat(to_normal).sum() + torch.stack(to_anomalous).logsumexp(dim=0).sum()
+    of_all = gather_rows(torch.stack(to_anomalous).logsumexp(dim=0, keepdim=True))
+    return torch.cat(to_normal).sum(), of_all.logsumexp(dim=0).sum()
 
 
 def _similarity_log_sums(anomalous: Tensor, normal: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -48,7 +48,7 @@ class TrainingState:
         settings = parts.settings
         projectors = parts.extractor.projectors.requires_grad_().train()
         optimizer = torch.optim.Adam(
-            projectors.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+            projectors.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
         if run.checkpoint.exists():
             progress, centers = load_checkpoint(run.checkpoint, projectors, optimizer)
@@ -71,7 +71,9 @@ class TrainingState:
 
     def distributed_projectors(self) -> nn.Module:
         """The projectors, with their gradients averaged over the processes if there are several."""
-        return DistributedDataParallel(self.projectors) if distributed.world_size() > 1 else self.projectors
+        if distributed.world_size() == 1:
+            return self.projectors
+        return DistributedDataParallel(self.projectors, gradient_as_bucket_view=True)
 
     def update(self) -> None:
         """Makes a step of the optimiser and counts it."""

@@ -50,7 +50,7 @@ class PretrainStep:
         self._centers = [center.to(self._device) for center in centers]
 
     def __call__(self, batch: Batch, references: Sequence[LevelPatches]) -> StepLoss:
-        """The loss over the images of all processes; see ``gather_rows`` for its gradients.
+        """The loss over the images of all processes; see ``training/losses.py`` for its gradients.
 
         Args:
             batch: B images.
@@ -80,13 +80,12 @@ class PretrainStep:
 
     def loss(self, features: Sequence[Tensor], batch: Batch) -> StepLoss:
         """Both losses, summed over the levels, from the features of both views: L x (2 B, C, h, w)."""
-        angle_labels, norm_labels = (
-            gather_rows(labels.flatten()) for labels in (batch.angle_labels, batch.norm_labels)
-        )
+        labels = torch.stack([batch.angle_labels.flatten(), batch.norm_labels.flatten()], dim=1)
+        angle_labels, norm_labels = gather_rows(labels).unbind(1)
         angle, norm = features[0].new_zeros((), dtype=torch.float32), features[0].new_zeros((), dtype=torch.float32)
         settings = self._settings
         for level, center in zip(features, self._centers, strict=True):
-            first, second = (gather_rows(to_rows(view.float())) for view in level.chunk(2))
+            first, second = (to_rows(view.float()) for view in level.chunk(2))
             angle = angle + angle_loss(first, second, angle_labels, center=center, temperature=settings.temperature)
             for view in (first, second):
                 norm = norm + norm_loss(view, norm_labels, margin=settings.margin)

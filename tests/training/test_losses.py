@@ -199,7 +199,7 @@ def test_autocast_changes_nothing(loss: Callable[[Tensor, Tensor], Tensor]) -> N
 
 def test_shapes_that_do_not_belong_together_are_refused() -> None:
     labels = torch.tensor([True, False])
-    with pytest.raises(InputError, match=r"shape \(3, 4\) and labels of shape \(2,\), expected \(N, C\) and \(N,\)"):
+    with pytest.raises(InputError, match=r"shape \(3, 4\) and labels of shape \(2,\), expected \(N, C\) and \(P N,\)"):
         norm_loss(torch.zeros(3, 4), labels)
     with pytest.raises(InputError, match=r"N >= 1"):
         norm_loss(torch.zeros(0, 4), labels[:0])
