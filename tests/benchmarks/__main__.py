@@ -23,7 +23,7 @@ import torch
 from adpretrain_hf.files import write_text
 from tests.benchmarks.rows import HEADER, Row, table
 
-NAMES = ("projector", "extraction", "matching", "compaction", "folder", "loading", "start", "int8", "training")
+NAMES = ("projector", "extraction", "matching", "compaction", "folder", "loading", "start", "precision", "training")
 _BEGIN, _END = "<!-- table begins -->\n", "<!-- table ends -->\n"
 
 

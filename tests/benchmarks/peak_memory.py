@@ -33,6 +33,14 @@ def peak_memory(device: torch.device | str = "cpu") -> Iterator[Peak]:
     peak.megabytes = max(0.0, after - before)
 
 
+def resident_memory() -> float:
+    """Megabytes of this process that lie in memory now; not a number on systems other than Linux."""
+    try:
+        return _status("VmRSS")
+    except OSError:
+        return float("nan")
+
+
 def _start_cuda(device: torch.device | str) -> float:
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
