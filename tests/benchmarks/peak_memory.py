@@ -34,11 +34,8 @@ def peak_memory(device: torch.device | str = "cpu") -> Iterator[Peak]:
 
 
 def resident_memory() -> float:
-    """Megabytes of this process that lie in memory now; not a number on systems other than Linux."""
-    try:
-        return _status("VmRSS")
-    except OSError:
-        return float("nan")
+    """Megabytes of this process that are in use now; not a number on systems other than Linux."""
+    return _start_resident()
 
 
 def _start_cuda(device: torch.device | str) -> float:
