@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tests.benchmarks.peak_memory import peak_memory, resident_memory
+from tests.benchmarks.peak_memory import Peak, peak_memory
 from tests.benchmarks.random_models import random_extractor, random_vit, tiny_extractor
 from tests.benchmarks.rows import Row, at_least, at_most, main
 
@@ -92,12 +92,12 @@ def _drain(results: Iterable[object]) -> None:
 def _memory(paths: Sequence[Path]) -> Row:
     extractor = tiny_extractor().set_reference(torch.rand(1, 3, 224, 224))
     _drain(extractor.extract(paths[:DIFFERENT], progress=False))
-    results, before, peaks = extractor.extract(paths, progress=False), resident_memory(), []
-    while len(peaks) * IMAGES < len(paths):
-        kept = resident_memory() - before
+    results, parts = extractor.extract(paths, progress=False), list[Peak]()
+    while len(parts) * IMAGES < len(paths):
         with peak_memory() as peak:
             _drain(islice(results, IMAGES))
-        peaks.append(kept + peak.megabytes)
+        parts.append(peak)
+    peaks = [part.began_with - parts[0].began_with + part.megabytes for part in parts]
     # Where the largest images meet is chance, so a single peak is: medians, of parts of one run.
     first, last = median(peaks[: len(peaks) // 2]), median(peaks[len(peaks) // 2 :])
     what = f"peak memory in the second half of {len(paths):,} JPEGs"

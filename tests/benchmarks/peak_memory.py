@@ -15,9 +15,10 @@ import torch
 
 @dataclass
 class Peak:
-    """What a block took: megabytes above those in use when it began."""
+    """What a block took: megabytes above those in use when it began, and those."""
 
     megabytes: float = float("nan")
+    began_with: float = float("nan")
 
 
 @contextmanager
@@ -27,15 +28,10 @@ def peak_memory(device: torch.device | str = "cpu") -> Iterator[Peak]:
     The latter through Linux's own high-water mark; not a number on other systems.
     """
     peak, is_cuda = Peak(), torch.device(device).type == "cuda"
-    before = _start_cuda(device) if is_cuda else _start_resident()
+    before = peak.began_with = _start_cuda(device) if is_cuda else _start_resident()
     yield peak
     after = torch.cuda.max_memory_allocated(device) / 1e6 if is_cuda else _status("VmHWM")
     peak.megabytes = max(0.0, after - before)
-
-
-def resident_memory() -> float:
-    """Megabytes of this process that are in use now; not a number on systems other than Linux."""
-    return _start_resident()
 
 
 def _start_cuda(device: torch.device | str) -> float:

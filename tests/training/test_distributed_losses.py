@@ -33,14 +33,14 @@ def compute(views, labels):
     return torch.stack(parts).detach(), views.grad
 
 
-def work(rank, folder, block):
+def work(rank, folder, block, port):
     losses._BLOCK = block
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(PROCESSES), "MASTER_ADDR": "localhost"}
-    os.environ["MASTER_PORT"] = (folder / "port").read_text()
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(PROCESSES)}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    own = make_views()[:, rank * OWN : (rank + 1) * OWN]
     with process_group():
-        own = make_views()[:, rank * OWN : (rank + 1) * OWN].clone()
-        torch.save({name: compute(own.detach().clone(), labels) for name, labels in LABELS.items()}, folder / f"{rank}")
+        torch.save({name: compute(own.clone(), labels) for name, labels in LABELS.items()}, folder / f"{rank}")
 
 
 def free_port():
@@ -51,8 +51,7 @@ def free_port():
 
 @pytest.mark.parametrize("block", [2**24, 1])
 def test_processes_share_the_work_and_agree(tmp_path, block):
-    (tmp_path / "port").write_text(str(free_port()))
-    multiprocessing.spawn(work, (tmp_path, block), nprocs=PROCESSES)
+    multiprocessing.spawn(work, (tmp_path, block, free_port()), nprocs=PROCESSES)
     found = [torch.load(tmp_path / f"{rank}") for rank in range(PROCESSES)]
     for name, labels in LABELS.items():
         expected, gradient = compute(make_views(), labels)
