@@ -1,9 +1,7 @@
 """A value derived from parameters, computed once and kept until one of them changes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,7 +21,7 @@ class ParameterCache(Generic[T]):
     """
 
     def __init__(self) -> None:
-        self._entry: tuple[list[Tensor], list[int], T] | None = None
+        self._entry: tuple[list[Any], list[Tensor], T] | None = None
 
     def clear(self) -> None:
         """Forgets the value."""
@@ -31,35 +29,20 @@ class ParameterCache(Generic[T]):
 
     def get(self, parameters: Sequence[Tensor], compute: Callable[[], T]) -> T:
         """Returns the kept value, or computes it, without gradients and in the parameters' own precision."""
-        if any(parameter.grad is not None for parameter in parameters):
+        # Inference tensors have no version counter.
+        if any(parameter.grad is not None or parameter.is_inference() for parameter in parameters):
             self.clear()
-            return _without_gradients(parameters, compute)
+            return _without_gradients(parameters[0], compute)
+        state = [(one.data_ptr(), one._version, one.dtype, one.device) for one in parameters]
         entry = self._entry
-        if entry is not None and _unchanged(parameters, entry[0], entry[1]):
-            return entry[2]
-        versions = [_version(parameter) for parameter in parameters]
-        value = _without_gradients(parameters, compute)
-        # Holding the storages keeps their addresses from being given to new ones, which would look unchanged.
-        self._entry = ([parameter.detach() for parameter in parameters], versions, value)
-        return value
+        if entry is None or entry[0] != state:
+            # Holding the storages keeps their addresses from being given to new ones, which would look unchanged.
+            storages = [parameter.detach() for parameter in parameters]
+            self._entry = entry = (state, storages, _without_gradients(parameters[0], compute))
+        return entry[2]
 
 
-def _without_gradients(parameters: Sequence[Tensor], compute: Callable[[], T]) -> T:
+def _without_gradients(parameter: Tensor, compute: Callable[[], T]) -> T:
     # Not an inference tensor, even when first needed inside inference_mode: it may meet autograd later.
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast(parameters[0].device.type, enabled=False):
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(parameter.device.type, enabled=False):
         return compute()
-
-
-def _unchanged(parameters: Sequence[Tensor], kept: Sequence[Tensor], versions: Sequence[int]) -> bool:
-    return all(
-        parameter.data_ptr() == old.data_ptr()
-        and parameter.dtype == old.dtype
-        and parameter.device == old.device
-        and not parameter.is_inference()  # those have no version counter
-        and parameter._version == version
-        for parameter, old, version in zip(parameters, kept, versions, strict=True)
-    )
-
-
-def _version(parameter: Tensor) -> int:
-    return -1 if parameter.is_inference() else parameter._version

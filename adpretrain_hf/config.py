@@ -1,23 +1,43 @@
-"""ADPretrainConfig: everything about an extractor that is not a tensor."""
-
-from __future__ import annotations
+"""ADPretrainConfig: everything about an extractor that is not a tensor; the presets, published ones and more."""
 
 import hashlib
 import json
 import math
 import operator
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
+from adpretrain_hf.backbones import CLIP, IMAGENET, describe
 from adpretrain_hf.errors import BundleError, InputError
-from adpretrain_hf.presets import PRESETS, quarter_levels
-from adpretrain_hf.sources import IMAGENET_MEAN, IMAGENET_STD, describe
 
 FORMAT_VERSION = 1
 MODEL_TYPE = "adpretrain"  # by which transformers' AutoConfig tells kinds of models apart
 RESIZE_MODES = ("crop", "resize")
+
+
+def quarter_levels(depth: int) -> tuple[int, ...]:
+    """Blocks at the quarters of a network, rounded up: 12 -> (3, 6, 9, 12)."""
+    return tuple(sorted({math.ceil(depth * quarter / 4) for quarter in (1, 2, 3, 4)}))
+
+
+def _published(backbone: str, width: int, patch: int, depth: int, **more: Any) -> dict[str, Any]:
+    sizes = {"backbone": backbone, "hidden_size": width, "patch_size": patch, "layers": quarter_levels(depth)}
+    return sizes | {"normalize_tokens": False} | more
+
+
+_CLIP_STATISTICS = {"mean": CLIP[0], "std": CLIP[1]}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "dinov2-base": _published("facebook/dinov2-base", 768, 14, 12),
+    "dinov2-large": _published("facebook/dinov2-large", 1024, 14, 24),
+    "clip-base": _published("open_clip:ViT-B-16-quickgelu/openai", 768, 16, 12, **_CLIP_STATISTICS),
+    "clip-large": _published("open_clip:ViT-L-14-quickgelu/openai", 1024, 14, 24, **_CLIP_STATISTICS),
+    "imagebind": _published("imagebind:imagebind_huge.pth", 1280, 14, 32, **_CLIP_STATISTICS),
+    "dinov2-small": _published("facebook/dinov2-small", 384, 14, 12, normalize_tokens=True),
+    "dinov2-giant": _published("facebook/dinov2-giant", 1536, 14, 40, normalize_tokens=True),
+}
 
 
 @dataclass(frozen=True)
@@ -54,8 +74,8 @@ class ADPretrainConfig:
     patch_size: int
     layers: tuple[int, ...]
     image_size: int = 224
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET[0]
+    std: tuple[float, ...] = IMAGENET[1]
     resize_mode: str = "crop"
     num_heads: int = 16
     num_reference_tokens: int = 2048
@@ -74,72 +94,40 @@ class ADPretrainConfig:
             object.__setattr__(self, name, _numbers(name, getattr(self, name), float))
         if not self.residual_scale:
             object.__setattr__(self, "residual_scale", (1.0,) * len(self.layers))
-        self._check_numbers()
-        self._check_levels()
-        self._check_names()
-
-    def _check_numbers(self) -> None:
-        for name in ("hidden_size", "patch_size", "image_size", "num_heads", "num_reference_tokens"):
-            value = getattr(self, name)
-            _require(_is_int(value) and value >= 1, name, value, "an integer >= 1")
-        _require(
-            self.image_size % self.patch_size == 0,
-            "image_size",
-            self.image_size,
-            f"a multiple of patch_size={self.patch_size}",
-        )
-        _require(
-            self.hidden_size % self.num_heads == 0,
-            "num_heads",
-            self.num_heads,
-            f"a divisor of hidden_size={self.hidden_size}",
-        )
-        _require(len(self.mean) == 3 and all(map(_is_finite, self.mean)), "mean", self.mean, "3 finite numbers")
-        _require(
-            len(self.std) == 3 and all(_is_finite(s) and s > 0 for s in self.std),
-            "std",
-            self.std,
-            "3 finite numbers > 0",
-        )
-
-    def _check_levels(self) -> None:
-        rising = all(a < b for a, b in zip((0, *self.layers), self.layers, strict=False))
-        _require(
-            bool(self.layers) and rising,
-            "layers",
-            self.layers,
-            "block numbers >= 1 in rising order, e.g. (3, 6, 9, 12)",
-        )
-        _require(
-            len(self.residual_scale) == len(self.layers) and all(_is_finite(s) and s > 0 for s in self.residual_scale),
-            "residual_scale",
-            self.residual_scale,
-            f"one finite factor > 0 for each of the {len(self.layers)} levels",
-        )
-
-    def _check_names(self) -> None:
-        _require(isinstance(self.backbone, str) and bool(self.backbone), "backbone", self.backbone, "a non-empty text")
-        _require(self.resize_mode in RESIZE_MODES, "resize_mode", self.resize_mode, f"one of {RESIZE_MODES}")
-        _require(isinstance(self.normalize_tokens, bool), "normalize_tokens", self.normalize_tokens, "True or False")
-        scores = self.reported_scores
-        well_formed = isinstance(scores, dict) and all(
-            isinstance(metrics, dict) and all(map(_is_finite, metrics.values())) for metrics in scores.values()
-        )
-        _require(well_formed, "reported_scores", scores, "{variant: {metric: finite number}}")
-        check_variant_name(self.default_variant)
-        for name in ("backbone_revision", "backbone_digest"):
-            value = getattr(self, name)
-            _require(
-                value is None or (isinstance(value, str) and bool(value)), name, value, "a non-empty text, or None"
-            )
         if not _is_int(self.format_version) or self.format_version != FORMAT_VERSION:
             raise InputError(
                 f"format_version is {self.format_version!r}, this version of adpretrain-hf reads {FORMAT_VERSION}: "
                 "install the version of adpretrain-hf that wrote the bundle, or a newer one"
             )
+        for holds, name, expected in self._rules():
+            _require(holds, name, getattr(self, name), expected)
+        check_variant_name(self.default_variant)
+
+    def _rules(self) -> Iterator[tuple[bool, str, str]]:
+        """What must hold, of which field, and what that may be; each may presume the ones before."""
+        for name in ("hidden_size", "patch_size", "image_size", "num_heads", "num_reference_tokens"):
+            value = getattr(self, name)
+            yield _is_int(value) and value >= 1, name, "an integer >= 1"
+        yield self.image_size % self.patch_size == 0, "image_size", f"a multiple of patch_size={self.patch_size}"
+        yield self.hidden_size % self.num_heads == 0, "num_heads", f"a divisor of hidden_size={self.hidden_size}"
+        yield len(self.mean) == 3 and all(map(_is_finite, self.mean)), "mean", "3 finite numbers"
+        yield len(self.std) == 3 and _are_factors(self.std), "std", "3 finite numbers > 0"
+        rising = all(a < b for a, b in zip((0, *self.layers), self.layers, strict=False))
+        yield bool(self.layers) and rising, "layers", "block numbers >= 1 in rising order, e.g. (3, 6, 9, 12)"
+        one_each = len(self.residual_scale) == len(self.layers) and _are_factors(self.residual_scale)
+        yield one_each, "residual_scale", f"one finite factor > 0 for each of the {len(self.layers)} levels"
+        yield _is_text(self.backbone), "backbone", "a non-empty text"
+        yield self.resize_mode in RESIZE_MODES, "resize_mode", f"one of {RESIZE_MODES}"
+        yield isinstance(self.normalize_tokens, bool), "normalize_tokens", "True or False"
+        for name in ("backbone_revision", "backbone_digest"):
+            yield getattr(self, name) is None or _is_text(getattr(self, name)), name, "a non-empty text, or None"
+        scores = self.reported_scores
+        yield isinstance(scores, dict), "reported_scores", "{variant: {metric: finite number}}"
+        finite = all(isinstance(one, dict) and all(map(_is_finite, one.values())) for one in scores.values())
+        yield finite, "reported_scores", "{variant: {metric: finite number}}"
 
     @classmethod
-    def preset(cls, name: str, **overrides: Any) -> ADPretrainConfig:
+    def preset(cls, name: str, **overrides: Any) -> "ADPretrainConfig":
         """Returns one of the known configurations (paper, appendix; method table of the released code).
 
         Args:
@@ -154,7 +142,7 @@ class ADPretrainConfig:
         return cls._checked(PRESETS[name] | overrides)
 
     @classmethod
-    def from_backbone(cls, source: str, *, hub: dict[str, Any] | None = None, **overrides: Any) -> ADPretrainConfig:
+    def from_backbone(cls, source: str, *, hub: dict[str, Any] | None = None, **overrides: Any) -> "ADPretrainConfig":
         """Derives a configuration from a backbone: its sizes, its statistics, levels at the quarters of its depth.
 
         Args:
@@ -179,16 +167,12 @@ class ADPretrainConfig:
             "std": spec.std,
         }
         config = cls._checked(derived | overrides)
-        _require(
-            config.layers[-1] <= spec.depth,
-            "layers",
-            config.layers,
-            f"block numbers from 1 to {spec.depth}, the depth of {source}",
-        )
+        expected = f"block numbers from 1 to {spec.depth}, the depth of {source}"
+        _require(config.layers[-1] <= spec.depth, "layers", config.layers, expected)
         return config
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ADPretrainConfig:
+    def from_dict(cls, values: dict[str, Any]) -> "ADPretrainConfig":
         """Reads what ``to_dict`` wrote, with or without transformers' ``model_type``.
 
         Raises:
@@ -212,7 +196,7 @@ class ADPretrainConfig:
             raise BundleError(str(error)) from error
 
     @classmethod
-    def _checked(cls, values: dict[str, Any]) -> ADPretrainConfig:
+    def _checked(cls, values: dict[str, Any]) -> "ADPretrainConfig":
         names = {one.name for one in fields(cls)}
         unknown = sorted(set(values) - names)
         if unknown:
@@ -226,14 +210,11 @@ class ADPretrainConfig:
         """The fields as JSON holds them."""
         return asdict(self)
 
-    def replace(self, **changes: Any) -> ADPretrainConfig:
+    def replace(self, **changes: Any) -> "ADPretrainConfig":
         """A copy with some fields changed, checked again."""
-        unknown = sorted(set(changes) - {one.name for one in fields(self)})
-        if unknown:
-            raise InputError(f"unknown configuration fields {unknown}")
         if "layers" in changes and set(self.residual_scale) == {1.0}:
             changes = {"residual_scale": ()} | changes  # still 1 for all, however many there are
-        return replace(self, **changes)
+        return self._checked({one.name: getattr(self, one.name) for one in fields(self)} | changes)
 
     @property
     def layer_names(self) -> tuple[str, ...]:
@@ -246,16 +227,7 @@ class ADPretrainConfig:
 
         The projectors are left out, for a bank holds what goes into them.
         """
-        names = [
-            "hidden_size",
-            "patch_size",
-            "layers",
-            "image_size",
-            "mean",
-            "std",
-            "resize_mode",
-            "normalize_tokens",
-        ]
+        names = ["hidden_size", "patch_size", "layers", "image_size", "mean", "std", "resize_mode", "normalize_tokens"]
         # Where the weights themselves are known, it does not matter under which name they came.
         names += ["backbone_digest"] if self.backbone_digest else ["backbone", "backbone_revision"]
         text = json.dumps({name: getattr(self, name) for name in names}, sort_keys=True)
@@ -268,7 +240,7 @@ def check_variant_name(name: str) -> str:
     Raises:
         InputError: it is empty or has other characters than letters, digits, ``-`` and ``_``.
     """
-    plain = isinstance(name, str) and bool(name) and all(c.isascii() and (c.isalnum() or c in "-_") for c in name)
+    plain = _is_text(name) and all(c.isascii() and (c.isalnum() or c in "-_") for c in name)
     _require(plain, "variant", name, "letters, digits, '-' and '_', e.g. 'angle' or 'norm'")
     return name
 
@@ -285,6 +257,14 @@ def _numbers(name: str, value: Any, convert: Callable[[Any], Any]) -> tuple[Any,
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _are_factors(values: Iterable[float]) -> bool:
+    return all(_is_finite(value) and value > 0 for value in values)
 
 
 def _is_finite(value: Any) -> bool:

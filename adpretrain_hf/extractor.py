@@ -1,31 +1,81 @@
-"""ADPretrainFeatureExtractor: the public class."""
+"""ADPretrainFeatureExtractor: the public class. The method is ``encode``, ``residuals`` and ``forward``."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partialmethod
 from pathlib import Path
 from typing import Any, Optional, Union
 
 import torch
 from huggingface_hub.utils import tqdm
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adpretrain_hf.backbones import Backbone
-from adpretrain_hf.batching import OnError, PreparedBatches, stack
+from adpretrain_hf.bundle import BundleMixin
 from adpretrain_hf.config import ADPretrainConfig, check_variant_name
 from adpretrain_hf.errors import InputError
-from adpretrain_hf.feature_info import FeatureInfo
+from adpretrain_hf.images import (
+    OnError,
+    PreparedBatches,
+    PreparedImage,
+    Preprocessor,
+    check_prepared,
+    is_prepared,
+    stack,
+    to_device,
+    to_host,
+)
 from adpretrain_hf.matching import to_rows
-from adpretrain_hf.preprocessing import PreparedImage, Preprocessor, check_prepared, is_prepared
-from adpretrain_hf.pretrained import Pretrained
 from adpretrain_hf.projector import Projectors
 from adpretrain_hf.reference import ReferenceBank, residuals_per_image
 from adpretrain_hf.scoring import AnomalyScores, ScoredImage, anomaly_map, score_batch
-from adpretrain_hf.transfer import to_device, to_host
 
 References = Union[ReferenceBank, Sequence[ReferenceBank], Any]
+Batches = Iterator[tuple[list[PreparedImage], list[Tensor]]]
 
 
-class ADPretrainFeatureExtractor(Pretrained):
+class FeatureInfo:
+    """What the features are like, known before the first image; read as ``timm.models.FeatureInfo`` is.
+
+    ``channels()``, ``reduction()`` and ``module_name()`` are ``get`` of their key.
+
+    Attributes:
+        info: for each level its channels (``num_chs``), the pixels per patch (``reduction``), the name of the module
+            whose one output (B, C, h, w) the features are (``module``, for ``get_submodule`` or a forward hook), and
+            its place among the levels (``index``).
+        out_indices: the places of the levels that are returned: all.
+    """
+
+    def __init__(self, config: ADPretrainConfig) -> None:
+        entry = {"num_chs": config.hidden_size, "reduction": config.patch_size}
+        self.out_indices = tuple(range(len(config.layers)))
+        self.info: list[dict[str, Any]] = [
+            entry | {"module": f"projectors.levels.{index}", "index": index} for index in self.out_indices
+        ]
+
+    def get(self, key: str, idx: Union[int, Sequence[int], None] = None) -> Any:
+        """The value of ``key`` at one level, or a list of them at some; at all by default."""
+        return self.info[idx][key] if isinstance(idx, int) else [one[key] for one in self.get_dicts([key], idx)]
+
+    def get_dicts(self, keys: Optional[Sequence[str]] = None, idx: Union[int, Sequence[int], None] = None) -> Any:
+        """The entry of one level, or a list of them of some, with all keys or some."""
+        if isinstance(idx, int):
+            return self.get_dicts(keys, [idx])[0]
+        entries = [self.info[place] for place in (self.out_indices if idx is None else idx)]
+        return [{key: entry[key] for key in keys or entry} for entry in entries]
+
+    channels = partialmethod(get, "num_chs")
+    reduction = partialmethod(get, "reduction")
+    module_name = partialmethod(get, "module")
+
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        return self.info[item]
+
+    def __len__(self) -> int:
+        return len(self.info)
+
+
+class ADPretrainFeatureExtractor(nn.Module, BundleMixin):
     """A frozen backbone, a reference set, and projectors: images to features that are pretrained for anomaly detection.
 
     Made by ``from_pretrained`` (a bundle) or ``from_backbone`` (a new one, whose projectors are the identity). All
@@ -61,83 +111,16 @@ class ADPretrainFeatureExtractor(Pretrained):
             )
         if projectors is not None:
             projectors.check_fits(config)
-        self.config = config
-        self.backbone = backbone
+        self.config, self.backbone = config, backbone
         self.projectors = Projectors(config).requires_grad_(False) if projectors is None else projectors
         self.variant = check_variant_name(variant or config.default_variant)
         self.preprocess = Preprocessor(config)
         self.reference: Optional[ReferenceBank] = None
-        self.layers = config.layer_names
-        self.out_dims = [config.hidden_size] * len(config.layers)
-        self.reductions = [config.patch_size] * len(config.layers)
+        self.layers, levels = config.layer_names, len(config.layers)
+        self.out_dims, self.reductions = [config.hidden_size] * levels, [config.patch_size] * levels
         self.feature_info = FeatureInfo(config)
         self.image_size, self.mean, self.std = config.image_size, config.mean, config.std
         self.eval()
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision of the weights."""
-        return next(self.parameters()).dtype
-
-    def requires_grad_(self, requires_grad: bool = True) -> "ADPretrainFeatureExtractor":
-        """Opens the projectors to training, or closes them; the backbone stays frozen."""
-        self.projectors.requires_grad_(requires_grad)
-        return self
-
-    def _apply(self, fn: Any, recurse: bool = True) -> "ADPretrainFeatureExtractor":
-        """Takes the reference along when the module is moved, or every batch would copy it again."""
-        super()._apply(fn, recurse)
-        if self.reference is not None:
-            self.reference = self.reference.to(self.device)
-        return self
-
-    def make_reference(
-        self, images: Any, *, category: str = "", batch_size: int = 16, progress: bool = False
-    ) -> ReferenceBank:
-        """Encodes normal images of one category as a bank.
-
-        Args:
-            images: a few defect-free images: a folder, paths, PIL images, arrays, or a prepared float tensor
-                (K, 3, H, W). The published protocol takes 8.
-            category: name of the product, kept with the bank.
-            batch_size: images at a time.
-            progress: show a bar.
-
-        Raises:
-            InputError: no images.
-            ImageError: an image cannot be used.
-        """
-        rows: list[list[Tensor]] = [[] for _ in self.layers]
-        number = 0
-        for batch, features in self._encode_batches(images, batch_size, progress, None, "reference"):
-            number += len(batch)
-            for level, maps in zip(rows, features, strict=True):
-                level.append(to_rows(maps))
-        if not number:
-            raise InputError("no reference images were given: expected at least one normal image")
-        patches = [torch.cat(level) for level in rows]
-        return ReferenceBank(patches, fingerprint=self.config.fingerprint, category=category, num_images=number)
-
-    def set_reference(self, images: Any, *, category: str = "", batch_size: int = 16) -> "ADPretrainFeatureExtractor":
-        """Sets the normal images that later calls compare with, and returns self.
-
-        Args:
-            images: what ``make_reference`` takes, a ``ReferenceBank``, or the path of a saved one
-                (``.safetensors``).
-            category: name of the product, kept with the bank that is made.
-            batch_size: images at a time.
-
-        Raises:
-            InputError: no images, or a bank that another extractor made.
-            ImageError: an image cannot be used.
-        """
-        self.reference = self._as_bank(images, category, batch_size)
-        return self
 
     def encode(self, images: Tensor) -> list[Tensor]:
         """Backbone tokens of prepared images (B, 3, H, W), as residuals are made of: L maps (B, C, h, w).
@@ -183,6 +166,68 @@ class ADPretrainFeatureExtractor(Pretrained):
         features = self.projectors(self.residuals(self.encode(images), references))
         return dict(zip(self.layers, features, strict=True))
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the weights."""
+        return next(self.parameters()).dtype
+
+    def requires_grad_(self, requires_grad: bool = True) -> "ADPretrainFeatureExtractor":
+        """Opens the projectors to training, or closes them; the backbone stays frozen."""
+        self.projectors.requires_grad_(requires_grad)
+        return self
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "ADPretrainFeatureExtractor":
+        """Takes the reference along when the module is moved, or every batch would copy it again."""
+        super()._apply(fn, recurse)
+        if self.reference is not None:
+            self.reference = self.reference.to(self.device)
+        return self
+
+    def make_reference(
+        self, images: Any, *, category: str = "", batch_size: int = 16, progress: bool = False
+    ) -> ReferenceBank:
+        """Encodes normal images of one category as a bank.
+
+        Args:
+            images: a few defect-free images: a folder, paths, PIL images, arrays, or a prepared float tensor
+                (K, 3, H, W). The published protocol takes 8.
+            category: name of the product, kept with the bank.
+            batch_size: images at a time.
+            progress: show a bar.
+
+        Raises:
+            InputError: no images.
+            ImageError: an image cannot be used.
+        """
+        batches = PreparedBatches(images, self.preprocess, batch_size)
+        encoded = [features for _, features in self._encode_batches(batches, progress, "reference")]
+        if not encoded:
+            raise InputError("no reference images were given: expected at least one normal image")
+        patches = [torch.cat([to_rows(maps) for maps in level]) for level in zip(*encoded, strict=True)]
+        number = sum(len(features[0]) for features in encoded)
+        return ReferenceBank(patches, fingerprint=self.config.fingerprint, category=category, num_images=number)
+
+    def set_reference(self, images: Any, *, category: str = "", batch_size: int = 16) -> "ADPretrainFeatureExtractor":
+        """Sets the normal images that later calls compare with, and returns self.
+
+        Args:
+            images: what ``make_reference`` takes, a ``ReferenceBank``, or the path of a saved one
+                (``.safetensors``).
+            category: name of the product, kept with the bank that is made.
+            batch_size: images at a time.
+
+        Raises:
+            InputError: no images, or a bank that another extractor made.
+            ImageError: an image cannot be used.
+        """
+        self.reference = self._as_bank(images, category, batch_size)
+        return self
+
     def extract(
         self, images: Any, *, batch_size: int = 16, progress: bool = True
     ) -> Generator[dict[str, Tensor], None, None]:
@@ -213,7 +258,7 @@ class ADPretrainFeatureExtractor(Pretrained):
             on_error: called with the name and the error of an image that cannot be used, which is then left out; by
                 default the error is raised.
         """
-        batches = self._feature_batches(images, batch_size, progress, on_error, "extract")
+        batches = self.stream_batches(images, batch_size=batch_size, progress=progress, on_error=on_error)
         return (
             (image, {name: level[row] for name, level in zip(self.layers, features, strict=True)})
             for batch, features in to_host(batches, self.device)
@@ -252,36 +297,44 @@ class ADPretrainFeatureExtractor(Pretrained):
         Args:
             images, batch_size, progress, on_error: see ``stream``.
         """
-        batches = self._feature_batches(images, batch_size, progress, on_error, "score")
+        batches = self.stream_batches(
+            images, batch_size=batch_size, progress=progress, on_error=on_error, label="score"
+        )
         maps = ((batch, [anomaly_map(features, batch[0].network_size)]) for batch, features in batches)
         return (scored for batch, (own,) in to_host(maps, self.device) for scored in score_batch(batch, own))
 
-    def _feature_batches(
-        self, images: Any, batch_size: int, progress: bool, on_error: Optional[OnError], label: str
-    ) -> Iterator[tuple[list[PreparedImage], list[Tensor]]]:
+    def stream_batches(
+        self,
+        images: Any,
+        *,
+        batch_size: int = 16,
+        progress: bool = True,
+        on_error: Optional[OnError] = None,
+        label: str = "extract",
+    ) -> Batches:
+        """Like ``stream``, batch by batch: the images and L maps (B, C, h, w), left on the extractor's device.
+
+        Args:
+            images, batch_size, progress, on_error: see ``stream``.
+            label: of the bar.
+        """
         reference = self._require_reference()  # now, not at the first image
-        encoded = self._encode_batches(images, batch_size, progress, on_error, label)
-        return ((batch, self._project(features, reference)) for batch, features in encoded)
 
+        def project(features: list[Tensor]) -> list[Tensor]:
+            return self.projectors(self.residuals(features, reference))
+
+        return self._encode_batches(
+            PreparedBatches(images, self.preprocess, batch_size, on_error), progress, label, project
+        )
+
+    @torch.no_grad()
     def _encode_batches(
-        self, images: Any, batch_size: int, progress: bool, on_error: Optional[OnError], label: str
-    ) -> Iterator[tuple[list[PreparedImage], list[Tensor]]]:
-        batches = PreparedBatches(images, self.preprocess, batch_size, on_error)
-        bar = tqdm(total=batches.total, unit="image", desc=label, disable=not progress)
-        return self._encode_with_bar(batches, bar)
-
-    @torch.no_grad()
-    def _encode_with_bar(
-        self, batches: PreparedBatches, bar: tqdm
-    ) -> Iterator[tuple[list[PreparedImage], list[Tensor]]]:
-        with bar:
+        self, batches: PreparedBatches, progress: bool, label: str, then: Callable[[list[Tensor]], list[Tensor]] = list
+    ) -> Batches:
+        with tqdm(total=batches.total, unit="image", desc=label, disable=not progress) as bar:
             for batch in batches:
-                yield batch, self.encode(stack(batch))
+                yield batch, then(self.encode(stack(batch)))
                 bar.update(len(batch))
-
-    @torch.no_grad()
-    def _project(self, features: list[Tensor], reference: ReferenceBank) -> list[Tensor]:
-        return self.projectors(self.residuals(features, reference))
 
     def _match(self, features: Sequence[Tensor], references: Optional[References]) -> list[Tensor]:
         if references is None:

@@ -1,20 +1,24 @@
-"""Files that are either whole or not there: written under a temporary name, then renamed."""
-
-from __future__ import annotations
+"""Files that are either whole or not there, tensors that fit or are refused, and short identities of both."""
 
 import contextlib
 import csv
+import hashlib
 import io
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
-from adpretrain_hf.errors import InputError
+from adpretrain_hf.errors import BundleError, InputError, MissingPathError
+
+_SAMPLE = 4096  # values of a tensor that its digest is made of
 
 
 @contextlib.contextmanager
@@ -72,9 +76,7 @@ def write_text(path: str | Path, text: str) -> None:
 def write_csv(path: Path, header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
     """Writes a CSV file atomically."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
     write_text(path, text.getvalue())
 
 
@@ -84,3 +86,129 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Reads the tensors and the metadata of a safetensors file.
+
+    Raises:
+        MissingPathError: no such file.
+        BundleError: not a whole safetensors file.
+    """
+    if not Path(path).is_file():
+        raise MissingPathError(f"{path} is missing: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise BundleError(f"{path} is not a whole safetensors file: {error}") from error
+
+
+def check_names(
+    where: str, found: Iterable[str], expected: Iterable[str], misfits: Collection[str] = (), advice: str = ""
+) -> None:
+    """Checks that tensors are those that are expected, no more and no less.
+
+    Args:
+        where: what errors call them.
+        found, expected: their names.
+        misfits: what else is wrong with them, such as a shape.
+        advice: what to do.
+
+    Raises:
+        BundleError: tensors are missing, left over or do not fit; all are listed.
+    """
+    found, expected = set(found), set(expected)
+    missing, unexpected = sorted(expected - found), sorted(found - expected)
+    if missing or unexpected or misfits:
+        raise BundleError(
+            f"{where}: missing {missing}, unexpected {unexpected}, of another shape or kind {sorted(misfits)}"
+            f"{advice and ': '}{advice}"
+        )
+
+
+def check_fit(where: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], advice: str = "") -> None:
+    """Checks that tensors can take the place of others: their names, their shapes, and that they are floats.
+
+    Raises:
+        BundleError: see ``check_names``.
+    """
+    pairs = [(name, tensor, expected[name]) for name, tensor in tensors.items() if name in expected]
+    misfits = [f"{n}: got {tuple(t.shape)}, expected {tuple(e.shape)}" for n, t, e in pairs if t.shape != e.shape]
+    misfits += [f"{n}: got {t.dtype}, expected floats" for n, t, _ in pairs if not t.is_floating_point()]
+    check_names(where, tensors, expected, misfits, advice)
+
+
+def check_finite(where: str, tensors: dict[str, Tensor]) -> None:
+    """Raises BundleError if any tensor holds NaN or infinity, listing them."""
+    # A sum carries every NaN and infinity along and reads the memory once.
+    bad = [name for name, t in tensors.items() if t.is_floating_point() and not t.sum(dtype=torch.float32).isfinite()]
+    if bad:
+        raise BundleError(f"{where}: NaN or infinite values in {bad}; the file is damaged, get it again")
+
+
+def is_intact(path: Path) -> bool:
+    """Whether a file in the Hub client's cache has the checksum that the Hub announced: the name of its blob.
+
+    Large files are named by their sha256, others by git's sha1. Where the cache has no links to blobs (Windows without
+    the right to make them) there is nothing to compare with. A file that was found intact is not read again until its
+    size or its time changes, which a stamp beside the blob keeps.
+    """
+    blob = path.resolve()
+    if not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", blob.name):
+        return True
+    stamp, state = _stamp_of(blob), f"{blob.stat().st_size} {blob.stat().st_mtime_ns} {blob.name}"
+    with contextlib.suppress(OSError):
+        if stamp.read_text() == state:
+            return True
+    intact = (sha256_of if len(blob.name) == 64 else git_sha1_of)(blob) == blob.name
+    if intact:
+        with contextlib.suppress(OSError):  # a cache may be read-only
+            stamp.write_text(state)
+    return intact
+
+
+def _stamp_of(blob: Path) -> Path:
+    return blob.with_name(f"{blob.name}.intact")
+
+
+def discard(path: Path) -> None:
+    """Removes a cached file, its blob and its stamp."""
+    blob = path.resolve()
+    for one in (_stamp_of(blob), blob, path):
+        one.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """The checksum by which the Hub knows a large file."""
+    return _digest(path, hashlib.sha256())
+
+
+def git_sha1_of(path: Path) -> str:
+    """The checksum by which the Hub, like git, knows any other file."""
+    return _digest(path, hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False))
+
+
+def _digest(path: Path, digest: Any) -> str:
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def tensor_digest(tensor: Tensor) -> bytes:
+    """The identity of one tensor: of its shape and of up to 4,096 of its values, evenly spread.
+
+    float16 and its float32 copy have the same one. It tells trainings apart and costs next to nothing; it is no
+    checksum against damage.
+    """
+    values = tensor.detach().flatten()
+    sample = values[:: max(1, values.numel() // _SAMPLE)]
+    digest = hashlib.sha256(str(tuple(tensor.shape)).encode())
+    digest.update(sample.float().cpu().contiguous().numpy().data)
+    return digest.digest()
+
+
+def combined_digest(digests: Iterable[bytes]) -> str:
+    """16 hex digits for several identities in their order."""
+    return hashlib.sha256(b"".join(digests)).hexdigest()[:16]

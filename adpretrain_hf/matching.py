@@ -1,7 +1,5 @@
 """The nearest reference patch of every token, and the residual against it (paper, section 3.2)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Pictures of anomaly maps: heat maps, overlays on the image, and a contact sheet."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -48,14 +46,14 @@ def colour_range(maps: Iterable[np.ndarray]) -> ColourRange:
 
 def heat_map(anomaly: np.ndarray, colours: ColourRange) -> Image.Image:
     """Colours a map (H, W)."""
-    return Image.fromarray(_colour(_relative(anomaly, colours)).astype(np.uint8))
+    return Image.fromarray(_colour(anomaly, colours)[1].astype(np.uint8))
 
 
 def overlay(image: Image.Image, anomaly: np.ndarray, colours: ColourRange) -> Image.Image:
     """Lays a map (H, W) over its RGB image (W x H); what is normal stays as it is."""
-    relative = _relative(anomaly, colours)
+    relative, colour = _colour(anomaly, colours)
     weight = 0.75 * np.sqrt(relative)[..., None]
-    blended = (1 - weight) * np.asarray(image, dtype=np.float32) + weight * _colour(relative)
+    blended = (1 - weight) * np.asarray(image, dtype=np.float32) + weight * colour
     return Image.fromarray(blended.round().astype(np.uint8))
 
 
@@ -73,11 +71,7 @@ def contact_sheet(entries: Sequence[SheetEntry]) -> Image.Image:
 
 
 def _draw_entry(sheet: Image.Image, entry: SheetEntry, left: int, top: int) -> None:
-    pictures = (
-        entry.image,
-        heat_map(entry.anomaly, entry.colours),
-        overlay(entry.image, entry.anomaly, entry.colours),
-    )
+    pictures = (entry.image, heat_map(entry.anomaly, entry.colours), overlay(entry.image, entry.anomaly, entry.colours))
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
     draw.text((left, top), entry.title, fill="black", font=font)
     draw.text((left, top + 15), entry.subtitle, fill="black", font=font)
@@ -87,10 +81,8 @@ def _draw_entry(sheet: Image.Image, entry: SheetEntry, left: int, top: int) -> N
         sheet.paste(tile, (left + place * (_TILE + 1), top + _CAPTION))
 
 
-def _relative(anomaly: np.ndarray, colours: ColourRange) -> np.ndarray:
-    return np.clip((anomaly.astype(np.float32) - colours.low) / (colours.high - colours.low), 0, 1)
-
-
-def _colour(relative: np.ndarray) -> np.ndarray:
+def _colour(anomaly: np.ndarray, colours: ColourRange) -> tuple[np.ndarray, np.ndarray]:
+    """Where a map (H, W) lies in the range, 0 to 1, and its colours (H, W, 3)."""
+    relative = np.clip((anomaly.astype(np.float32) - colours.low) / (colours.high - colours.low), 0, 1)
     anchors = np.linspace(0, 1, len(_COLOURS))
-    return np.stack([np.interp(relative, anchors, channel) for channel in _COLOURS.T], axis=-1)
+    return relative, np.stack([np.interp(relative, anchors, channel) for channel in _COLOURS.T], axis=-1)

@@ -1,7 +1,5 @@
 """The projectors: what ADPretrain trains, one per level, from residuals to pretrained features."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import torch

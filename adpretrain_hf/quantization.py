@@ -1,18 +1,12 @@
 """A faster extractor for CPUs: linear layers in 8-bit integers."""
 
-from __future__ import annotations
-
 import warnings
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from adpretrain_hf.errors import InputError
-
-if TYPE_CHECKING:
-    from adpretrain_hf.extractor import ADPretrainFeatureExtractor
+from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 
 
 def quantize(extractor: ADPretrainFeatureExtractor) -> ADPretrainFeatureExtractor:
@@ -44,19 +38,8 @@ def quantize(extractor: ADPretrainFeatureExtractor) -> ADPretrainFeatureExtracto
     with warnings.catch_warnings():
         # Its successor, torchao, is many times slower than float32 on a CPU unless it is compiled.
         warnings.filterwarnings("ignore", message="torch.*deprecated")
-        for module in _with_linear_layers(extractor):
+        # All but the layers whose output is computed once and kept, where nothing is to be gained.
+        parts = (part for projector in extractor.projectors for part in (projector.attention, projector.mlp))
+        for module in (extractor.backbone.model, *parts):
             quantize_dynamic(module, {nn.Linear}, dtype=torch.qint8, inplace=True)
     return extractor
-
-
-def is_quantized(module: nn.Module) -> bool:
-    """Whether any of its layers is in 8 bits; those keep their weights packed, not as tensors."""
-    return not all(isinstance(value, Tensor) for value in module.state_dict().values())
-
-
-def _with_linear_layers(extractor: ADPretrainFeatureExtractor) -> Iterator[nn.Module]:
-    """All modules but those whose output is computed once and kept, where nothing is to be gained."""
-    yield extractor.backbone.model
-    for projector in extractor.projectors:
-        yield projector.attention
-        yield projector.mlp

@@ -1,20 +1,17 @@
 """ReferenceBank: the patches of a few normal images of one category, and residuals against the nearest of them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from adpretrain_hf.compaction import choose_core
+from adpretrain_hf.coreset import choose_core
 from adpretrain_hf.errors import BundleError, InputError, MissingPathError
-from adpretrain_hf.files import atomic_path
+from adpretrain_hf.files import atomic_path, check_names, read_safetensors
 from adpretrain_hf.matching import nearest_residual, to_rows
 
 _FORMAT = "adpretrain_reference_bank_1"
@@ -55,15 +52,13 @@ class ReferenceBank:
         if not all(level.isfinite().all() for level in patches):
             raise InputError("the reference patches hold NaN or infinite values: check the reference images")
         self.patches = list(patches)
-        self.fingerprint = fingerprint
-        self.category = category
-        self.num_images = num_images
-        self.compacted = compacted
+        self.fingerprint, self.category = fingerprint, category
+        self.num_images, self.compacted = num_images, compacted
         # The norms are needed by every matching and do not change.
         self._inverse_norms = [1 / level.float().norm(dim=1).clamp_min(1e-12) for level in patches]
 
     @classmethod
-    def from_features(cls, features: Sequence[Tensor], *, fingerprint: str = "", category: str = "") -> ReferenceBank:
+    def from_features(cls, features: Sequence[Tensor], *, fingerprint: str = "", category: str = "") -> "ReferenceBank":
         """Makes a bank of all patches of L feature maps (B, C, h, w)."""
         patches = [to_rows(level).contiguous() for level in features]
         return cls(patches, fingerprint=fingerprint, category=category, num_images=len(features[0]))
@@ -100,7 +95,7 @@ class ReferenceBank:
             for level, patches, norms in zip(features, self.patches, self._inverse_norms, strict=True)
         ]
 
-    def without_image(self, index: int) -> ReferenceBank:
+    def without_image(self, index: int) -> "ReferenceBank":
         """The bank of all images but one: what that image itself is compared with, where it shall not find itself.
 
         Args:
@@ -120,10 +115,10 @@ class ReferenceBank:
         patches = [torch.cat((level[: index * each], level[(index + 1) * each :])) for level in self.patches]
         return self._with(patches, num_images=self.num_images - 1)
 
-    def compact(self, fraction: float, *, seed: int = 0) -> ReferenceBank:
+    def compact(self, fraction: float, *, seed: int = 0) -> "ReferenceBank":
         """A bank of fewer patches that stand for all: matching takes time and memory in proportion to their number.
 
-        Every level keeps patches of its own, chosen by ``compaction.choose_core``; the same seed chooses the same ones.
+        Every level keeps patches of its own, chosen by ``coreset.choose_core``; the same seed chooses the same ones.
 
         Args:
             fraction: of the patches to keep, above 0 and at most 1.
@@ -141,7 +136,7 @@ class ReferenceBank:
         patches = [level[rows] for level, rows in zip(self.patches, kept, strict=True)]
         return self._with(patches, compacted=True)
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ReferenceBank:
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "ReferenceBank":
         """A bank on another device or in another precision (itself, if it is there already)."""
         patches = [level.to(device=device, dtype=dtype) for level in self.patches]
         if all(new is old for new, old in zip(patches, self.patches, strict=True)):
@@ -156,7 +151,7 @@ class ReferenceBank:
             save_file(tensors, temporary, metadata={_FORMAT: json.dumps(self._about())})
 
     @classmethod
-    def load(cls, path: str | Path) -> ReferenceBank:
+    def load(cls, path: str | Path) -> "ReferenceBank":
         """Reads what ``save`` wrote. Whether it fits an extractor is checked when it is given to one.
 
         Raises:
@@ -165,17 +160,10 @@ class ReferenceBank:
         """
         if not Path(path).is_file():
             raise MissingPathError(f"no reference bank at {path}: make one with `adpretrain reference`")
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        except (SafetensorError, OSError) as error:
-            raise BundleError(f"{path} is not a readable safetensors file: {error}") from error
+        tensors, metadata = read_safetensors(path)
         if _FORMAT not in metadata:
             raise BundleError(f"{path} is not a reference bank: its metadata lack {_FORMAT!r}")
-        expected = {f"level.{level}" for level in range(len(tensors))}
-        if set(tensors) != expected:
-            raise BundleError(f"{path} holds {sorted(tensors)}, expected {sorted(expected)}")
+        check_names(str(path), tensors, {f"level.{level}" for level in range(len(tensors))})
         try:
             return cls([tensors[f"level.{level}"] for level in range(len(tensors))], **json.loads(metadata[_FORMAT]))
         except (InputError, TypeError, json.JSONDecodeError) as error:
@@ -185,7 +173,7 @@ class ReferenceBank:
         about = {"fingerprint": self.fingerprint, "category": self.category, "num_images": self.num_images}
         return about | {"compacted": True} if self.compacted else about
 
-    def _with(self, patches: Sequence[Tensor], **changes: Any) -> ReferenceBank:
+    def _with(self, patches: Sequence[Tensor], **changes: Any) -> "ReferenceBank":
         """The same bank with other patches."""
         return ReferenceBank(patches, **(self._about() | changes))
 

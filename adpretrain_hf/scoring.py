@@ -1,7 +1,5 @@
 """FeatureNorm: the length of a pretrained feature is an anomaly score (paper, section 4; released ``feature_norm``)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from adpretrain_hf.errors import InputError
-from adpretrain_hf.preprocessing import PreparedImage
+from adpretrain_hf.images import PreparedImage
 
 SIGMA = 4.0
 _TRUNCATE = 4.0  # a Gaussian is cut off after this many sigmas, as scipy.ndimage does

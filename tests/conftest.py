@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
+import shutil
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.loopback_hub.hub_server import HubServer
@@ -40,13 +45,59 @@ PHOTOS = ROOT / "tests" / "photos"
 BUNDLE = ROOT / "hub_cards" / "adpretrain-dinov2-small"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _fork_server() -> None:
+    """Begins with the imports for tests that start processes, if there are any, beside the tests before them."""
+    if processes := sys.modules.get("tests.processes"):
+        processes.start_server()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Starts the random numbers of every test anew, or some would depend on the tests before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+class QuickClock:
+    """The module ``time``, but for pauses, which are a fiftieth as long."""
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(time, name)
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds / 50)
+
+
 @pytest.fixture
-def hub() -> Iterator[HubServer]:
-    """The Hub on loopback, with an empty log and no faults waiting."""
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """The Hub on loopback, with an empty log and no faults waiting; its clients try again sooner than usual."""
+    for module in ("adpretrain_hf.hub", "huggingface_hub.file_download", "huggingface_hub.utils._http"):
+        monkeypatch.setattr(f"{module}.time", QuickClock())
     HUB.rules.clear()
     HUB.log.clear()
     yield HUB
     HUB.rules.clear()
+
+
+@pytest.fixture
+def mount_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Makes a file system of a size such as ``"400k"``; skips the test where mounting is not allowed."""
+    mounted: list[Path] = []
+
+    def mount(size: str) -> Path:
+        folder = tmp_path / "disk"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("needs the right to mount a file system: run as root")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.fixture(scope="session")
@@ -54,6 +105,16 @@ def golden() -> dict[str, Tensor]:
     """Inputs and outputs of the authors' code; float16 inputs come as float32."""
     tensors = load_file(GOLDEN / "golden.safetensors")
     return {name: t.float() if t.dtype == torch.float16 else t for name, t in tensors.items()}
+
+
+@pytest.fixture(scope="session")
+def released() -> dict[str, Tensor]:
+    """The projectors of the authors' stored checkpoint, in bfloat16."""
+    from numpy._core.multiarray import scalar
+
+    allowed = [(scalar, "numpy.core.multiarray.scalar"), np.dtype, np.dtypes.Float64DType]
+    with torch.serialization.safe_globals(allowed):
+        return torch.load(GOLDEN / "checkpoints_pro_angle.pth", weights_only=True)["projectors"]
 
 
 @pytest.fixture(scope="session")
@@ -97,8 +158,8 @@ def image_folder(tmp_path: Path) -> Path:
 def make_extractor(folder: Path, seed: int = 1, **overrides: object) -> ADPretrainFeatureExtractor:
     """An extractor on a backbone's folder, its projectors random instead of the identity."""
     settings = {"image_size": 32, "num_reference_tokens": 24, "num_heads": 4} | overrides
-    extractor = ADPretrainFeatureExtractor.from_backbone(str(folder), **settings)
     torch.manual_seed(seed)
+    extractor = ADPretrainFeatureExtractor.from_backbone(str(folder), **settings)
     with torch.no_grad():
         for parameter in extractor.projectors.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))

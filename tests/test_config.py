@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adpretrain_hf import ADPretrainConfig
+from adpretrain_hf.backbones import CLIP, IMAGENET
+from adpretrain_hf.backbones.sources import split_source
+from adpretrain_hf.config import PRESETS, quarter_levels
 from adpretrain_hf.errors import BundleError, InputError
-from adpretrain_hf.presets import PRESETS, quarter_levels
-from adpretrain_hf.sources import CLIP_MEAN, HALF, IMAGENET_MEAN, split_source
 from tests.conftest import GOLDEN
 from tests.tiny import FAMILIES, save_tiny
 
@@ -47,8 +48,8 @@ def test_released_presets_do_not_normalize_tokens_and_new_ones_do():
 
 
 def test_clip_family_has_clip_statistics():
-    assert ADPretrainConfig.preset("imagebind").mean == ADPretrainConfig.preset("clip-base").mean == CLIP_MEAN
-    assert ADPretrainConfig.preset("dinov2-base").mean == IMAGENET_MEAN
+    assert ADPretrainConfig.preset("imagebind").mean == ADPretrainConfig.preset("clip-base").mean == CLIP[0]
+    assert ADPretrainConfig.preset("dinov2-base").mean == IMAGENET[0]
 
 
 def test_unknown_preset_lists_the_known_ones():
@@ -165,8 +166,8 @@ def test_from_backbone_derives_sizes_and_levels(family, tmp_path):
     assert (config.hidden_size, config.patch_size, config.layers) == (32, 8, (1, 2, 3, 4))
     assert config.image_size == (224 if "dino" in family else 32)  # a fixed position grid keeps its own size
     assert config.normalize_tokens
-    expected = {"clip_vision_model": CLIP_MEAN, "siglip_vision_model": HALF, "vit": HALF}
-    assert config.mean == expected.get(family, IMAGENET_MEAN)
+    expected = {"clip_vision_model": CLIP[0], "siglip_vision_model": (0.5, 0.5, 0.5), "vit": (0.5, 0.5, 0.5)}
+    assert config.mean == expected.get(family, IMAGENET[0])
 
 
 def test_from_backbone_takes_statistics_that_lie_beside_the_weights(tmp_path):

@@ -1,4 +1,4 @@
-"""The extractor end to end: the authors' numbers, its interface, precision, threads."""
+"""The extractor end to end: the authors' numbers, its interface, precision, threads, and what feature_info promises."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from PIL import Image
 
 from adpretrain_hf import ADPretrainConfig, ADPretrainFeatureExtractor, ReferenceBank
 from adpretrain_hf.backbones import Backbone
+from adpretrain_hf.bundle.released import from_released
 from adpretrain_hf.errors import ImageError, InputError
-from adpretrain_hf.released import from_released
 from tests.conftest import GOLDEN, PHOTOS, make_extractor, random_image
-from tests.test_projector import released  # noqa: F401 (a fixture)
 from tests.tiny import save_tiny
 
 
 @pytest.fixture
-def authors(released):  # noqa: F811
+def authors(released):
     """The tiny DINOv2 with the stored checkpoint's projectors, as published."""
     extractor = ADPretrainFeatureExtractor.from_backbone(str(GOLDEN / "dinov2_tiny"), normalize_tokens=False)
     projectors = {name: tensor.float() for name, tensor in from_released(released).items()}
@@ -368,3 +367,50 @@ def test_photographs_are_told_apart_without_training(tmp_path):
     assert extractor.reference.num_images == 8
     result = extractor.score(brick / "test" / "crack")
     assert result.scores.shape == (3,) and result.maps.shape[0] == 3
+
+
+# feature_info: what it promises against what is given, and timm's own reading of the same entries
+
+
+QUESTIONS = [None, 0, 1, -1, [1], [1, 0], (0, 1)]
+
+
+@pytest.fixture
+def two_levels(tiny_folder):
+    return make_extractor(tiny_folder, layers=(2, 3)).set_reference([random_image(1)])
+
+
+def test_promises_of_feature_info_hold(two_levels):
+    info = two_levels.feature_info
+    features = two_levels(torch.randn(2, 3, 32, 48))
+    assert len(info) == len(features) == 2
+    for entry, maps in zip(info.get_dicts(), features.values(), strict=True):
+        assert maps.shape == (2, entry["num_chs"], 32 // entry["reduction"], 48 // entry["reduction"])
+
+
+def test_the_module_that_feature_info_names_gives_the_features(two_levels):
+    given = {}
+    for index, name in enumerate(two_levels.feature_info.module_name()):
+        module = two_levels.get_submodule(name)
+        module.register_forward_hook(lambda _module, _inputs, output, index=index: given.update({index: output}))
+    features = two_levels(torch.randn(1, 3, 32, 32))
+    for index, maps in enumerate(features.values()):
+        assert torch.equal(given[index], maps)
+
+
+@pytest.mark.parametrize("idx", QUESTIONS)
+def test_feature_info_answers_as_timm_does(two_levels, idx):
+    timm = pytest.importorskip("timm")
+    ours = two_levels.feature_info
+    theirs = timm.models.FeatureInfo(ours.get_dicts(), out_indices=ours.out_indices)
+    for question in ("channels", "reduction", "module_name", "get_dicts"):
+        arguments = {"idx": idx}
+        assert getattr(ours, question)(**arguments) == getattr(theirs, question)(**arguments)
+    assert ours.get_dicts(["num_chs"], idx) == theirs.get_dicts(["num_chs"], idx)
+    assert [ours[place] for place in range(len(ours))] == [theirs[place] for place in range(len(theirs))]
+
+
+def test_feature_info_agrees_with_the_attributes(two_levels):
+    assert two_levels.feature_info.channels() == two_levels.out_dims == [32, 32]
+    assert two_levels.feature_info.reduction() == two_levels.reductions == [8, 8]
+    assert two_levels.feature_info.get("index", [1]) == [1]

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from adpretrain_hf import ADPretrainFeatureExtractor
 from adpretrain_hf.cli import main
 from adpretrain_hf.errors import BundleError, MissingPathError
-from adpretrain_hf.hub_download import is_intact
+from adpretrain_hf.files import is_intact
 from tests.conftest import ROOT, make_extractor, random_image
 from tests.loopback_hub.hub_server import HubServer
 from tests.tiny import save_tiny
@@ -58,11 +57,6 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
     return tmp_path / "cache"
-
-
-@pytest.fixture(autouse=True)
-def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adpretrain_hf.retries.random.uniform", lambda low, high: 0.02)
 
 
 def features_of(extractor: ADPretrainFeatureExtractor) -> torch.Tensor:
@@ -164,7 +158,7 @@ FAULTS = {
     "reset in the body": {"drop_after": 100, "reset": True},
     "truncated": {"truncate": 50},
     "one bit flipped": {"corrupt": True},
-    "slow": {"rate": 400_000},
+    "slow": {"rate": 2_000_000},
 }
 
 
@@ -229,6 +223,36 @@ class TestFaults:
         blob.write_bytes(data)
         assert torch.equal(features_of(load("acme/tiny", cache_dir=cache)), features_of(load(repository["later"])))
 
+    def test_a_cached_file_is_read_through_once(self, repository, hub, cache):
+        """The network reads it anyway; a checksum of gigabytes at every start is what is spared."""
+        load("acme/tiny", cache_dir=cache)
+        (weights,) = cache.rglob("snapshots/*/model.safetensors")
+        blob, data = weights.resolve(), bytearray(weights.read_bytes())
+        before = blob.stat()
+        data[-1] ^= 1
+        blob.write_bytes(data)
+        os.utime(blob, ns=(before.st_atime_ns, before.st_mtime_ns))  # as it was, but for a bit
+        assert is_intact(weights)
+        os.utime(blob)
+        assert not is_intact(weights)
+        blob.with_name(f"{blob.name}.intact").write_text(f"{before.st_size} {blob.stat().st_mtime_ns} another")
+        assert not is_intact(weights)
+
+    def test_a_read_only_cache_is_checked_every_time(self, repository, hub, cache, monkeypatch):
+        load("acme/tiny", cache_dir=cache)
+        (weights,) = cache.rglob("snapshots/*/model.safetensors")
+        stamp = weights.resolve().with_name(f"{weights.resolve().name}.intact")
+        stamp.unlink()
+        stamp.mkdir()  # a name that cannot be written to
+        assert is_intact(weights) and is_intact(weights)
+
+    def test_files_of_other_variants_are_left_alone(self, repository, hub, cache, caplog):
+        load("acme/tiny", variant="norm", cache_dir=cache)
+        (other,) = cache.rglob("snapshots/*/model.norm.safetensors")
+        other.resolve().write_bytes(b"damaged")
+        load("acme/tiny", cache_dir=cache)
+        assert other.read_bytes() == b"damaged" and not caplog.records
+
     def test_a_stale_copy_is_not_taken_silently(self, repository, hub, cache):
         load("acme/tiny", cache_dir=cache)
         hub.fault("GET /api/models/acme/tiny", times=99, status=503)
@@ -247,21 +271,8 @@ print(Extractor.from_pretrained("acme/tiny", cache_dir={str(cache)!r}).variant)
         assert "the Hub cannot be reached: taking the cached commit" in gone.stderr
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 300 kB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = shutil.which("mount") and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)], capture_output=True
-    )
-    if not mounted or mounted.returncode:
-        pytest.skip("needs the right to mount a file system")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-def test_a_full_disk_is_one_clear_error_and_leaves_nothing_half(repository, hub, small_disk):
+def test_a_full_disk_is_one_clear_error_and_leaves_nothing_half(repository, hub, mount_disk):
+    small_disk = mount_disk("300k")
     with pytest.raises(BundleError, match="the disk is full while loading acme/tiny: free some space") as caught:
         load("acme/tiny", cache_dir=small_disk)
     assert caught.value.__cause__ is not None
@@ -286,9 +297,7 @@ class TestRefusals:
     def test_private_repository(self, repository, hub, cache):
         API.create_repo("acme/closed", private=True)
         self.refused(
-            "no repository acme/closed on the Hub .and no such folder here., or",
-            "acme/closed",
-            MissingPathError,
+            "no repository acme/closed on the Hub .and no such folder here., or", "acme/closed", MissingPathError
         )
 
     def test_gated_repository(self, repository, hub, cache):

@@ -62,6 +62,7 @@ def test_the_wheel_holds_the_package_alone(tmp_path):
         names = archive.namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"adpretrain_hf"}
     assert {"adpretrain_hf/py.typed", "adpretrain_hf/extractor.py"} <= set(names)
+    assert "adpretrain_hf/bundle/card_template.md" in names
 
 
 def test_core_dependencies_are_few():

@@ -10,23 +10,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from adpretrain_hf import ADPretrainConfig
+from adpretrain_hf.bundle.released import from_released, released_key_map
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.projector import Projectors, ResidualProjector, SqueezeExcite
-from adpretrain_hf.released import from_released, released_key_map
-from tests.conftest import GOLDEN
 
 CONFIG = ADPretrainConfig(backbone="tiny", hidden_size=48, patch_size=14, layers=(1, 2, 3, 4))
-
-
-@pytest.fixture(scope="module")
-def released():
-    """The projectors of the stored checkpoint, in bfloat16."""
-    import numpy
-    from numpy._core.multiarray import scalar
-
-    allowed = [(scalar, "numpy.core.multiarray.scalar"), numpy.dtype, numpy.dtypes.Float64DType]
-    with torch.serialization.safe_globals(allowed):
-        return torch.load(GOLDEN / "checkpoints_pro_angle.pth", weights_only=True)["projectors"]
 
 
 @pytest.fixture

@@ -81,8 +81,8 @@ def test_zero_tokens_do_not_give_nan():
 
 
 def test_a_large_bank_needs_no_large_similarity_matrix():
-    features, bank = torch.randn(32, 8, 16, 16), random_bank(64_000, 8, 1)
-    full_matrix = 32 * 256 * 64_000 * 4  # 2 GB
+    features, bank = torch.randn(32, 8, 16, 16), random_bank(16_000, 8, 1)
+    full_matrix = 32 * 256 * 16_000 * 4  # 0.5 GB
     largest = 0
 
     class Spy(torch.utils._python_dispatch.TorchDispatchMode):
@@ -100,11 +100,13 @@ def test_a_large_bank_needs_no_large_similarity_matrix():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_storage_stays_close(dtype):
-    features, bank = torch.randn(2, 16, 4, 4), random_bank(levels=1)
+    bank = random_bank(levels=1)
+    rows = bank.patches[0][:32] + 0.05 * torch.randn(32, 16)  # near one reference each: rounding chooses no other
+    features = rows.view(2, 16, 16).transpose(1, 2).unflatten(2, (4, 4))
     residual = bank.to(dtype=dtype).residuals([features])[0]
     assert residual.dtype == torch.float32
     expected = bank.residuals([features])[0]
-    assert (residual - expected).norm() / expected.norm() < 0.05
+    assert (residual - expected).norm() / features.norm() < 0.01
 
 
 def test_residual_has_the_features_dtype():
@@ -158,10 +160,10 @@ def test_a_slice_of_other_tensors_is_saved_alone(tmp_path):
     ("damage", "message"),
     [
         ("missing", "no reference bank at .*make one with `adpretrain reference`"),
-        ("text", "is not a readable safetensors file"),
-        ("truncated", "is not a readable safetensors file"),
+        ("text", "is not a whole safetensors file"),
+        ("truncated", "is not a whole safetensors file"),
         ("other", "is not a reference bank: its metadata lack 'adpretrain_reference_bank_1'"),
-        ("levels", r"holds \['level.0', 'level.2'\], expected \['level.0', 'level.1'\]"),
+        ("levels", r"missing \['level.1'\], unexpected \['level.2'\]"),
         ("nan", "NaN or infinite values"),
         ("shape", "got reference patches of shapes"),
     ],

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from adpretrain_hf.errors import InputError
-from adpretrain_hf.preprocessing import PreparedImage
+from adpretrain_hf.images import PreparedImage
 from adpretrain_hf.scoring import (
     SIGMA,
     AnomalyScores,

@@ -196,9 +196,7 @@ def _compare(args: argparse.Namespace) -> list[Row]:
 
 
 def _pretrained(
-    extractors: Mapping[str | None, ADPretrainFeatureExtractor],
-    cell: EncodedCell,
-    variant_of: Mapping[str, str | None],
+    extractors: Mapping[str | None, ADPretrainFeatureExtractor], cell: EncodedCell, variant_of: Mapping[str, str | None]
 ) -> list[Row]:
     return [
         row | {"features": f"pretrained {extractor.variant}"}

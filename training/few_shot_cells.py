@@ -13,11 +13,9 @@ from datasets import Dataset
 from torch import Tensor
 from torch.nn import functional as F
 
-from adpretrain_hf.batching import PreparedBatches, stack
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
-from adpretrain_hf.images import decode_image
-from adpretrain_hf.preprocessing import PreparedImage
+from adpretrain_hf.images import PreparedBatches, PreparedImage, decode_image, stack
 from training.encoded import read_encoded
 from training.masks import seen_mask
 from training.seeds import named_generator

@@ -8,12 +8,7 @@ from pathlib import Path
 # Limit, usage, statistics, and the statistic that counts cached files: of version 2 and of version 1 of control groups.
 _CONTROL_GROUPS = (
     ("memory.max", "memory.current", "memory.stat", "inactive_file"),
-    (
-        "memory/memory.limit_in_bytes",
-        "memory/memory.usage_in_bytes",
-        "memory/memory.stat",
-        "total_inactive_file",
-    ),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
 )
 
 

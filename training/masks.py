@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from adpretrain_hf.errors import ImageError
-from adpretrain_hf.preprocessing import PreparedImage, Preprocessor
+from adpretrain_hf.images import PreparedImage, Preprocessor
 from training.encoded import read_mask
 
 

@@ -104,10 +104,7 @@ def _references(
     )
     folder = settings.cache_folder or (run.path / "references" if distributed.world_size() > 1 else None)
     cache = ReferenceCache(
-        encoder,
-        content_keys(data.dataset["image"]),
-        memory_bytes=int(settings.cache_gb * 1e9) or None,
-        folder=folder,
+        encoder, content_keys(data.dataset["image"]), memory_bytes=int(settings.cache_gb * 1e9) or None, folder=folder
     )
     return References(data, _fill(cache, pool), cache, settings)
 

@@ -7,9 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from adpretrain_hf.bundle import CONFIG_FILE
+from adpretrain_hf.bundle import LAYOUT, BundlePusher
 from adpretrain_hf.errors import InputError
-from adpretrain_hf.push import BundlePusher
 from training.run_folder import RunFolder
 
 
@@ -27,7 +26,7 @@ def push_run(folder: str | Path, repository: str, *, public: bool = False) -> st
         BundleError: no access, no connection, or a public repository.
     """
     run = RunFolder(folder)
-    if not (run.bundle / CONFIG_FILE).is_file():
+    if not (run.bundle / LAYOUT.config).is_file():
         raise InputError(f"the run in {folder} is not finished: there is no bundle yet. Finish it with --resume")
     return BundlePusher(run.bundle, repository, private=None if public else True).push("Upload pretrained projectors")
 

@@ -18,7 +18,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from adpretrain_hf.errors import MissingPathError
-from adpretrain_hf.hub_download import RepositoryFiles
+from adpretrain_hf.hub import RepositoryFiles
 from training.encoded import read_encoded, read_mask
 from training.real_iad_json import check_files, read_annotation
 from training.real_iad_trees import JSONS, choose, class_tree, layout_of_folder, layout_of_repository
@@ -115,5 +115,5 @@ def _download(
     wanted = choose(layout, repo_id, resolution, categories)
     for category in wanted:
         # Each member of a zip has a checksum, which is looked at when it is read.
-        files.file(f"realiad_{resolution}/{category}.zip", recheck=False)
+        files.file(f"realiad_{resolution}/{category}.zip")
     return root, wanted

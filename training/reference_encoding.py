@@ -14,9 +14,8 @@ from torch import Tensor
 
 from adpretrain_hf.errors import ImageError, InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
+from adpretrain_hf.images import read_ahead, to_host
 from adpretrain_hf.matching import to_rows
-from adpretrain_hf.read_ahead import read_ahead
-from adpretrain_hf.transfer import to_host
 
 OnUnreadable = Callable[[int, ImageError], None]
 Load = Callable[[int], Tensor]

@@ -10,12 +10,10 @@ from pathlib import Path
 
 import torch
 
-from adpretrain_hf import bundle
-from adpretrain_hf.config import ADPretrainConfig
+from adpretrain_hf.bundle import LAYOUT, card_text, read_projectors, write_projectors
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.files import write_text
-from adpretrain_hf.model_card import card_text
 from adpretrain_hf.projector import Projectors
 from training import distributed
 from training.checkpoint import Progress
@@ -64,7 +62,7 @@ class RunFolder:
 
     def save_variant(self, variant: str, projectors: Projectors) -> None:
         """Keeps weights as the best so far."""
-        bundle.write_weights(self._variant_file(variant), projectors)
+        write_projectors(projectors, self._variant_file(variant))
 
     def write_metrics(self, progress: Progress) -> None:
         """Writes what is known of the epochs that are done to ``metrics.json``."""
@@ -93,16 +91,11 @@ class RunFolder:
             training=training_text(settings, extractor.config, progress, training, command),
             results=results_text(progress),
         )
-        write_text(self.bundle / bundle.CARD_FILE, card)
+        write_text(self.bundle / LAYOUT.card, card)
         backbone = copy.deepcopy(extractor.backbone).to("cpu", torch.float16)
         for variant in progress.best:
-            projectors = self._read_variant(variant, extractor.config)
+            projectors = read_projectors(self._variant_file(variant), extractor.config, torch.float16)
             ADPretrainFeatureExtractor(extractor.config, backbone, projectors, variant).save_pretrained(self.bundle)
-
-    def _read_variant(self, variant: str, config: ADPretrainConfig) -> Projectors:
-        file, projectors = self._variant_file(variant), Projectors(config)
-        bundle.load_strict(projectors, bundle.read_weights(file), str(file), torch.float16)
-        return projectors.requires_grad_(False)
 
     def _variant_file(self, variant: str) -> Path:
         return self.path / "variants" / f"{variant}.safetensors"

@@ -15,8 +15,7 @@ from torch.utils import data
 
 from adpretrain_hf.config import ADPretrainConfig
 from adpretrain_hf.errors import ImageError, InputError
-from adpretrain_hf.images import decode_image
-from adpretrain_hf.preprocessing import Preprocessor
+from adpretrain_hf.images import Preprocessor, decode_image
 from training.encoded import read_encoded, read_mask
 from training.sampler import Item
 from training.synthetic.defects import FAMILIES, paint_defect

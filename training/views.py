@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional as adjust
 
 from adpretrain_hf.config import ADPretrainConfig
 from adpretrain_hf.errors import ImageError, InputError
-from adpretrain_hf.preprocessing import Preprocessor, normalize, to_pixels
+from adpretrain_hf.images import Preprocessor, normalize, to_pixels
 
 __all__ = ["TwoViews", "Views", "normalize", "patch_labels_by_count", "patch_labels_nearest"]
 

@@ -1,4 +1,6 @@
-"""Callables for an actor pool of Ray Data: batches with images in, scores or features out (needs the extra ``ray``).
+"""Many images on the GPUs or CPUs of one machine or of a cluster, by Ray Data (needs the extra ``ray``).
+
+``write_parquet`` is a whole run that may be stopped and goes on; the classes are for a pipeline of one's own:
 
 ray.data.read_binary_files("images", include_paths=True).map_batches(
     ADPretrainScores,
@@ -9,21 +11,22 @@ ray.data.read_binary_files("images", include_paths=True).map_batches(
 ).write_parquet("scores")
 """
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from adpretrain_hf.errors import ImageError, InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
-from adpretrain_hf.images import ImageSource, decode_image
-from adpretrain_hf.launch import default_device
-from adpretrain_hf.named_images import reading_from
-from adpretrain_hf.preprocessing import PreparedImage
+from adpretrain_hf.files import atomic_path
+from adpretrain_hf.images import ImageSource, RunImages, default_device, to_host
+from adpretrain_hf.quantization import quantize
 from adpretrain_hf.scoring import anomaly_map, score_batch
 
 
@@ -37,9 +40,12 @@ class ADPretrainScores:
         references: normal images (a folder or files) or the path of a saved bank.
         column: of the images: encoded bytes, paths, or arrays (H, W, 3) of uint8.
         batch_size: images at a time in the network, however many a batch of Ray holds.
+        read: makes an image of a value of the column, where that is none itself.
         **from_pretrained: what ``ADPretrainFeatureExtractor.from_pretrained`` takes, such as ``variant`` and
-            ``device``; by default the actor's GPU if it has one.
+            ``device``, by default the actor's GPU if it has one; ``dtype`` may also be ``"int8"``.
     """
+
+    _with_features = False
 
     def __init__(
         self,
@@ -48,12 +54,20 @@ class ADPretrainScores:
         *,
         column: str = "bytes",
         batch_size: int = 16,
+        read: Callable[[Any], ImageSource] = lambda value: value,
         **from_pretrained: Any,
     ) -> None:
         from_pretrained.setdefault("device", default_device())
+        if in_8_bits := from_pretrained.get("dtype") == "int8":
+            from_pretrained["dtype"] = "float32"
         extractor = ADPretrainFeatureExtractor.from_pretrained(bundle, **from_pretrained)
-        self.extractor = extractor.set_reference(references, batch_size=batch_size)
-        self.column, self.batch_size = column, batch_size
+        self.extractor = quantize(extractor) if in_8_bits else extractor
+        self.extractor.set_reference(references, batch_size=batch_size)
+        self.layers = extractor.layers if self._with_features else ()
+        side = extractor.image_size // extractor.config.patch_size
+        level = np.full((extractor.config.hidden_size, side, side), np.nan, dtype=np.float32)
+        self._no_row = [np.array(np.nan), *[level] * len(self.layers)]
+        self.column, self.batch_size, self.read = column, batch_size, read
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The batch with its new columns.
@@ -63,55 +77,183 @@ class ADPretrainScores:
         """
         if self.column not in batch:
             raise InputError(f"the batch has no column {self.column!r}, only {list(batch)}: give its name as `column`")
-        named = [(_name(image, number), image) for number, image in enumerate(batch[self.column])]
-        images = dict(named)
+        values = batch[self.column]
+        names = [value if isinstance(value, str) else f"image {n} of the batch" for n, value in enumerate(values)]
+        images = [(name, partial(self.read, value)) for name, value in zip(names, values, strict=True)]
         errors: dict[str, str] = {}
 
         def note(name: str, error: ImageError) -> None:
             errors[name] = str(error)
 
-        reader = reading_from(self.extractor, lambda name: _source(images[name], name))
-        stream = reader.stream([name for name, _ in named], batch_size=self.batch_size, progress=False, on_error=note)
-        rows = {image.name: self._row(image, features) for image, features in stream}
-        found = [rows.get(name) or self._no_row() for name, _ in named]
-        columns = {key: _column([row[key] for row in found]) for key in found[0]}
-        return {**batch, **columns, "error": np.array([errors.get(name, "") for name, _ in named], dtype=object)}
+        rows = dict(self._rows(images, batch_size=self.batch_size, progress=False, on_error=note))
+        found = zip(*(rows.get(name, self._no_row) for name in names), strict=True)
+        columns = {name: _column(column) for name, column in zip(("score", *self.layers), found, strict=True)}
+        return {**batch, **columns, "error": np.array([errors.get(name, "") for name in names], dtype=object)}
 
-    def _row(self, image: PreparedImage, features: dict[str, Tensor]) -> dict[str, np.ndarray]:
-        maps = anomaly_map([level[None] for level in features.values()], image.network_size)
-        (scored,) = score_batch([image], maps)
-        return {"score": np.array(scored.score)}
-
-    def _no_row(self) -> dict[str, np.ndarray]:
-        return {"score": np.array(np.nan)}
+    def _rows(self, images: Any, **options: Any) -> Iterator[tuple[str, list[np.ndarray]]]:
+        batches = self.extractor.stream_batches(images, **options)
+        wanted = len(self.layers)  # the rest stays on the GPU
+        results = ((batch, [anomaly_map(maps, batch[0].network_size), *maps[:wanted]]) for batch, maps in batches)
+        for batch, (anomaly, *levels) in to_host(results, self.extractor.device):
+            for place, scored in enumerate(score_batch(batch, anomaly)):
+                yield scored.image.name, [np.array(scored.score), *(level[place].float().numpy() for level in levels)]
 
 
 class ADPretrainFeatures(ADPretrainScores):
     """Adds a column ``layer<n>`` (C, h, w) of float32 for every level as well; NaN where an image cannot be used."""
 
-    def _row(self, image: PreparedImage, features: dict[str, Tensor]) -> dict[str, np.ndarray]:
-        levels = {layer: level.float().numpy() for layer, level in features.items()}
-        return super()._row(image, features) | levels
-
-    def _no_row(self) -> dict[str, np.ndarray]:
-        extractor = self.extractor
-        shapes = ((c, extractor.image_size // r) for c, r in zip(extractor.out_dims, extractor.reductions, strict=True))
-        levels = (np.full((c, side, side), np.nan, dtype=np.float32) for c, side in shapes)
-        return super()._no_row() | dict(zip(extractor.layers, levels, strict=True))
+    _with_features = True
 
 
-def _name(image: Any, number: int) -> str:
-    return str(image) if isinstance(image, str) else f"image {number} of the batch"
-
-
-def _source(image: Any, name: str) -> ImageSource:
-    return decode_image(image, name) if isinstance(image, bytes) else image
-
-
-def _column(values: list[np.ndarray]) -> np.ndarray:
+def _column(values: Sequence[np.ndarray]) -> np.ndarray:
     """The values of a column as one array, of objects where their shapes differ."""
     if len({value.shape for value in values}) == 1:
         return np.stack(values)
     column = np.empty(len(values), dtype=object)
     column[:] = values
     return column
+
+
+def write_parquet(
+    images: RunImages,
+    output: Path,
+    *,
+    features: bool = False,
+    cpus: int | None = None,
+    batch_size: int = 16,
+    **actor: Any,
+) -> dict[str, str]:
+    """Scores images by an actor on every GPU of Ray (see ``connect``), or on every few cores, and writes Parquet files.
+
+    Their columns: ``path``, absolute, or a data set's row (``"row 7"``); ``modified``, when the image was changed, in
+    nanoseconds, 0 for a row; ``score`` and ``error`` as ``ADPretrainScores`` adds them. The same call again does what
+    is missing, has changed or could not be used. Scores are to the bit those of one process with as many threads and
+    the same images in a batch: one that cannot be used shifts those that follow.
+
+    Args:
+        images: what ``open_images`` returns; these, and all other paths, as every node sees them.
+        output: a folder without results of another bundle or other references.
+        features: add the columns of ``ADPretrainFeatures``.
+        cpus: cores of an actor where there is no GPU or ``device`` is ``"cpu"``; by default all of this machine, or of
+            the largest node if that has fewer.
+        batch_size, **actor: what ``ADPretrainScores`` takes.
+
+    Returns:
+        The errors of the images that could not be used, by their paths.
+
+    Raises:
+        InputError: see ``connect``; no node has so many cores, a path is not Unicode, or an actor raised it.
+    """
+    ray = connect()
+    modified = {os.path.abspath(image): time for image, time in images.times.items()} or dict.fromkeys(images.names, 0)
+    done = _keep_rows(output, lambda row: _holds(row, modified))
+    if pending := {path: time for path, time in modified.items() if path not in done}:
+        number, resources, device = _pool(ray, cpus, actor.get("device"))
+        number = min(number, math.ceil(len(pending) / batch_size))
+        # Of many batches the network is busy from one to the next; the features of a block are in memory at once.
+        batches = min(2 if features else 16, len(pending) // (4 * number * batch_size))
+        common = {"column": "path", "read": images.source, "batch_size": batch_size, "device": device}
+        scored = ray.data.from_blocks(_blocks(pending, batch_size * max(1, batches))).map_batches(
+            ADPretrainFeatures if features else ADPretrainScores,
+            fn_constructor_kwargs=actor | common,
+            compute=ray.data.ActorPoolStrategy(size=number),
+            batch_size=None,
+            **resources,
+        )
+        _write(ray, scored, output, number)
+    errors = _keep_rows(output, lambda row: True)
+    return {path: errors[path] for path in modified if errors.get(path)}
+
+
+def connect(address: str | None = None, **options: Any) -> Any:
+    """Returns ``ray``, connected.
+
+    Args:
+        address: of a cluster; by default the one that this process is connected to, or else a new one on this machine.
+        **options: of ``ray.init``.
+
+    Raises:
+        InputError: it is not installed, cannot start workers on this machine, or there is no such cluster.
+    """
+    try:
+        import ray.data
+    except ImportError as error:
+        raise InputError("Ray Data is not installed: pip install adpretrain-hf[ray]") from error
+    if ray.is_initialized():
+        return ray
+    spaced = [path for path in (sys.executable, ray.__file__) if " " in path]
+    if spaced and address is None:
+        raise InputError(
+            f"Ray cannot start workers, for there is a space in the path of their Python, {spaced[0]}: make the "
+            "environment in a path without a space"
+        )
+    try:
+        ray.init(address=address or "local", **options)
+    except (ConnectionError, ValueError) as error:
+        raise InputError(f"there is no Ray cluster at {address}: {error}") from error
+    return ray
+
+
+def _pool(ray: Any, cpus: int | None, device: str | None) -> tuple[int, dict[str, int], str]:
+    """The number of actors, what each takes of the cluster, and the device that it computes on."""
+    gpus = 0 if device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
+    if gpus:
+        return gpus, {"num_gpus": 1}, "cuda"
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    cores = cpus or max(1, min(os.cpu_count() or 1, max(nodes)))
+    number = sum(node // cores for node in nodes)
+    if not number:
+        raise InputError(f"no node of the Ray cluster has {cores} CPUs for an actor: the largest has {max(nodes)}")
+    return number, {"num_cpus": cores}, device or "cpu"
+
+
+def _blocks(modified: Mapping[str, int], size: int) -> list[Any]:
+    import pyarrow as pa
+
+    try:
+        table = pa.table({"path": list(modified), "modified": list(modified.values())})
+    except UnicodeEncodeError as error:
+        raise InputError(f"{error.object!r} is not Unicode, as paths in Parquet files are: rename it") from error
+    return [table.slice(start, size) for start in range(0, len(table), size)]
+
+
+def _write(ray: Any, scored: Any, output: Path, number: int) -> None:
+    from pyarrow.fs import LocalFileSystem
+
+    try:
+        # Writing needs no core, for the actors hold them all to the end, and a run that is stopped would leave nothing.
+        options = {"filesystem": LocalFileSystem(), "ray_remote_args": {"num_cpus": 0}, "concurrency": number}
+        scored.write_parquet(str(output.resolve()), **options)
+    except ray.exceptions.RayError as error:
+        # Of what an actor raises only the text comes back.
+        told = re.findall(r"^adpretrain_hf\.errors\.\w+: (.+)", str(error), re.MULTILINE)
+        if not told:
+            raise
+        raise InputError(told[-1]) from error
+
+
+def _keep_rows(output: Path, holds: Callable[[dict[str, Any]], bool]) -> dict[str, str]:
+    """Takes out all rows but those that hold, and the files of a killed run; returns paths and errors of what stays."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    errors: dict[str, str] = {}
+    for file in sorted(output.glob("[!.]*.parquet")):
+        try:
+            rows = parquet.read_table(file, columns=["path", "modified", "error"], partitioning=None).to_pylist()
+        except pa.ArrowInvalid:  # its end is missing
+            rows = []
+        kept = [holds(row) for row in rows]
+        if not any(kept):
+            file.unlink()
+        elif not all(kept):
+            with atomic_path(file) as temporary:
+                parquet.write_table(parquet.read_table(file, partitioning=None).filter(pa.array(kept)), temporary)
+        errors |= {row["path"]: row["error"] for row, stays in zip(rows, kept, strict=True) if stays}
+    return errors
+
+
+def _holds(row: Mapping[str, Any], modified: Mapping[str, int]) -> bool:
+    """Whether the image could be used and is as it was; one that this run is not about only has to be there."""
+    now = modified.get(row["path"], row["modified"] if os.path.exists(row["path"]) else None)
+    return not row["error"] and row["modified"] == now

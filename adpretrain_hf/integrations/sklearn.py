@@ -6,8 +6,7 @@ Pipeline([
 ]).fit(normal_images).decision_function(images)
 """
 
-from __future__ import annotations
-
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,7 @@ from torch import Tensor
 
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
-from adpretrain_hf.images import named_sources
-from adpretrain_hf.preprocessing import is_prepared
+from adpretrain_hf.images import is_prepared, named_sources
 from adpretrain_hf.reference import ReferenceBank
 
 
@@ -57,14 +55,10 @@ class ADPretrainTransformer(TransformerMixin, BaseEstimator):
         batch_size: int = 16,
         device: str | torch.device | None = None,
     ) -> None:
-        self.bundle = bundle
-        self.variant = variant
-        self.num_references = num_references
-        self.num_patches = num_patches
-        self.batch_size = batch_size
-        self.device = device
+        self.bundle, self.variant, self.device, self.batch_size = bundle, variant, device, batch_size
+        self.num_references, self.num_patches = num_references, num_patches
 
-    def fit(self, images: Any, y: object = None) -> ADPretrainTransformer:
+    def fit(self, images: Any, y: object = None) -> "ADPretrainTransformer":
         """Loads the bundle and takes the references from normal images; ``y`` is not used.
 
         Raises:
@@ -82,6 +76,7 @@ class ADPretrainTransformer(TransformerMixin, BaseEstimator):
         self.extractor_ = extractor.set_reference(_take(images, self.reference_indices_), batch_size=self.batch_size)
         return self
 
+    @torch.no_grad()
     def fit_transform(self, images: Any, y: object = None, **fit_params: Any) -> Any:
         """Fits, and describes the same images, each reference by what it is against the *other* references.
 
@@ -102,7 +97,10 @@ class ADPretrainTransformer(TransformerMixin, BaseEstimator):
         references = [_take(images, [index]) for index in indices]
         banks = [self.extractor_.make_reference(image) for image in references]
         for place, (index, image) in enumerate(zip(indices, references, strict=True)):
-            rows[index] = self._describe_one(image, _joined(banks[:place] + banks[place + 1 :]))
+            others = banks[:place] + banks[place + 1 :]
+            patches = [torch.cat(level) for level in zip(*(bank.patches for bank in others), strict=True)]
+            bank = ReferenceBank(patches, fingerprint=others[0].fingerprint, num_images=len(others))
+            rows[index] = self._pool(level[0] for level in self.extractor_(image, bank).values())
         return rows
 
     def transform(self, images: Any) -> Any:
@@ -124,33 +122,16 @@ class ADPretrainTransformer(TransformerMixin, BaseEstimator):
 
     def _describe(self, images: Tensor | list[Any]) -> np.ndarray:
         stream = self.extractor_.extract(images, batch_size=self.batch_size, progress=False)
-        return np.stack([self._pool(list(features.values())) for features in stream])
+        return np.stack([self._pool(features.values()) for features in stream])
 
-    @torch.no_grad()
-    def _describe_one(self, image: Tensor | list[Any], bank: ReferenceBank) -> np.ndarray:
-        return self._pool([level[0] for level in self.extractor_(image, bank).values()])
-
-    def _pool(self, levels: list[Tensor]) -> np.ndarray:
-        return torch.cat([_longest_patches(level, self.num_patches) for level in levels]).cpu().numpy()
-
-
-def _longest_patches(level: Tensor, number: int) -> Tensor:
-    """The magnitudes of a level's channels (C,), averaged over the longest patches.
-
-    Args:
-        level: (C, h, w).
-        number: of patches, all if there are fewer.
-    """
-    patches = level.float().flatten(1)  # (C, h*w)
-    longest = patches.norm(dim=0).topk(min(number, patches.shape[1])).indices
-    return patches[:, longest].abs().mean(dim=1)
-
-
-def _joined(banks: list[ReferenceBank]) -> ReferenceBank:
-    levels = zip(*(bank.patches for bank in banks), strict=True)
-    return ReferenceBank(
-        [torch.cat(level) for level in levels], fingerprint=banks[0].fingerprint, num_images=len(banks)
-    )
+    def _pool(self, levels: Iterable[Tensor]) -> np.ndarray:
+        """The magnitudes of the channels of each level (C, h, w), averaged over its longest patches: (L * C,)."""
+        rows = []
+        for level in levels:
+            patches = level.float().flatten(1)  # (C, h*w)
+            longest = patches.norm(dim=0).topk(min(self.num_patches, patches.shape[1])).indices
+            rows.append(patches[:, longest].abs().mean(dim=1))
+        return torch.cat(rows).cpu().numpy()
 
 
 def _indexable(images: Any) -> Tensor | list[Any]:

@@ -5,31 +5,23 @@ features = pipeline("image-feature-extraction", model="org/adpretrain-dinov2-lar
 features.model.set_reference(normal_images)
 """
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    BaseImageProcessor,
-    BatchFeature,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, BaseImageProcessor, BatchFeature
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from adpretrain_hf.bundle import image_processor_settings
+from adpretrain_hf.bundle import describe_bundle, image_processor_settings
 from adpretrain_hf.config import MODEL_TYPE, ADPretrainConfig
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
-from adpretrain_hf.hub import describe_bundle
-from adpretrain_hf.preprocessing import Preprocessor
+from adpretrain_hf.images import Preprocessor
 
+_Path = str | os.PathLike[str]
 # What AutoModel and pipeline() pass on beside the arguments they were given; it says nothing about a bundle.
 _OF_TRANSFORMERS = ("config", "trust_remote_code", "adapter_kwargs", "_from_auto", "_from_pipeline")
 
@@ -73,9 +65,7 @@ class ADPretrainModel(PreTrainedModel):
         self.eval()
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls, pretrained_model_name_or_path: str | os.PathLike[str], **arguments: Any
-    ) -> ADPretrainModel:
+    def from_pretrained(cls, pretrained_model_name_or_path: _Path, **arguments: Any) -> "ADPretrainModel":  # type: ignore[override]
         """Loads a bundle strictly; see ``ADPretrainFeatureExtractor.from_pretrained`` for the arguments and errors."""
         config = arguments.get("config")
         given = {name: value for name, value in arguments.items() if name not in _OF_TRANSFORMERS}
@@ -94,7 +84,7 @@ class ADPretrainModel(PreTrainedModel):
             "make a new one with ADPretrainFeatureExtractor.from_backbone"
         )
 
-    def set_reference(self, images: Any, **arguments: Any) -> ADPretrainModel:
+    def set_reference(self, images: Any, **arguments: Any) -> "ADPretrainModel":
         """Sets the normal images to compare with, and returns self; see ``ADPretrainFeatureExtractor``."""
         self.extractor.set_reference(images, **arguments)
         return self
@@ -109,12 +99,12 @@ class ADPretrainModel(PreTrainedModel):
         states = tuple(level.flatten(2).transpose(1, 2) for level in maps)
         return ADPretrainOutput(last_hidden_state=states[-1], hidden_states=states, feature_maps=maps)
 
-    def requires_grad_(self, requires_grad: bool = True) -> ADPretrainModel:
+    def requires_grad_(self, requires_grad: bool = True) -> "ADPretrainModel":
         """Opens the projectors to training, or closes them; the backbone stays frozen."""
         self.extractor.requires_grad_(requires_grad)
         return self
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **arguments: Any) -> None:  # type: ignore[override]
+    def save_pretrained(self, save_directory: _Path, **arguments: Any) -> None:  # type: ignore[override]
         """Writes the bundle; see ``ADPretrainFeatureExtractor.save_pretrained``."""
         self.extractor.save_pretrained(os.fspath(save_directory), **arguments)
 
@@ -131,9 +121,7 @@ class ADPretrainImageProcessor(BaseImageProcessor):
         self.preprocessor = Preprocessor(config)
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls, pretrained_model_name_or_path: str | os.PathLike[str], **arguments: Any
-    ) -> ADPretrainImageProcessor:
+    def from_pretrained(cls, pretrained_model_name_or_path: _Path, **arguments: Any) -> "ADPretrainImageProcessor":  # type: ignore[override]
         """Reads how a bundle prepares images.
 
         Args:
@@ -166,8 +154,5 @@ class ADPretrainImageProcessor(BaseImageProcessor):
 
 AutoConfig.register(MODEL_TYPE, ADPretrainModelConfig, exist_ok=True)
 AutoModel.register(ADPretrainModelConfig, ADPretrainModel, exist_ok=True)
-AutoImageProcessor.register(
-    ADPretrainModelConfig,
-    image_processor_classes={"torchvision": ADPretrainImageProcessor, "pil": ADPretrainImageProcessor},
-    exist_ok=True,
-)
+_BACKENDS: dict[str, type] = dict.fromkeys(("torchvision", "pil"), ADPretrainImageProcessor)
+AutoImageProcessor.register(ADPretrainModelConfig, image_processor_classes=_BACKENDS, exist_ok=True)

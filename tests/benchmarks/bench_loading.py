@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from adpretrain_hf import ADPretrainFeatureExtractor
-from adpretrain_hf.backbone_loading import check_finite
-from adpretrain_hf.bundle import read_config
+from adpretrain_hf.bundle import describe_bundle
+from adpretrain_hf.files import check_finite
 from adpretrain_hf.projector import Projectors
 from tests.benchmarks.peak_memory import peak_memory
 from tests.benchmarks.random_models import random_extractor
@@ -59,7 +59,7 @@ def _files_and_modules(bundle: Path) -> list[dict[str, Tensor]]:
     tensors = [load_file(path) for path in (bundle / "model.safetensors", bundle / "backbone" / "model.safetensors")]
     with torch.device("meta"):
         AutoModel.from_config(AutoConfig.from_pretrained(bundle / "backbone"))
-        Projectors(read_config(bundle))
+        Projectors(describe_bundle(bundle)[0])
     return tensors
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from adpretrain_hf import ADPretrainConfig
-from adpretrain_hf.images import decode_image
+from adpretrain_hf.images import read_image
 from training.encoded import read_encoded
 from training.real_iad import load_real_iad
 from training.sampler import Item
@@ -34,7 +34,7 @@ def main() -> None:
             dataset = load_real_iad(generate(folder, categories=2, normals=4, size=size), resolution=str(size))
             samples = Samples(dataset, range(len(dataset)), config)
             encoded = [read_encoded(image) for image in dataset["image"]]
-            decode = _seconds(lambda data: decode_image(data, "image"), encoded)
+            decode = _seconds(lambda data: read_image(data, "image"), encoded)
             views = _seconds(samples.__getitem__, [Item(number, 0) for number in range(len(dataset))])
         print(f"| {size} px | {mean(map(len, encoded)) / 1e3:.0f} kB | {1e3 * decode:.1f} ms | {1e3 * views:.1f} ms |")
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,7 @@ from tests.conftest import BUNDLE, PHOTOS
 pytest.importorskip("anomalib")
 from anomalib.data import Folder
 from anomalib.deploy import ExportType
+from anomalib.models import AnomalibModule
 
 from adpretrain_hf.integrations.anomalib import (
     ADPretrainCflow,
@@ -27,6 +31,7 @@ from adpretrain_hf.integrations.anomalib import (
     ADPretrainUniad,
 )
 from tests.integrations.anomalib_data import datamodule, engine, write_images
+from tests.integrations.conftest import save_two_variants
 
 # Small, for the tests; what is not named is the default.
 DETECTORS = {
@@ -38,17 +43,17 @@ DETECTORS = {
     ADPretrainFeatureNorm: {},
 }
 each_detector = pytest.mark.parametrize("detector", DETECTORS, ids=lambda detector: detector.__name__)
-QUICK_TO_EXPORT = (ADPretrainPatchcore, ADPretrainPadim, ADPretrainFeatureNorm)  # the others take half a minute each
-each_export = pytest.mark.parametrize(
-    "detector",
-    [pytest.param(one, marks=[] if one in QUICK_TO_EXPORT else pytest.mark.slow) for one in DETECTORS],
-    ids=[one.__name__ for one in DETECTORS],
-)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_images(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def small_bundle(tiny_folder, tmp_path_factory):
+    """Of two levels: an exporter's time is in proportion to the operations of the graph."""
+    return save_two_variants(tiny_folder, tmp_path_factory.mktemp("small_bundle"), layers=(1, 2))
 
 
 def make(detector, bundle, **settings):
@@ -66,7 +71,8 @@ def predict(run, model, folder, **settings) -> tuple[Tensor, Tensor]:
 @each_detector
 def test_fits_tests_predicts_and_reloads_with_equal_scores(detector, bundle, folder, tmp_path):
     run = engine(tmp_path)
-    model = detector(str(bundle), **DETECTORS[detector], references=4)
+    drawn = detector is ADPretrainPatchcore  # all are drawn by the same code, which takes seconds
+    model = make(detector, bundle, evaluator=True, visualizer=drawn)
     run.fit(model, datamodule=datamodule(folder))
     results = run.test(model, datamodule=datamodule(folder), verbose=False)
     assert 0 <= results[0]["image_AUROC"] <= 1 + 1e-6
@@ -90,6 +96,35 @@ def test_other_features_are_one_argument(detector, kind, bundle, folder, tmp_pat
     run.fit(model, datamodule=datamodule(folder))
     assert model.features.kind == kind
     assert predict(run, model, folder)[0].isfinite().all()
+
+
+@each_detector
+def test_hyperparameters_are_the_arguments(detector, bundle):
+    """Anomalib's constructors have others, which ours could not be given back."""
+    model = make(detector, bundle, levels=[2, 4], features="residual")
+    given = {"bundle": str(bundle), "levels": [2, 4], "features": "residual", "references": 4} | DETECTORS[detector]
+    assert given.items() <= model.hparams.items()
+    own = set(inspect.signature(detector).parameters) - {"common"}
+    assert set(model.hparams) == own | {"variant", "levels", "features", "references"}
+    again = detector(**model.hparams, evaluator=False, visualizer=False)
+    assert again.features.layers == ["layer2", "layer4"]
+    assert again.hparams == model.hparams
+
+
+@each_detector
+def test_unknown_arguments_are_refused(detector, bundle):
+    expected = rf"{detector.__name__}.__init__\(\) got an unexpected keyword argument 'backbone'"
+    with pytest.raises(TypeError, match=expected):
+        make(detector, bundle, backbone="resnet18")
+
+
+def test_anomalibs_configuration_files_name_a_detector(bundle, tmp_path):
+    arguments = {"bundle": str(bundle), "levels": [2, 4], "num_neighbors": 2, "visualizer": False}
+    model = {"class_path": "adpretrain_hf.integrations.anomalib.ADPretrainPatchcore", "init_args": arguments}
+    (tmp_path / "model.yaml").write_text(json.dumps({"model": model}))
+    detector = AnomalibModule.from_config(tmp_path / "model.yaml")
+    assert detector.features.layers == ["layer2", "layer4"]
+    assert (detector.model.num_neighbors, detector.visualizer, detector.hparams.references) == (2, None, 8)
 
 
 def test_defaults_are_the_published_protocol(bundle):
@@ -202,32 +237,56 @@ def test_glass_learns_from_normalised_images(bundle, folder, tmp_path):
     assert sorted(seen[0].sum(dim=(1, 2, 3)).tolist()) == pytest.approx(sorted(expected.sum(dim=(1, 2, 3)).tolist()))
 
 
-@each_export
-def test_exports_to_onnx_and_torch(detector, bundle, folder, tmp_path):
+@pytest.mark.parametrize(
+    "detector",
+    [
+        pytest.param(one, marks=[] if one in (ADPretrainPatchcore, ADPretrainPadim) else pytest.mark.slow)
+        for one in DETECTORS
+    ],
+    ids=[one.__name__ for one in DETECTORS],
+)
+def test_exports_to_onnx(detector, small_bundle, folder, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
-    run, model = _fitted(detector, bundle, folder, tmp_path)
-    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        expected = model(images)
-    session = onnxruntime.InferenceSession(str(run.export(model, ExportType.ONNX, export_root=tmp_path / "onnx")))
+    run, model, images, expected = _fitted(detector, small_bundle, folder, tmp_path)
+    file = str(run.export(model, ExportType.ONNX, export_root=tmp_path / "onnx"))
+    session = onnxruntime.InferenceSession(file)
     names = [output.name for output in session.get_outputs()]
     outputs = dict(zip(names, session.run(None, {session.get_inputs()[0].name: images.numpy()}), strict=True))
     np.testing.assert_allclose(outputs["anomaly_map"], expected.anomaly_map, atol=2e-4)
     np.testing.assert_allclose(outputs["pred_score"], expected.pred_score, atol=2e-4)
+    if detector is ADPretrainPatchcore and find_spec("openvino"):
+        _assert_openvino_agrees(file, images, expected)
+
+
+@each_detector
+def test_exports_to_torch(detector, small_bundle, folder, tmp_path):
+    run, model, images, expected = _fitted(detector, small_bundle, folder, tmp_path)
     file = run.export(model, ExportType.TORCH, export_root=tmp_path / "torch")
     with torch.no_grad():
         again = torch.load(file, weights_only=False)["model"].eval()(images)
     assert torch.equal(again.anomaly_map, expected.anomaly_map)
 
 
-@pytest.mark.parametrize("detector", [ADPretrainPatchcore, pytest.param(ADPretrainFeatureNorm, marks=pytest.mark.slow)])
-def test_exports_to_openvino(detector, bundle, folder, tmp_path):
-    openvino = pytest.importorskip("openvino")
-    run, model = _fitted(detector, bundle, folder, tmp_path)
-    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        expected = model(images)
+@pytest.mark.parametrize("detector", [ADPretrainFeatureNorm, pytest.param(ADPretrainPatchcore, marks=pytest.mark.slow)])
+def test_exports_to_openvino(detector, small_bundle, folder, tmp_path):
+    pytest.importorskip("openvino")
+    run, model, images, expected = _fitted(detector, small_bundle, folder, tmp_path)
     file = run.export(model, ExportType.OPENVINO, export_root=tmp_path / "openvino")
+    _assert_openvino_agrees(file, images, expected)
+
+
+def _fitted(detector, bundle, folder, tmp_path):
+    """An engine, a fitted model, images (3, 3, 32, 32), and what the model says of them."""
+    run, model = engine(tmp_path), make(detector, bundle)
+    run.fit(model, datamodule=datamodule(folder))
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return run, model.eval(), images, model(images)
+
+
+def _assert_openvino_agrees(file, images, expected):
+    import openvino
+
     compiled = openvino.Core().compile_model(str(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     outputs = {output.get_any_name(): values for output, values in compiled(images.numpy()).items()}
     np.testing.assert_allclose(outputs["anomaly_map"], expected.anomaly_map, atol=2e-4)
@@ -247,14 +306,9 @@ def test_photographs_are_told_apart(tmp_path):
         val_split_mode="same_as_test",
         num_workers=0,
     )
-    run, model = engine(tmp_path), ADPretrainPatchcore(str(BUNDLE), visualizer=False)
+    run = engine(tmp_path, limit_val_batches=0)
+    model = ADPretrainPatchcore(str(BUNDLE), visualizer=False)
     run.fit(model, datamodule=data)
     results = run.test(model, datamodule=data, verbose=False)[0]
     assert results["image_AUROC"] > 0.9
     assert results["pixel_AUROC"] > 0.9
-
-
-def _fitted(detector, bundle, folder, tmp_path):
-    run, model = engine(tmp_path), make(detector, bundle)
-    run.fit(model, datamodule=datamodule(folder))
-    return run, model.eval()

@@ -101,8 +101,20 @@ def test_state_dict_carries_the_bank_and_its_names(tiny_folder, extractor, image
     other = DetectorFeatures(ADPretrainFeatureExtractor.from_backbone(str(tiny_folder), **_like(extractor)))
     other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert other.names == ("a", "b", "c", "d")
+    assert other.extractor.reference.num_images == 4
+    assert not other.extractor.reference.compacted
     for got, wanted in zip(other(images).values(), features(images).values(), strict=True):
         assert torch.equal(got, wanted)
+
+
+def test_state_dict_says_that_a_bank_is_compacted(extractor, references):
+    """No image can be left out of such a bank."""
+    features = DetectorFeatures(extractor)
+    features.set_reference(extractor.make_reference(references).compact(0.5))
+    state = features.state_dict()
+    features.set_reference(references)
+    features.load_state_dict(state)
+    assert extractor.reference.compacted
 
 
 def test_state_without_a_bank_removes_it(extractor, references):

@@ -1,24 +1,35 @@
-"""Ray Data: scores and features from an actor pool of two workers on this machine."""
+"""Ray Data: the actors as Ray calls them, and on two workers of this machine the documented recipe and ``--ray``."""
 
 from __future__ import annotations
 
+import csv
+import dataclasses
+import json
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from adpretrain_hf import ADPretrainFeatureExtractor
-from adpretrain_hf.errors import InputError
-from adpretrain_hf.images import list_images
-from adpretrain_hf.integrations.ray import ADPretrainFeatures, ADPretrainScores
+from adpretrain_hf.cli import main
+from adpretrain_hf.errors import ImageError, InputError
+from adpretrain_hf.images import list_images, open_images
+from adpretrain_hf.integrations.ray import ADPretrainFeatures, ADPretrainScores, connect, write_parquet
+from adpretrain_hf.quantization import quantize
 from tests.conftest import ROOT, random_image
 
 ray = pytest.importorskip("ray")
+pa = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
+datasets = pytest.importorskip("datasets")
 
 
 @pytest.fixture
@@ -85,6 +96,14 @@ def test_features_of_images_of_several_shapes(
     assert [level.shape for level in done["layer1"]] == [(32, 4, 8), (32, 4, 4)]
 
 
+def test_eight_bits(extractor: ADPretrainFeatureExtractor, arguments: dict[str, object], image_folder: Path) -> None:
+    paths = np.array(list(map(str, list_images(image_folder))))
+    references = [image_folder / "0.png", image_folder / "1.png"]
+    arguments |= {"references": list(map(str, references)), "column": "path", "dtype": "int8"}
+    expected = quantize(extractor).set_reference(references).score(list(paths)).scores.tolist()
+    assert ADPretrainScores(**arguments)({"path": paths})["score"].tolist() == expected
+
+
 def test_missing_column(arguments: dict[str, object]) -> None:
     with pytest.raises(InputError, match=r"the batch has no column 'bytes', only \['image'\]: give its name"):
         ADPretrainScores(**arguments)({"image": np.zeros((1, 32, 32, 3), dtype=np.uint8)})
@@ -93,21 +112,33 @@ def test_missing_column(arguments: dict[str, object]) -> None:
 # Two workers
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def two_workers() -> Iterator[None]:
     """A Ray of two CPUs, whose workers import this checkout."""
     variables = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    here = {"address": "local", "num_cpus": 2, "include_dashboard": False, "log_to_driver": False}
-    ray.init(**here, runtime_env={"env_vars": variables})
+    here = {"num_cpus": 2, "num_gpus": 0, "include_dashboard": False, "log_to_driver": False}
+    try:
+        connect(**here, runtime_env={"env_vars": variables})
+    except InputError as error:
+        pytest.skip(str(error))
     ray.data.DataContext.get_current().enable_progress_bars = False
     ray.data.DataContext.get_current().wait_for_min_actors_s = 120
     yield
     ray.shutdown()
 
 
-def readme_recipe(changes: dict[str, str]) -> str:
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """PyTorch on one core, as in the workers: more of them may sum in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def documented_recipe(changes: dict[str, str]) -> str:
     (recipe,) = re.findall(
-        r"```text\n(import ray\n.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
+        r"```text\n(import ray\n.*?)```", (ROOT / "docs" / "integrations.md").read_text(encoding="utf-8"), re.DOTALL
     )
     for there, here in changes.items():
         assert recipe.count(there) == 1
@@ -115,7 +146,7 @@ def readme_recipe(changes: dict[str, str]) -> str:
     return recipe
 
 
-def test_readme_recipe_gives_the_scores_of_the_extractor(
+def test_documented_recipe_gives_the_scores_of_the_extractor(
     two_workers: None, bundle: Path, bank: Path, image_folder: Path, expected: dict[str, float], tmp_path: Path,
     extractor: ADPretrainFeatureExtractor,
 ) -> None:  # fmt: skip
@@ -136,7 +167,7 @@ def test_readme_recipe_gives_the_scores_of_the_extractor(
         "num_gpus=1": "num_cpus=0.5",  # or no CPU is left to read with
         'write_parquet("scores")': f'write_parquet("{tmp_path / "scores"}")',
     }
-    exec(compile(readme_recipe(changes), "README.md", "exec"), {"Where": Where})
+    exec(compile(documented_recipe(changes), "integrations.md", "exec"), {"Where": Where})
     rows = {row["path"]: row for row in ray.data.read_parquet(str(tmp_path / "scores")).take_all()}
     assert {path: row["score"] for path, row in rows.items()} == pytest.approx(expected, abs=1e-5)
     assert rows[next(iter(rows))].keys() == {"path", "score", "error", "pid", "code", *extractor.layers}
@@ -146,3 +177,150 @@ def test_readme_recipe_gives_the_scores_of_the_extractor(
     path = str(image_folder / "1.png")
     for layer, maps in extractor(path).items():
         torch.testing.assert_close(torch.tensor(rows[path][layer]), maps[0], rtol=0, atol=1e-5)
+
+
+# The command line
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def rows_of(output: Path) -> dict[str, dict[str, Any]]:
+    """The rows of the Parquet files by their paths, each of which is there once."""
+    files = sorted(output.glob("[!.]*.parquet"))
+    found = [row for file in files for row in parquet.read_table(file, partitioning=None).to_pylist()]
+    rows = {row["path"]: row for row in found}
+    assert len(rows) == len(found)
+    return rows
+
+
+@pytest.mark.usefixtures("two_workers", "one_thread")
+def test_scores_on_ray_are_those_of_one_process_to_the_bit(
+    bundle: Path, bank: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(10, 20):  # four batches, and as many blocks
+        random_image(number).save(image_folder / f"{number}.png")
+    (image_folder / "whole.png").write_bytes(b"broken")  # the last one, and so all batches are the same
+    plain, on_ray = tmp_path / "plain", tmp_path / "on=ray № 1"
+    options = (bundle, image_folder, "--reference", bank, "--batch-size", 4)
+    assert run("score", *options, "--output", plain) == 1
+    assert run("score", *options, "--output", on_ray, "--ray") == 1
+    out, err = capsys.readouterr()
+    assert out == f"{plain}: 15 of 16 images\n{on_ray}: 15 of 16 images\n"
+    told = ["1 image could not be used:", f"  {image_folder / 'whole.png'} cannot be read as an image: "]
+    assert all(line.startswith(start) for line, start in zip(err.splitlines()[-2:], told, strict=True))
+
+    rows = rows_of(on_ray)
+    assert list(rows[str(image_folder / "0.png")]) == ["path", "modified", "score", "error"]
+    failed = rows.pop(str(image_folder / "whole.png"))
+    with (plain / "scores.csv").open(encoding="utf-8", newline="") as file:
+        expected = {str(image_folder / row["image"]): float(row["score"]) for row in csv.DictReader(file)}
+    assert {path: row["score"] for path, row in rows.items()} == expected
+    assert {row["error"] for row in rows.values()} == {""}
+    assert all(row["modified"] == Path(path).stat().st_mtime_ns for path, row in rows.items())
+    report = json.loads((plain / "scores.json").read_text(encoding="utf-8"))
+    assert np.isnan(failed["score"]) and report["failures"] == [{"image": "whole.png", "error": failed["error"]}]
+    assert json.loads((on_ray / "run.json").read_text()) == report["settings"] | {"format": "parquet"}
+    assert {path.suffix for path in on_ray.iterdir()} == {".parquet", ".json", ".safetensors"}
+
+
+@pytest.mark.usefixtures("two_workers")
+def test_second_run_on_ray_does_what_is_missing_has_changed_or_could_not_be_used(
+    bundle: Path, bank: Path, image_folder: Path, tmp_path: Path, expected: dict[str, float],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    done, changed, failed, halved, missing = expected
+    other, gone = tmp_path / "other.png", tmp_path / "gone.png"
+    random_image(50).save(other)
+
+    def row(image: str | Path, error: str = "", later: int = 0) -> dict[str, object]:
+        modified = Path(image).stat().st_mtime_ns + later if Path(image).exists() else 1
+        return {"path": str(image), "modified": modified, "score": -1.0, "error": error}
+
+    def write(name: str, *rows: dict[str, object]) -> Path:
+        parquet.write_table(pa.Table.from_pylist(list(rows)), output / name)
+        return output / name
+
+    output = tmp_path / "out"
+    output.mkdir()
+    whole = write("whole.parquet", row(done))
+    write("partly.parquet", row(changed, later=1), row(other), row(gone))
+    write("none.parquet", row(failed, error="broken"))
+    half = write("half.parquet", row(halved))
+    half.write_bytes(half.read_bytes()[:-8])
+    write(".temporary.parquet", row(missing))
+    before = whole.stat().st_mtime_ns
+
+    arguments = ("score", bundle, image_folder, "--reference", bank, "--output", output, "--ray", "--ray-cpus", 1)
+    assert run(*arguments) == 0
+    assert capsys.readouterr().out == f"{output}: 5 of 5 images\n"
+    scores = {path: row["score"] for path, row in rows_of(output).items()}
+    assert scores.pop(done) == -1 and scores.pop(str(other)) == -1
+    assert scores == pytest.approx({path: expected[path] for path in (changed, failed, halved, missing)}, abs=1e-5)
+    assert whole.stat().st_mtime_ns == before and not half.exists() and not (output / "none.parquet").exists()
+
+    files = {file: file.read_bytes() for file in output.iterdir()}
+    assert run(*arguments) == 0
+    assert {file: file.read_bytes() for file in output.iterdir()} == files
+    assert run(*arguments[:-3]) == 1
+    assert f"{output} holds results of other settings" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("two_workers", "one_thread")
+def test_features_of_a_data_set_on_ray_are_those_of_one_process_to_the_bit(
+    bundle: Path, bank: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    encoded = [{"bytes": path.read_bytes(), "path": None} for path in list_images(image_folder)]
+    images = [*encoded, {"bytes": b"broken", "path": None}]
+    schema = datasets.Features({"image": datasets.Image()})
+    datasets.Dataset.from_dict({"image": images}, features=schema).save_to_disk(str(tmp_path / "rows"))
+    options = (bundle, tmp_path / "rows", "--reference", bank)
+    assert run("extract", *options, "--output", tmp_path / "plain") == 1
+    assert run("extract", *options, "--output", tmp_path / "out", "--ray", "--ray-cpus", 1) == 1
+    rows = rows_of(tmp_path / "out")
+    assert list(rows) == [f"row {number}" for number in range(6)]
+    assert rows["row 5"]["error"].startswith("row 5 cannot be read as an image: ")
+    assert np.isnan(rows["row 5"]["layer2"]).all()
+    for number in range(5):
+        for layer, level in load_file(tmp_path / "plain" / f"{number}.safetensors").items():
+            np.testing.assert_array_equal(np.asarray(rows[f"row {number}"][layer]), level.numpy(), strict=True)
+
+
+@pytest.mark.usefixtures("two_workers")
+def test_results_are_written_while_others_are_computed(
+    arguments: dict[str, object], image_folder: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    images = open_images(image_folder, output)
+    *_, last = images.names
+
+    def source(image: str) -> str:
+        deadline = time.monotonic() + 60
+        while image == last and not list(output.glob("*.parquet")):
+            if time.monotonic() > deadline:
+                raise ImageError("nothing was written")
+            time.sleep(0.1)
+        return image
+
+    assert write_parquet(dataclasses.replace(images, source=source), output, batch_size=1, **arguments) == {}
+    assert len(rows_of(output)) == 5
+
+
+@pytest.mark.usefixtures("two_workers")
+def test_what_cannot_be_done_on_ray_is_told_in_one_line(
+    arguments: dict[str, object], image_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="no node of the Ray cluster has 3 CPUs for an actor: the largest has 2"):
+        write_parquet(open_images(image_folder, tmp_path), tmp_path, cpus=3, **arguments)
+    with pytest.raises(InputError, match=r"^/.* has no variant 'nrom' .*: expected one of \['angle', 'norm'\]$"):
+        write_parquet(open_images(image_folder, tmp_path), tmp_path, variant="nrom", **arguments)
+
+
+@pytest.mark.usefixtures("two_workers")
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="file names are Unicode there")
+def test_file_name_that_is_not_unicode_is_refused(arguments: dict[str, object], tmp_path: Path) -> None:
+    random_image(0).save(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9.png")))
+    with pytest.raises(InputError, match="caf.*is not Unicode, as paths in Parquet files are: rename it"):
+        write_parquet(open_images(tmp_path, tmp_path / "out"), tmp_path / "out", **arguments)

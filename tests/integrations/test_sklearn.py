@@ -156,28 +156,36 @@ class TestErrors:
             fitted.transform([str(tmp_path / "nothing.png")])
 
 
-@pytest.fixture(scope="module")
-def brick():
-    """Normal photographs, photographs to test, and which of these show a defect."""
-    test = sorted((PHOTOS / "brick" / "test").rglob("*.jpg"))
-    return PHOTOS / "brick" / "train" / "good", test, np.array([path.parent.name != "good" for path in test])
+def local_outlier_factor():
+    return LocalOutlierFactor(n_neighbors=4, novelty=True)
 
 
+def nearest_neighbors():
+    return pytest.importorskip("pyod.models.knn").KNN(n_neighbors=2)
+
+
+@pytest.mark.parametrize("detector", [local_outlier_factor, nearest_neighbors])
 class TestDetectors:
-    """The embedded bundle on photographs."""
+    """scikit-learn's and PyOD's."""
 
-    def test_local_outlier_factor(self, brick):
-        normal, test, is_anomalous = brick
-        detector = LocalOutlierFactor(n_neighbors=4, novelty=True)
-        pipeline = Pipeline([("features", ADPretrainTransformer(BUNDLE)), ("detector", detector)]).fit(normal)
-        scores = -pipeline.decision_function(test)
+    def test_in_a_pipeline(self, fitted, detector):
+        pipeline = Pipeline([("features", clone(fitted)), ("detector", detector())]).fit(images(0, 6))
+        alone = detector().fit(clone(fitted).fit_transform(images(0, 6)))
+        expected = alone.decision_function(fitted.transform(images(10, 3)))
+        np.testing.assert_allclose(pipeline.decision_function(images(10, 3)), expected)
+
+    def test_tell_photographs_apart(self, photographs, detector):
+        normal, test, is_anomalous = photographs
+        scores = detector().fit(normal).decision_function(test)
+        scores = -scores if detector is local_outlier_factor else scores  # of it, high ones are normal
         assert scores[is_anomalous].mean() > scores[~is_anomalous].mean()
         assert roc_auc_score(is_anomalous, scores) >= 0.95
 
-    def test_pyod(self, brick):
-        detector = pytest.importorskip("pyod.models.knn").KNN(n_neighbors=2)
-        normal, test, is_anomalous = brick
-        pipeline = Pipeline([("features", ADPretrainTransformer(BUNDLE)), ("detector", detector)]).fit(normal)
-        scores = pipeline.decision_function(test)
-        assert scores[is_anomalous].mean() > scores[~is_anomalous].mean()
-        assert roc_auc_score(is_anomalous, scores) >= 0.95
+
+@pytest.fixture(scope="module")
+def photographs():
+    """Descriptors by the embedded bundle, of normal photographs and of those to test, and which show a defect."""
+    test = sorted((PHOTOS / "brick" / "test").rglob("*.jpg"))
+    transformer = ADPretrainTransformer(BUNDLE)
+    normal = transformer.fit_transform(PHOTOS / "brick" / "train" / "good")
+    return normal, transformer.transform(test), np.array([path.parent.name != "good" for path in test])

@@ -24,10 +24,6 @@ def load(bundle, **arguments):
     return ADPretrainFeatureExtractor.from_pretrained(bundle, **arguments).set_reference([random_image(9)])
 
 
-def change_json(path, **changes):
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
 class TestModel:
     def test_output(self, bundle):
         model = AutoModel.from_pretrained(bundle).set_reference([random_image(9)])
@@ -66,14 +62,16 @@ class TestModel:
         assert opened and all(name.startswith("extractor.projectors.") for name in opened)
         assert not model.train().extractor.backbone.training
 
-    def test_a_missing_weight_is_an_error_not_a_random_one(self, bundle):
+    def test_a_missing_weight_is_an_error_not_a_random_one(self, own_bundle):
         from safetensors.torch import load_file, save_file
 
-        tensors = load_file(bundle / "model.safetensors")
+        tensors = load_file(own_bundle / "model.safetensors")
         missing = sorted(tensors)[0]
-        save_file({name: tensor for name, tensor in tensors.items() if name != missing}, bundle / "model.safetensors")
+        save_file(
+            {name: tensor for name, tensor in tensors.items() if name != missing}, own_bundle / "model.safetensors"
+        )
         with pytest.raises(BundleError, match=rf"missing \['{missing}'\]"):
-            AutoModel.from_pretrained(bundle)
+            AutoModel.from_pretrained(own_bundle)
 
     def test_saves_a_bundle(self, bundle, tmp_path):
         AutoModel.from_pretrained(bundle, variant="norm").save_pretrained(tmp_path / "saved")
@@ -87,13 +85,13 @@ class TestModel:
         with pytest.raises(InputError, match=r"load one with AutoModel.from_pretrained\(bundle\)"):
             AutoModel.from_config(config)
 
-    def test_a_bundle_without_a_model_type_is_loaded_by_name(self, bundle):
-        config = json.loads((bundle / "config.json").read_text())
+    def test_a_bundle_without_a_model_type_is_loaded_by_name(self, own_bundle):
+        config = json.loads((own_bundle / "config.json").read_text())
         del config["model_type"]
-        (bundle / "config.json").write_text(json.dumps(config))
-        assert ADPretrainModel.from_pretrained(bundle).config.hidden_size == 32
+        (own_bundle / "config.json").write_text(json.dumps(config))
+        assert ADPretrainModel.from_pretrained(own_bundle).config.hidden_size == 32
         with pytest.raises(ValueError, match="Should have a `model_type` key"):
-            AutoModel.from_pretrained(bundle)
+            AutoModel.from_pretrained(own_bundle)
 
     def test_from_the_hub(self, bundle, hub, tmp_path):
         api = HfApi(token="hf_owner")

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+
+from training import synthetic
+
+SYNTHETIC: dict[str, Any] = {"categories": 2, "normals": 5, "defects_per_family": 1, "seed": 5, "progress": False}
+
+
+@pytest.fixture(scope="session")
+def synthetic_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A set of a material and a part, 5 normal samples and one defective sample of each family; to be read alone."""
+    return synthetic.generate(tmp_path_factory.mktemp("synthetic") / "set", **SYNTHETIC)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -20,28 +29,3 @@ def one_thread() -> Iterator[None]:
         environment.setenv("OMP_NUM_THREADS", "1")
         yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture
-def mount_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Makes a file system of a size such as ``"400k"``; skips the test where mounting is not allowed."""
-    mounted: list[Path] = []
-
-    def mount(size: str) -> Path:
-        folder = tmp_path / "disk"
-        folder.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-        if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
-            pytest.skip("needs the right to mount a file system")
-        mounted.append(folder)
-        return folder
-
-    yield mount
-    for folder in mounted:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-@pytest.fixture
-def small_disk(mount_disk: Callable[[str], Path]) -> Path:
-    """A file system of 400 kB."""
-    return mount_disk("400k")

@@ -1,14 +1,7 @@
-"""Encoders and caches of tiny backbones and random images, in this process and, run as a program, in others.
-
-``python -m tests.training.references BACKBONE IMAGES FOLDER POSITION ...`` fills the cache in FOLDER with the images at
-some positions and prints how many of them it encoded.
-"""
+"""Encoders and caches of tiny backbones and random images."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +14,6 @@ from training.content_keys import content_keys
 from training.reference_cache import ReferenceCache
 from training.reference_encoding import ReferenceEncoder
 
-ROOT = Path(__file__).parents[2]
 SLOT_BYTES = 4 * 16 * 32 * 2  # L, K and C of the tiny backbone at 32 px, float16
 
 
@@ -44,21 +36,14 @@ def keys_of(images: Path) -> list[str]:
     return content_keys({"bytes": None, "path": str(path)} for path in sorted(images.iterdir()))
 
 
-def start_filling(backbone: Path, images: Path, folder: Path, positions: Sequence[int]) -> subprocess.Popen[str]:
-    """Another process that fills the same cache."""
-    command = [sys.executable, "-m", "tests.training.references", *map(str, (backbone, images, folder, *positions))]
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+def fill(backbone: Path, images: Path, folder: Path, positions: Sequence[int]) -> int:
+    """Fills the cache in a folder, as another process would; returns how many images it encoded."""
+    cache = make_cache(backbone, images, folder=folder)
+    for position in positions:  # one by one, so that a signal comes in the middle of writing
+        cache.get([position])
+    return cache.encoded
 
 
 def equal(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
     """Whether all levels are bit for bit the same."""
     return all(torch.equal(one, two) for one, two in zip(first, second, strict=True))
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    cache = make_cache(Path(sys.argv[1]), Path(sys.argv[2]), folder=sys.argv[3])
-    for argument in sys.argv[4:]:  # one by one, so that a signal comes in the middle of writing
-        cache.get([int(argument)])
-    print(cache.encoded)

@@ -1,8 +1,9 @@
-"""Checkpoints: all comes back bit by bit; a damaged, foreign or half-written one is never taken."""
+"""Checkpoints: all comes back bit by bit; a damaged, foreign or half-written one is never taken. What is reported."""
 
 from __future__ import annotations
 
 import random
+import time
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from torch import nn
 
 from adpretrain_hf.errors import InputError
 from training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from training.reporting import Reporter
+from training.step import StepLoss
 
 
 def make(seed: int = 0) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -38,7 +41,7 @@ def saved(tmp_path):
     return tmp_path / "checkpoint.safetensors", model, optimizer
 
 
-def test_goes_on_bit_by_bit(saved):
+def test_a_checkpoint_goes_on_bit_by_bit(saved):
     path, model, optimizer = saved
     advance(model, optimizer, 4)  # draws from torch's generator
     after = np.random.random(3).tolist(), random.random()
@@ -51,26 +54,26 @@ def test_goes_on_bit_by_bit(saved):
     assert (np.random.random(3).tolist(), random.random()) == after
 
 
-def test_before_the_first_step(tmp_path):
+def test_a_checkpoint_before_the_first_step(tmp_path):
     model, optimizer = make()
     save_checkpoint(tmp_path / "c.safetensors", Progress(), model, optimizer, [])
     assert load_checkpoint(tmp_path / "c.safetensors", *make(1)) == (Progress(), [])
 
 
-def test_of_another_model(saved):
+def test_a_checkpoint_of_another_model_is_refused(saved):
     model = nn.Linear(7, 7)
     with pytest.raises(InputError, match=r"checkpoint.safetensors is not a checkpoint of this run"):
         load_checkpoint(saved[0], model, torch.optim.Adam(model.parameters()))
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"\xff" * 100])
-def test_damaged(saved, damage):
+def test_a_damaged_checkpoint_is_refused(saved, damage):
     saved[0].write_bytes(damage(saved[0].read_bytes()))
     with pytest.raises(InputError, match="is not a checkpoint of this run"):
         load_checkpoint(saved[0], *make())
 
 
-def test_failed_write_leaves_the_last_one(saved, monkeypatch):
+def test_a_failed_write_leaves_the_last_checkpoint(saved, monkeypatch):
     path, model, optimizer = saved
     before = path.read_bytes()
 
@@ -82,3 +85,18 @@ def test_failed_write_leaves_the_last_one(saved, monkeypatch):
         save_checkpoint(path, Progress(), model, optimizer, [])
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+# Reports
+
+
+def test_images_per_second_leave_validation_out(tmp_path, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with Reporter(tmp_path, total=64) as reporter:
+        for _ in range(2):
+            now += 4
+            reporter.step(StepLoss(*[torch.tensor(1.0)] * 3), 32)
+        reporter.end_steps()
+        now += 100  # validation
+        assert reporter.end_epoch(0, {})["images_per_second"] == pytest.approx(8)

@@ -72,7 +72,7 @@ class TestConcurrency:
         read = DataLoader(Reading(dataset), batch_size=None, num_workers=2, multiprocessing_context="fork")
         assert list(read) == expected
 
-    @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files in /proc")
+    @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc, where it counts open files")
     def test_the_number_of_open_zips_is_bounded(self, tmp_path):
         paths = [write_zip(tmp_path / f"{number}.zip", {"x": b"%d" % number}) for number in range(100)]
         assert [read_encoded(entry(path, "x")) for path in paths * 2] == [b"%d" % number for number in range(100)] * 2

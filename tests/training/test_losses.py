@@ -1,9 +1,12 @@
-"""Losses: the authors' values and gradients, a naive restatement in float64, and batches that lack a label."""
+"""Losses: the authors' values and gradients, a naive restatement in float64, several processes, and centres."""
 
 from __future__ import annotations
 
 import math
+import os
+import socket
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from adpretrain_hf.errors import InputError
+from tests.processes import start
 from training import losses
+from training.centers import normal_statistics
+from training.distributed import process_group
 from training.losses import angle_loss, norm_loss
 
 QUICK = settings(max_examples=60, deadline=None, database=None)
@@ -210,3 +216,120 @@ def test_shapes_that_do_not_belong_together_are_refused() -> None:
 def test_labels_must_be_bool() -> None:
     with pytest.raises(InputError, match=r"labels of torch.int64, expected torch.bool"):
         norm_loss(torch.zeros(2, 4), torch.tensor([0, 1]))
+
+
+# Several processes: the value of one process with all patches, and its gradients in sum
+
+
+PROCESSES, OWN, CHANNELS = 3, 8, 6
+BLOCKS = (2**24, 1)
+LABELS = {
+    "mixed": [n % 3 == 0 for n in range(PROCESSES * OWN)],
+    "one anomalous patch": [n == 13 for n in range(PROCESSES * OWN)],
+    "anomalous in one process alone": [n < OWN for n in range(PROCESSES * OWN)],
+    "normal": [False] * PROCESSES * OWN,
+}
+
+
+def make_views():
+    torch.manual_seed(0)
+    return torch.randn(2, PROCESSES * OWN, CHANNELS)
+
+
+def compute(views, labels):
+    first, second = views.requires_grad_()
+    center = torch.linspace(-0.1, 0.1, CHANNELS)
+    parts = [losses.angle_loss(first, second, torch.tensor(labels), center=center)]
+    parts += [losses.norm_loss(view, torch.tensor(labels)) for view in (first, second)]
+    sum(parts).backward()
+    return torch.stack(parts).detach(), views.grad
+
+
+def work(rank: int, folder: Path, port: int) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(PROCESSES)}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    own = make_views()[:, rank * OWN : (rank + 1) * OWN]
+    with process_group():
+        for block in BLOCKS:
+            losses._BLOCK = block
+            found = {name: compute(own.clone(), labels) for name, labels in LABELS.items()}
+            torch.save(found, folder / f"{block}.{rank}")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What each of several processes computed, for all ``BLOCKS``."""
+    folder, port = tmp_path_factory.mktemp("shared"), free_port()
+    processes = [start(work, rank, folder, port) for rank in range(PROCESSES)]
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * PROCESSES
+    return folder
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_processes_share_the_work_and_agree(shared, block):
+    found = [torch.load(shared / f"{block}.{rank}") for rank in range(PROCESSES)]
+    for name, labels in LABELS.items():
+        expected, gradient = compute(make_views(), labels)
+        for values, _ in (part[name] for part in found):
+            torch.testing.assert_close(values, expected)
+        torch.testing.assert_close(torch.cat([part[name][1] for part in found], dim=1), gradient)
+
+
+# Centres: the mean of all patches however they come in batches, and what has no mean
+
+
+def residuals(images: int, channels: int = 5, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        (scale * (1 + torch.randn(images, channels, 3, 4, generator=generator))).to(dtype) for scale in (0.1, 1.0, 30.0)
+    ]
+
+
+@QUICK
+@given(sizes=st.lists(st.integers(1, 4), min_size=1, max_size=5), channels=st.integers(1, 6))
+def test_statistics_do_not_depend_on_the_batches(sizes: list[int], channels: int) -> None:
+    levels = residuals(sum(sizes), channels)
+    batches = zip(*(level.split(sizes) for level in levels), strict=True)
+    statistics = normal_statistics(batches)
+    assert statistics.mean_norms.shape == (3,) and len(statistics.centers) == 3
+    for level, center, norm in zip(levels, *statistics, strict=True):
+        rows = level.double().permute(0, 2, 3, 1).reshape(-1, channels)
+        assert center.dtype == torch.float32
+        torch.testing.assert_close(center, rows.mean(0).float(), atol=1e-7, rtol=1e-6)
+        torch.testing.assert_close(norm, rows.norm(dim=1).mean(), atol=0, rtol=1e-6)
+
+
+def test_scaled_residuals_have_length_one_on_average() -> None:
+    levels = residuals(3)
+    scale = normal_statistics([levels]).residual_scale()
+    assert len(scale) == 3 and all(isinstance(one, float) for one in scale)
+    for level, factor in zip(levels, scale, strict=True):
+        assert (factor * level).norm(dim=1).mean().item() == pytest.approx(1, abs=1e-6)
+
+
+def test_many_half_precision_batches_add_up_without_drift() -> None:
+    level = torch.full((1, 2, 16, 16), 0.1, dtype=torch.bfloat16)
+    statistics = normal_statistics([level] for _ in range(3000))
+    assert torch.equal(statistics.centers[0], level[0, :, 0, 0].float())
+    assert statistics.mean_norms.item() == pytest.approx(level[0, :, 0, 0].float().norm().item(), rel=1e-6)
+
+
+def test_nothing_has_no_mean() -> None:
+    with pytest.raises(InputError, match="no residuals were given: expected those of at least one normal image"):
+        normal_statistics([])
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.0, "0.0"), (float("nan"), "nan"), (float("inf"), "inf")])
+def test_residuals_without_a_length_are_refused(value: float, text: str) -> None:
+    levels = residuals(2)
+    levels[1] = torch.full_like(levels[1], value)
+    with pytest.raises(InputError, match=rf"level 1 are {text} long on average, expected a finite length > 0"):
+        normal_statistics([levels])

@@ -1,9 +1,13 @@
-"""Whole runs of the training program: to the end, stopped and resumed, killed, on two processes, pushed."""
+"""Whole runs of the training program: to the end, stopped and resumed, killed, on two processes, pushed; its flags."""
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
+import functools
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -18,45 +22,37 @@ import torch
 from safetensors.torch import load_file
 
 from adpretrain_hf import ADPretrainFeatureExtractor
+from adpretrain_hf.errors import InputError
 from tests.conftest import ROOT
 from tests.loopback_hub.hub_server import TOKENS
+from tests.processes import kill, start
 from tests.tiny import save_tiny
 from training import synthetic
 from training.pretrain import main
 from training.push import main as push
+from training.settings import PretrainSettings, add_flags, differing, from_flags
 
 OWNER = next(iter(TOKENS))
 VARIANTS = {"angle": "model.safetensors", "norm": "model.norm.safetensors"}
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("pretrain") / "data"
-    return synthetic.generate(folder, categories=3, normals=10, defects_per_family=1, progress=False)
-
-
-@pytest.fixture
-def flags(data, tiny_folder) -> list[str]:
-    """A run of 3 epochs of 8 steps, in float32."""
-    words = [
-        "--data",
-        data,
-        "--resolution",
-        256,
-        "--backbone",
-        tiny_folder,
-        "--image-size",
-        64,
-        "--reference-tokens",
-        16,
-    ]
-    words += ["--epochs", 3, "--batch-size", 16, "--learning-rate", 1e-3, "--precision", "float32", "--device", "cpu"]
-    return [*map(str, words), "--workers", "1"]
+def flags(synthetic_set, tiny_folder) -> list[str]:
+    """A run of 2 epochs of 6 steps, in float32."""
+    settings = {
+        **{"--data": synthetic_set, "--resolution": 256, "--shots": 4, "--workers": 1},
+        **{"--backbone": tiny_folder, "--image-size": 32, "--reference-tokens": 16},
+        **{"--epochs": 2, "--batch-size": 8, "--learning-rate": 1e-3, "--precision": "float32", "--device": "cpu"},
+    }
+    return [str(word) for setting in settings.items() for word in setting]
 
 
 @pytest.fixture(scope="module")
-def finished(data, tmp_path_factory) -> dict[str, Path]:
-    return {}
+def whole(flags, tmp_path_factory) -> Path:
+    """A run that was never stopped."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    assert main(["--output", str(run), *flags]) == 0
+    return run
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -72,40 +68,51 @@ def assert_same_bits(one: Path, other: Path) -> None:
     assert first["best"] == second["best"]
 
 
-@pytest.fixture
-def whole(flags, finished, tmp_path_factory) -> Path:
-    """A run that was never stopped."""
-    if "whole" not in finished:
-        finished["whole"] = tmp_path_factory.mktemp("whole") / "run"
-        assert main(["--output", str(finished["whole"]), *flags]) == 0
-    return finished["whole"]
+def test_offline_with_data_that_it_draws(tiny_folder, tmp_path, monkeypatch):
+    small = functools.partial(synthetic.generate, categories=2, normals=3)
+    monkeypatch.setattr("training.synthetic.generate", small)
+    run_on_drawn_data(tiny_folder, tmp_path / "run", "--shots", "2")
 
 
-def test_offline_with_data_that_it_draws(tiny_folder, tmp_path):
-    words = ["--data", "synthetic", "--backbone", str(tiny_folder), "--image-size", "64", "--reference-tokens", "16"]
+@pytest.mark.slow
+def test_offline_with_all_the_data_that_it_draws_in_minutes(tiny_folder, tmp_path):
     start = time.monotonic()
-    assert main(["--output", str(tmp_path / "run"), *words, "--epochs", "1", "--precision", "float32"]) == 0
+    run_on_drawn_data(tiny_folder, tmp_path / "run")
     assert time.monotonic() - start < 180
-    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert len(metrics["epochs"]) == 1
-    assert ADPretrainFeatureExtractor.from_pretrained(tmp_path / "run" / "bundle", variant="norm").variant == "norm"
 
 
-def test_leaves_a_bundle_with_both_variants(whole, data):
+def run_on_drawn_data(backbone: Path, run: Path, *more: str) -> None:
+    words = [
+        "--data",
+        "synthetic",
+        "--backbone",
+        str(backbone),
+        "--image-size",
+        "64",
+        "--reference-tokens",
+        "16",
+        *more,
+    ]
+    assert main(["--output", str(run), *words, "--epochs", "1", "--precision", "float32", *more]) == 0
+    assert len(json.loads((run / "metrics.json").read_text())["epochs"]) == 1
+    assert ADPretrainFeatureExtractor.from_pretrained(run / "bundle", variant="norm").variant == "norm"
+
+
+def test_leaves_a_bundle_with_both_variants(whole, synthetic_set):
     for variant in VARIANTS:
         extractor = ADPretrainFeatureExtractor.from_pretrained(whole / "bundle", variant=variant)
         assert not extractor.projectors.are_identity()
         assert extractor.config.normalize_tokens
         assert min(extractor.config.residual_scale) > 0
         assert set(extractor.config.residual_scale) != {1.0}
-    normal = min((data / "realiad_256").iterdir()) / "OK"
+    normal = min((synthetic_set / "realiad_256").iterdir()) / "OK"
     extractor.set_reference(normal / "S0001")
     assert extractor.score(normal / "S0002").scores.isfinite().all()
 
 
 def test_notes_what_was_done(whole):
     metrics = json.loads((whole / "metrics.json").read_text())
-    assert [record["epoch"] for record in metrics["epochs"]] == [1, 2, 3]
+    assert [record["epoch"] for record in metrics["epochs"]] == [1, 2]
     for record in metrics["epochs"]:
         assert 0 <= record["validation"]["FeatureNorm"]["image_auroc"] <= 1
         assert record["images_per_second"] > 0
@@ -115,9 +122,9 @@ def test_notes_what_was_done(whole):
         assert metrics["best"][variant]["epoch"] == 1 + means.index(max(means))
     (run,) = json.loads((whole / "run.json").read_text())
     assert run["versions"]["torch"] == version("torch")
-    assert "--batch-size 16" in run["command"]
+    assert "--batch-size 8" in run["command"]
     card = (whole / "bundle" / "README.md").read_text()
-    assert "--batch-size 16" in card
+    assert "--batch-size 8" in card
     assert "## Training" in card
 
 
@@ -169,12 +176,24 @@ def stop_after_checkpoint_of_epoch(run: Path, number: int) -> None:
 
 
 def test_killed_at_random_moments_resumes_every_time(whole, flags, tmp_path):
-    """The helper forks a process for each attempt, so that the libraries are imported once; see its docstring."""
-    words = ["--output", str(tmp_path / "run"), *flags, "--checkpoint-minutes", "1e-9"]
-    subprocess.run([sys.executable, "-m", "tests.training.kill_runs", "20", *words], check=True, cwd=ROOT, timeout=500)
-    resume = ["--resume"] if (tmp_path / "run" / "checkpoint.safetensors").exists() else []
-    assert main([*words, *resume]) == 0
-    assert_same_bits(whole, tmp_path / "run")
+    run = tmp_path / "run"
+    words = ["--output", str(run), *flags, "--checkpoint-minutes", "1e-9"]
+    moments, killed = random.Random(0), 0
+    while killed < 20:
+        process = start(main, [*words, *resume(run)])
+        process.join(moments.uniform(0.2, 1.2))
+        if process.is_alive():
+            kill(process)
+            killed += 1
+        else:  # it ended before: a new run takes its place
+            assert process.exitcode == 0
+            shutil.rmtree(run)
+    assert main([*words, *resume(run)]) == 0
+    assert_same_bits(whole, run)
+
+
+def resume(run: Path) -> list[str]:
+    return ["--resume"] if (run / "checkpoint.safetensors").exists() else []
 
 
 def test_two_processes_do_what_one_does(whole, flags, tmp_path):
@@ -194,15 +213,15 @@ def test_two_processes_do_what_one_does(whole, flags, tmp_path):
         torch.testing.assert_close(features[1][name], maps, rtol=1e-5, atol=1e-5 * float(maps.abs().max()))
 
 
-def test_full_disk_leaves_the_last_checkpoint(flags, mount_disk):
+def test_full_disk_leaves_the_last_checkpoint(flags, mount_disk, tmp_path):
     folder = mount_disk("3m")
     words = ["--output", str(folder / "run"), *flags, "--checkpoint-minutes", "1e-9"]
-    command = [sys.executable, "-m", "training.pretrain", *words]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as run:
-        while not (folder / "run" / "checkpoint.safetensors").exists() and run.poll() is None:
-            time.sleep(0.01)
-        (folder / "rest").write_bytes(b"x" * shutil.disk_usage(folder).free)
-        _, errors = run.communicate(timeout=300)
+    process = start(main, words, stderr=tmp_path / "stderr.txt")
+    while not (folder / "run" / "checkpoint.safetensors").exists() and process.is_alive():
+        time.sleep(0.01)
+    (folder / "rest").write_bytes(b"x" * shutil.disk_usage(folder).free)
+    process.join()
+    errors = (tmp_path / "stderr.txt").read_text()
     assert "no checkpoint was written, the last one is intact: " in errors
     assert "No space left" in errors
     (folder / "rest").unlink()
@@ -228,3 +247,78 @@ def test_push_of_an_unfinished_run(tmp_path, capsys):
 def test_errors_are_one_line(flags, tmp_path, capsys):
     assert main(["--output", str(tmp_path / "run"), *flags, "--categories", "nothing"]) == 1
     assert "pretrain: error: --categories names ['nothing'], expected some of" in capsys.readouterr().err
+
+
+# Settings: flags, JSON, and errors that name the flag
+
+
+def parse(*words: str) -> PretrainSettings:
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    return from_flags(parser.parse_args(words))
+
+
+def test_no_flags_are_the_defaults():
+    assert parse() == PretrainSettings()
+
+
+def test_flags_of_every_kind():
+    settings = parse(
+        "--data",
+        "a",
+        "synthetic",
+        "--levels",
+        "2",
+        "4",
+        "--no-normalize-tokens",
+        "--learning-rate",
+        "1e-3",
+        "--seed",
+        "7",
+    )
+    assert settings == PretrainSettings(
+        data=("a", "synthetic"), levels=(2, 4), normalize_tokens=False, learning_rate=1e-3, seed=7
+    )
+
+
+def test_every_flag_has_help():
+    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add_flags(parser)
+    text = parser.format_help()
+    for field in dataclasses.fields(PretrainSettings):
+        assert f"--{field.name.replace('_', '-')}" in text
+
+
+def test_settings_come_back_from_json():
+    settings = PretrainSettings(data=("x", "y"), levels=(1, 2), references=(8,), validation_categories=("a",))
+    assert PretrainSettings.from_json(settings.to_json()) == settings
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"no_such": 1}', "3"])
+def test_json_that_holds_no_settings_is_refused(text):
+    with pytest.raises(InputError, match="not the settings of a pretraining run"):
+        PretrainSettings.from_json(text)
+
+
+def test_settings_that_differ_name_their_flags():
+    old, new = PretrainSettings(), PretrainSettings(batch_size=8, levels=(1,))
+    assert differing(old, new) == ["--levels () -> (1,)", "--batch-size 32 -> 8"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, "--epochs is 0, expected an integer >= 1"),
+        ({"learning_rate": 0.0}, "--learning-rate is 0.0, expected a number > 0"),
+        ({"workers": -1}, "--workers is -1, expected a number >= 0"),
+        ({"references": (0, 4)}, r"--references is \(0, 4\), expected integers >= 1"),
+        ({"references": ()}, "--references is"),
+        ({"paint_defects": 1.5}, "--paint-defects is 1.5, expected a share from 0 to 1"),
+        ({"precision": "float16"}, "--precision is 'float16', expected float32 or bfloat16"),
+        ({"batch_size": 6, "accumulate": 4}, "--batch-size is 6, expected a multiple of accumulate=4"),
+        ({"data": ()}, "--data is"),
+    ],
+)
+def test_settings_out_of_range_name_their_flag(change, message):
+    with pytest.raises(InputError, match=message):
+        PretrainSettings(**change)

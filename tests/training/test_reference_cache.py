@@ -1,11 +1,12 @@
-"""ReferenceCache: bit for bit what encoding anew gives, each image encoded once, whatever was kept where."""
+"""ReferenceCache: bit for bit what encoding anew gives, each image encoded once, in the memory that is free."""
 
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
+import zipfile
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,11 @@ from torch import Tensor
 from adpretrain_hf.errors import ImageError, InputError
 from adpretrain_hf.reference import ReferenceBank
 from tests.conftest import random_image
+from tests.processes import FORKS, kill, start
 from tests.tiny import save_tiny
-from tests.training.references import SLOT_BYTES, equal, keys_of, make_cache, make_encoder, start_filling
+from tests.training.references import SLOT_BYTES, equal, fill, keys_of, make_cache, make_encoder
+from training.content_keys import content_keys
+from training.free_memory import free_memory
 from training.reference_cache import ReferenceCache, Uncached
 from training.reference_pool import ReferencePool
 
@@ -192,26 +196,25 @@ def test_a_damaged_slot_is_made_again(tiny_folder, images, anew, tmp_path):
 
 def test_other_processes_fill_it_at_the_same_time(tiny_folder, images, anew, tmp_path):
     folder = tmp_path / "cache"
-    shares = [range(0, 8), range(10, 2, -1)]
-    processes = [start_filling(tiny_folder, images, folder, share) for share in shares]
     own = make_cache(tiny_folder, images, folder=folder)
-    while any(process.poll() is None for process in processes):
-        assert equal(own.get([1, 9]), expected(anew, [1, 9]))
-        time.sleep(0.05)
-    encoded = [int(process.communicate()[0]) for process in processes]
-    assert sum(encoded) + own.encoded >= 11
+    threads = {"initializer": torch.set_num_threads, "initargs": (torch.get_num_threads(),)}
+    with ProcessPoolExecutor(2, mp_context=FORKS, **threads) as pool:
+        others = [pool.submit(fill, tiny_folder, images, folder, share) for share in (range(8), range(10, 2, -1))]
+        while not all(other.done() for other in others):
+            assert equal(own.get([1, 9]), expected(anew, [1, 9]))
+            time.sleep(0.005)
+    assert sum(other.result() for other in others) + own.encoded >= 11
     later = make_cache(tiny_folder, images, folder=folder)
     assert equal(later.get(range(11)), expected(anew, list(range(11)))) and later.encoded == 0
 
 
 def test_a_process_is_killed_while_it_fills(tiny_folder, images, anew, tmp_path):
     folder = tmp_path / "cache"
-    process = start_filling(tiny_folder, images, folder, range(NUMBER))
-    while not list(folder.glob("references-*")) and process.poll() is None:
+    process = start(fill, tiny_folder, images, folder, range(NUMBER))
+    while not list(folder.glob("references-*")) and process.is_alive():
         time.sleep(0.002)
     time.sleep(np.random.default_rng(0).uniform(0, 0.05))
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    kill(process)
     later = make_cache(tiny_folder, images, folder=folder)
     assert equal(later.get(range(NUMBER)), expected(anew, list(range(NUMBER))))
 
@@ -262,7 +265,8 @@ def get_one_by_one(cache: ReferenceCache) -> None:
         cache.get([position])
 
 
-def test_a_full_disk_is_noticed_before_and_while_filling(tiny_folder, images, anew, small_disk):
+def test_a_full_disk_is_noticed_before_and_while_filling(tiny_folder, images, anew, mount_disk):
+    small_disk = mount_disk("400k")
     make: dict[str, Any] = {"folder": small_disk, "memory_bytes": 0}
     (small_disk / "other").write_bytes(bytes(360_000))
     cache = make_cache(tiny_folder, images, **make)
@@ -298,3 +302,116 @@ def test_memory_is_shared_by_the_processes_of_a_machine(tiny_folder, images, mon
     alone = make_cache(tiny_folder, images)._room
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000")
     assert 0 < make_cache(tiny_folder, images)._room < alone / 500
+
+
+# Content keys: equal while an image stays as it is, different when it changes
+
+
+def key_of(path: object = None, data: bytes | None = None) -> str:
+    entry: dict[str, Any] = {"bytes": data, "path": None if path is None else str(path)}
+    (key,) = content_keys([entry])
+    return key
+
+
+def test_key_of_a_file_changes_with_its_name_size_and_time(tmp_path: Path) -> None:
+    path, other = tmp_path / "a.png", tmp_path / "b.png"
+    for name in (path, other):
+        name.write_bytes(b"content")
+        os.utime(name, ns=(5, 5))
+    before = key_of(path)
+    assert before == key_of(path) != key_of(other)
+    path.write_bytes(b"changed")
+    os.utime(path, ns=(5, 6))
+    touched = key_of(path)
+    path.write_bytes(b"longer content")
+    os.utime(path, ns=(5, 5))
+    assert len({before, touched, key_of(path)}) == 3
+    path.unlink()
+    assert key_of(path).endswith("missing")
+
+
+def test_key_of_bytes_is_of_the_bytes_alone() -> None:
+    assert key_of(data=b"content") == key_of("some name", b"content") != key_of(data=b"Content")
+
+
+def test_key_of_a_member_of_a_zip_is_of_its_content(tmp_path: Path) -> None:
+    archive = tmp_path / "a.zip"
+
+    def key_with(content: bytes) -> str:
+        with zipfile.ZipFile(archive, "w") as opened:
+            opened.writestr("bolt/OK/1.jpg", content)
+        return key_of(f"zip://bolt/OK/1.jpg::{archive}")
+
+    assert key_with(b"content") == key_with(b"content") != key_with(b"Content")
+    with pytest.raises(InputError, match="has no member bolt/OK/2.jpg"):
+        key_of(f"zip://bolt/OK/2.jpg::{archive}")
+    archive.write_bytes(b"no zip")
+    with pytest.raises(InputError, match="cannot be read as a zip"):
+        key_of(f"zip://bolt/OK/1.jpg::{archive}")
+
+
+def test_key_of_nothing_is_refused() -> None:
+    with pytest.raises(InputError, match="neither bytes nor a path"):
+        key_of()
+
+
+# Free memory: of this machine, and of made-up ones with control groups of both versions
+
+
+MEGABYTE = 1024**2
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Path:
+    """The root of a machine with 64 MB free."""
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "meminfo").write_text(
+        f"MemTotal: {99 * 1024} kB\nMemFree: 7 kB\nMemAvailable:   {64 * 1024} kB\n"
+    )
+    return tmp_path
+
+
+def control_group(root: Path, names: tuple[str, str], limit: str, usage: int, statistics: str) -> None:
+    for name, text in zip((*names, "memory.stat"), (limit, str(usage), statistics), strict=True):
+        path = root / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n")
+
+
+V2 = ("memory.max", "memory.current")
+
+
+def test_free_memory_of_this_machine():
+    assert 0 < free_memory() < 2**50
+
+
+def test_free_memory_without_control_groups(machine):
+    assert free_memory(machine) == 64 * MEGABYTE
+
+
+def test_free_memory_in_a_group_that_has_less_left_than_the_machine(machine):
+    control_group(machine, V2, str(40 * MEGABYTE), 30 * MEGABYTE, f"anon 5\ninactive_file {8 * MEGABYTE}")
+    assert free_memory(machine) == 18 * MEGABYTE
+
+
+def test_free_memory_in_a_group_without_a_limit(machine):
+    control_group(machine, V2, "max", 30 * MEGABYTE, "")
+    assert free_memory(machine) == 64 * MEGABYTE
+
+
+def test_free_memory_in_a_group_that_is_full(machine):
+    control_group(machine, V2, "1000", 2000, "")
+    assert free_memory(machine) == 0
+
+
+def test_free_memory_in_a_group_of_version_1(machine):
+    folder = machine / "sys/fs/cgroup/memory"
+    folder.mkdir(parents=True)
+    (folder / "memory.limit_in_bytes").write_text(f"{20 * MEGABYTE}\n")
+    (folder / "memory.usage_in_bytes").write_text(f"{10 * MEGABYTE}\n")
+    (folder / "memory.stat").write_text(f"total_inactive_file {MEGABYTE}\n")
+    assert free_memory(machine) == 11 * MEGABYTE
+
+
+def test_free_memory_of_a_system_without_proc(tmp_path):
+    assert free_memory(tmp_path) > 2**26

@@ -1,12 +1,15 @@
-"""Training samples: views and labels of real files, the same in any worker; unreadable ones replaced and counted."""
+"""Training samples: the split of the data, their order, views and labels of real files, the same in any worker."""
 
 from __future__ import annotations
 
 import io
+from itertools import chain
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -17,6 +20,124 @@ from tests.training.real_iad_tree import RealIADClass
 from training.real_iad import load_real_iad
 from training.sampler import EpochBatches, Item
 from training.samples import Collate, Samples, UnreadableImages
+from training.settings import PretrainSettings
+from training.training_data import TrainingData, load_training_data
+
+# The data: the split of the categories, joined sources, and errors that name what is there
+
+
+NAMES = [f"part{number:02}" for number in range(10)]
+
+
+def make_tree(root: Path, names: list[str]) -> str:
+    for name in names:
+        one = RealIADClass(name)
+        one.write_folder(root)
+        one.write_json(root)
+    return str(root)
+
+
+@pytest.fixture(scope="module")
+def ten_categories(tmp_path_factory) -> str:
+    return make_tree(tmp_path_factory.mktemp("tree"), NAMES)
+
+
+def load_data(*data: str, **settings) -> TrainingData:
+    return load_training_data(PretrainSettings(data=data, **settings), Path("unused"))
+
+
+def test_each_eighth_category_validates_by_default(ten_categories):
+    data = load_data(ten_categories)
+    assert data.validation == ["part00", "part08"]
+    assert data.training == [name for name in NAMES if name not in data.validation]
+    assert {data.dataset[position]["category"] for position in data.positions} == set(data.training)
+    assert len(data.positions) == sum(name in data.training for name in data.dataset["category"])
+
+
+def test_categories_are_chosen_by_name(ten_categories):
+    data = load_data(ten_categories, validation_categories=("part03",), exclude_categories=("part01", "part02"))
+    assert data.validation == ["part03"]
+    assert set(NAMES) - set(data.training) == {"part01", "part02", "part03"}
+    data = load_data(ten_categories, categories=("part04", "part05"), validation_categories=("part05",))
+    assert data.training == ["part04"]
+
+
+def test_sources_are_joined(ten_categories, tmp_path):
+    data = load_data(ten_categories, make_tree(tmp_path, ["other"]))
+    assert set(data.training + data.validation) == {*NAMES, "other"}
+    assert data.dataset[data.positions[-1]]["category"] in data.training
+
+
+def test_a_category_in_two_sources_is_refused(ten_categories, tmp_path):
+    with pytest.raises(InputError, match=r"the categories \['part03'\] are in more than one of --data"):
+        load_data(ten_categories, make_tree(tmp_path, ["part03"]))
+
+
+@pytest.mark.parametrize("flag", ["categories", "exclude_categories", "validation_categories"])
+def test_unknown_names_are_refused(ten_categories, flag):
+    name = flag.replace("_", "-")
+    with pytest.raises(InputError, match=rf"--{name} names \['nut'\], expected some of \['part00', "):
+        load_data(ten_categories, **{flag: ("nut",)})
+
+
+def test_nothing_left_to_train_on(ten_categories):
+    with pytest.raises(InputError, match=r"no category is left to train on: all of \['part04'\] are for validation"):
+        load_data(ten_categories, categories=("part04",))
+
+
+# The order: every image once, the same for any number of processes, and from any step on
+
+
+def batches(**changes) -> list[list[int]]:
+    settings = {"positions": range(100, 160), "batch_size": 8} | changes
+    return [[item.position for item in batch] for batch in EpochBatches(settings.pop("positions"), **settings)]
+
+
+def test_an_epoch_has_every_image_once_but_for_the_rest():
+    order = [position for batch in batches() for position in batch]
+    assert len(order) == len(set(order)) == 56
+    assert set(order) < set(range(100, 160))
+
+
+def test_epochs_and_seeds_differ():
+    assert batches(epoch=0) != batches(epoch=1)
+    assert batches(seed=0) != batches(seed=1)
+    assert batches(epoch=1, seed=3) == batches(epoch=1, seed=3)
+
+
+@given(st.sampled_from([1, 2, 4]), st.sampled_from([1, 2]))
+def test_processes_share_the_batches_of_one(world_size, accumulate):
+    shares = [batches(accumulate=accumulate, rank=rank, world_size=world_size) for rank in range(world_size)]
+    parts = [[position for share in shares for position in share[number]] for number in range(7 * accumulate)]
+    steps = [list(chain(*parts[step * accumulate : (step + 1) * accumulate])) for step in range(7)]
+    assert steps == batches()
+
+
+def test_resuming_gives_the_rest_of_the_epoch():
+    assert batches(accumulate=2, first_step=3) == batches(accumulate=2)[6:]
+    assert batches(first_step=7) == []
+
+
+def test_items_carry_the_epoch():
+    assert {item.epoch for batch in EpochBatches(range(8), batch_size=4, epoch=5) for item in batch} == {5}
+
+
+def test_length_counts_the_batches_that_are_left():
+    assert len(EpochBatches(range(60), batch_size=8, accumulate=2, first_step=3)) == 8
+
+
+def test_too_few_images_for_a_batch_are_refused():
+    with pytest.raises(InputError, match=r"5 training images do not fill one batch of 8: lower --batch-size"):
+        batches(positions=range(5))
+
+
+def test_a_batch_that_cannot_be_shared_is_refused():
+    with pytest.raises(InputError, match=r"--batch-size 8 cannot be shared by 3 processes .* multiple of 3"):
+        batches(world_size=3)
+
+
+# Samples: views and labels, the same in any worker; unreadable ones replaced and counted
+
 
 CONFIG = ADPretrainConfig(backbone="tiny", hidden_size=32, patch_size=8, layers=(1, 2), image_size=64)
 
@@ -47,7 +168,7 @@ def load(tree: Path, positions=None, **settings) -> Samples:
     return Samples(dataset, positions or range(len(dataset)), CONFIG, **settings)
 
 
-def test_views_and_mask(tree):
+def test_a_sample_has_two_views_and_a_mask(tree):
     samples = load(tree)
     anomalous = [n for n, label in enumerate(load_real_iad(tree)["is_anomalous"]) if label]
     for position in range(len(samples)):
@@ -121,7 +242,7 @@ def test_validation_images_never_stand_in(tree):
     assert load(tree, [1, 6, 9])[Item(9, 0)].position == 1
 
 
-def test_nothing_can_be_read(tree):
+def test_a_set_without_a_readable_image_is_an_error(tree):
     for position in range(len(load(tree))):
         damage(tree, position)
     with pytest.raises(InputError, match="no image of the data set can be read"):

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import torch
 from torch import Tensor
 
 from adpretrain_hf.errors import InputError
-from tests.training.references import ROOT
+from tests.processes import kill, start
 from training.slot_file import SlotFile
 
 IDENTITY, SHAPE = "ab" * 32, (2, 3, 4)
@@ -97,34 +95,30 @@ def test_threads_make_and_fill_it_at_the_same_time(tmp_path: Path) -> None:
     assert all(torch.equal(open_file(tmp_path / "a.bin").read(slot), values(slot)) for slot in range(10))
 
 
-WRITER = """
-import sys, torch
-from pathlib import Path
-from training.slot_file import SlotFile
-file = SlotFile(Path(sys.argv[1]), identity="ab" * 32, slots=40, shape=(2**20,), dtype=torch.float16)
-print("ready", flush=True)
-for slot in range(40):
-    file.write(slot, torch.full((2**20,), slot + 1.0, dtype=torch.float16))
-print("done", flush=True)
-"""
+MANY = {"slots": 80, "shape": (2**20,)}
+
+
+def fill_many(path: Path) -> None:
+    file = open_file(path, **MANY)
+    for slot in range(80):
+        file.write(slot, torch.full((2**20,), slot + 1.0, dtype=torch.float16))
 
 
 def test_killed_at_any_moment_no_half_slot_counts(tmp_path: Path) -> None:
     counts, random = [], np.random.default_rng(0)
     for number in range(4):
         path = tmp_path / f"{number}.bin"
-        command = [sys.executable, "-c", WRITER, str(path)]
-        writer = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        writer.stdout.readline()
+        writer = start(fill_many, path)
+        while not path.exists():
+            time.sleep(0.001)
         time.sleep(random.uniform(0, 0.1))
-        writer.send_signal(signal.SIGKILL)
-        writer.communicate()
-        file = open_file(path, slots=40, shape=(2**20,))
-        found = [file.read(slot) for slot in range(40)]
+        kill(writer)
+        file = open_file(path, **MANY)
+        found = [file.read(slot) for slot in range(80)]
         counts.append(sum(one is not None for one in found))
         assert all(one is None or bool((one == slot + 1).all()) for slot, one in enumerate(found))
         path.unlink()
-    assert min(counts) < 40
+    assert min(counts) < 80
 
 
 def test_a_file_of_another_size_or_kind_is_refused(tmp_path: Path) -> None:
@@ -156,7 +150,8 @@ def fill(file: SlotFile, shape: tuple[int, ...]) -> None:
         file.write(slot, values(slot, shape))
 
 
-def test_a_full_disk_is_an_error_not_a_crash(small_disk: Path) -> None:
+def test_a_full_disk_is_an_error_not_a_crash(mount_disk: Callable[[str], Path]) -> None:
+    small_disk = mount_disk("400k")
     shape = (64, 1024)  # 128 kB
     file = open_file(small_disk / "a.bin", shape=shape)
     with pytest.raises(InputError, match=r"the disk has .* GB left, and 0.00131 GB of references"):

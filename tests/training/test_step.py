@@ -1,14 +1,16 @@
-"""One step: the numbers of the public extractor with a bank for each image, gradients for the projectors alone."""
+"""One step: the numbers of the public extractor, gradients for the projectors alone, and the projectors' start."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from adpretrain_hf import ADPretrainFeatureExtractor, ReferenceBank
+from adpretrain_hf import ADPretrainConfig, ADPretrainFeatureExtractor, ReferenceBank
+from adpretrain_hf.images import normalize
 from adpretrain_hf.matching import to_rows
-from adpretrain_hf.preprocessing import normalize
+from adpretrain_hf.projector import Projectors
 from tests.conftest import make_extractor
+from training.initialisation import initialise
 from training.losses import angle_loss, norm_loss
 from training.samples import Batch
 from training.settings import PretrainSettings
@@ -76,9 +78,9 @@ def test_learns_one_batch_by_heart(scaled):
     projectors = scaled.projectors.requires_grad_()
     step = PretrainStep(scaled, projectors, centers(scaled), SETTINGS)
     optimizer = torch.optim.Adam(projectors.parameters(), lr=1e-3)
-    losses = []
-    for _ in range(60):
-        loss = step(make_batch(), make_references(scaled)).total
+    batch, references, losses = make_batch(), make_references(scaled), []
+    for _ in range(80):
+        loss = step(batch, references).total
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -104,3 +106,38 @@ def test_bfloat16_is_close(scaled):
     rounded = PretrainStep(scaled, scaled.projectors, centers(scaled), settings)(batch, references)
     assert rounded.total.dtype == torch.float32
     assert 0 < abs(float(rounded.total - exact.total)) < 0.05 * abs(float(exact.total))
+
+
+# The start of the projectors: the identity, the published one, or a share of it
+
+
+CONFIG = ADPretrainConfig(backbone="tiny", hidden_size=32, patch_size=8, layers=(1, 2), num_reference_tokens=500)
+
+
+def start(scale: float) -> Projectors:
+    torch.manual_seed(0)
+    projectors = Projectors(CONFIG)
+    initialise(projectors, scale)
+    return projectors
+
+
+def test_a_start_of_scale_zero_is_the_identity():
+    residual = torch.randn(2, 32, 3, 3)
+    assert all(torch.equal(level, residual) for level in start(0.0)([residual, residual]))
+
+
+def test_a_start_of_scale_one_is_the_published_one():
+    for level in start(1.0):
+        bound = (6 / (32 + 32)) ** 0.5  # Xavier
+        assert 0.9 * bound < level.attention.out_proj.weight.abs().max() <= bound
+        bound = (1 / 128) ** 0.5  # PyTorch's default for 128 inputs
+        assert 0.9 * bound < level.mlp.fc2.weight.abs().max() <= bound
+        assert level.reference_tokens.std().item() == pytest.approx(1, abs=0.05)
+
+
+def test_a_start_in_between_is_a_share_of_the_published_one():
+    for whole, part in zip(start(1.0).parameters(), start(0.1).parameters(), strict=True):
+        assert torch.equal(part, whole) or torch.allclose(part, 0.1 * whole)
+    residual = torch.randn(2, 32, 3, 3)
+    features = start(0.1)([residual, residual])[0]
+    assert 0 < (features - residual).norm() < 0.3 * residual.norm()

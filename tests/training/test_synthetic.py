@@ -19,6 +19,8 @@ from PIL import Image
 from scipy import ndimage
 
 from adpretrain_hf.errors import InputError
+from tests.conftest import ROOT
+from tests.training.conftest import SYNTHETIC
 from training.real_iad import load_real_iad
 from training.synthetic import SIZE, generate
 from training.synthetic.__main__ import main
@@ -27,18 +29,9 @@ from training.synthetic.catalogue import PARTS, RECIPES, class_names, class_scen
 from training.synthetic.defects import FAMILIES, GRACE, MIN_SIDE, paint_defect
 from training.synthetic.noise import generator, noise
 
-ROOT = Path(__file__).parents[2]
-SETTINGS: dict[str, Any] = {"categories": 2, "normals": 3, "defects_per_family": 1, "seed": 5, "progress": False}
 
-
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A set of a material and a part, 3 normal samples and one defective sample of each family."""
-    return generate(tmp_path_factory.mktemp("synthetic") / "set", **SETTINGS)
-
-
-def indices(tree: Path) -> dict[str, Any]:
-    files = (tree / "realiad_jsons" / "realiad_jsons").glob("*.json")
+def indices(folder: Path) -> dict[str, Any]:
+    files = (folder / "realiad_jsons" / "realiad_jsons").glob("*.json")
     return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
 
 
@@ -184,12 +177,12 @@ def test_a_second_make_of_a_class_looks_different() -> None:
     assert np.abs(first.astype(int) - second).mean() > 5
 
 
-def test_the_tree_is_that_of_realiad(tree: Path) -> None:
+def test_the_tree_is_that_of_realiad(synthetic_set: Path) -> None:
     named = set()
-    for name, index in indices(tree).items():
+    for name, index in indices(synthetic_set).items():
         assert index["meta"] == {"prefix": f"{name}/", "normal_class": "OK", "pre_transform": []}
-        assert [item["anomaly_class"] for item in index["train"]] == ["OK"] * 2 * len(VIEWS)  # half of 3, rounded up
-        assert len(index["test"]) == (1 + len(FAMILIES)) * len(VIEWS)
+        assert [item["anomaly_class"] for item in index["train"]] == ["OK"] * 3 * len(VIEWS)  # half of 5, rounded up
+        assert len(index["test"]) == (2 + len(FAMILIES)) * len(VIEWS)
         for item in index["train"] + index["test"]:
             assert item["category"] == name
             code, path = item["anomaly_class"], Path(item["image_path"])
@@ -197,13 +190,13 @@ def test_the_tree_is_that_of_realiad(tree: Path) -> None:
             assert path.name.startswith(f"{name}_{path.parts[-2][1:]}_{code}_C")
             assert item["mask_path"] == (None if code == "OK" else path.with_suffix(".png").as_posix())
             named |= {f"{name}/{p}" for p in (item["image_path"], item["mask_path"]) if p}
-    images = tree / "realiad_256"
+    images = synthetic_set / "realiad_256"
     assert named == {path.relative_to(images).as_posix() for path in images.rglob("*") if path.is_file()}
-    assert set(indices(tree)) == set(class_names(2))
+    assert set(indices(synthetic_set)) == set(class_names(2))
 
 
-def test_pictures_and_masks_have_their_size_and_every_mask_shows_something(tree: Path) -> None:
-    for path in (tree / "realiad_256").rglob("*.*"):
+def test_pictures_and_masks_have_their_size_and_every_mask_shows_something(synthetic_set: Path) -> None:
+    for path in (synthetic_set / "realiad_256").rglob("*.*"):
         with Image.open(path) as picture:
             assert picture.size == (SIZE, SIZE)
             assert picture.mode == ("L" if path.suffix == ".png" else "RGB")
@@ -213,15 +206,15 @@ def test_pictures_and_masks_have_their_size_and_every_mask_shows_something(tree:
                 assert np.asarray(picture).std() > 3
 
 
-def test_the_loader_of_realiad_reads_it(tree: Path) -> None:
-    dataset = load_real_iad(tree, resolution="256")
-    assert len(dataset) == 2 * (3 + len(FAMILIES)) * len(VIEWS)
+def test_the_loader_of_realiad_reads_it(synthetic_set: Path) -> None:
+    dataset = load_real_iad(synthetic_set, resolution="256")
+    assert len(dataset) == 2 * (5 + len(FAMILIES)) * len(VIEWS)
     assert sum(dataset["is_anomalous"]) == 2 * len(FAMILIES) * len(VIEWS)
     assert set(dataset["view"]) == set(VIEWS)
     assert set(dataset["anomaly_class"]) == {"OK", *FAMILIES.values()}
 
 
-def test_the_same_pixels_in_another_process_and_among_other_samples(tree: Path, tmp_path: Path) -> None:
+def test_the_same_pixels_in_another_process_and_among_other_samples(synthetic_set: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "training.synthetic", str(tmp_path / "set")]
     command += ["--categories", "1", "--normals", "1", "--seed", "5"]
     environment = os.environ | {"PYTHONHASHSEED": "77"}
@@ -234,33 +227,33 @@ def test_the_same_pixels_in_another_process_and_among_other_samples(tree: Path, 
     shared = [path.relative_to(pictures) for path in pictures.rglob("S0001/*.*")]
     assert len(shared) == (1 + 2 * len(FAMILIES)) * len(VIEWS)
     for path in shared:
-        assert (pictures / path).read_bytes() == (tree / "realiad_256" / path).read_bytes(), path
+        assert (pictures / path).read_bytes() == (synthetic_set / "realiad_256" / path).read_bytes(), path
 
 
-def test_another_seed_gives_other_pixels(tree: Path, tmp_path: Path) -> None:
-    other = generate(tmp_path / "set", **SETTINGS | {"categories": 1, "normals": 1, "seed": 6})
+def test_another_seed_gives_other_pixels(synthetic_set: Path, tmp_path: Path) -> None:
+    other = generate(tmp_path / "set", **SYNTHETIC | {"categories": 1, "normals": 1, "seed": 6})
     for path in other.rglob("OK/S0001/*.jpg"):
-        assert path.read_bytes() != (tree / path.relative_to(other)).read_bytes()
+        assert path.read_bytes() != (synthetic_set / path.relative_to(other)).read_bytes()
 
 
-def test_a_set_that_is_there_is_used_again(tree: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in tree.rglob("*")}
-    assert generate(str(tree), **SETTINGS) == tree
-    assert {path: path.stat().st_mtime_ns for path in tree.rglob("*")} == before
+def test_a_set_that_is_there_is_used_again(synthetic_set: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in synthetic_set.rglob("*")}
+    assert generate(str(synthetic_set), **SYNTHETIC) == synthetic_set
+    assert {path: path.stat().st_mtime_ns for path in synthetic_set.rglob("*")} == before
 
 
-def test_a_set_of_other_settings_is_an_error(tree: Path) -> None:
+def test_a_set_of_other_settings_is_an_error(synthetic_set: Path) -> None:
     with pytest.raises(
         InputError, match=r'set holds a synthetic data set of .*"seed": 5.* expected .*"seed": 6.* choose'
     ):
-        generate(tree, **SETTINGS | {"seed": 6})
+        generate(synthetic_set, **SYNTHETIC | {"seed": 6})
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     for there in (tmp_path, tmp_path / "notes.txt"):
         with pytest.raises(InputError, match=r"is there already and is no synthetic data set: choose another folder"):
-            generate(there, **SETTINGS)
+            generate(there, **SYNTHETIC)
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
@@ -276,7 +269,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 )
 def test_settings_that_make_no_set_are_errors(name: str, value: int, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
-        generate(tmp_path / "set", **SETTINGS | {name: value})
+        generate(tmp_path / "set", **SYNTHETIC | {name: value})
     assert not list(tmp_path.iterdir())
 
 

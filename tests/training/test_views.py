@@ -15,7 +15,7 @@ from torch import Tensor
 
 from adpretrain_hf import ADPretrainConfig
 from adpretrain_hf.errors import ImageError, InputError
-from adpretrain_hf.preprocessing import Preprocessor
+from adpretrain_hf.images import Preprocessor
 from tests.conftest import GOLDEN, random_image
 from training.views import TwoViews, normalize, patch_labels_by_count, patch_labels_nearest
 

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from torchvision.tv_tensors import Mask
 
 from adpretrain_hf.errors import InputError
-from adpretrain_hf.preprocessing import Preprocessor
+from adpretrain_hf.images import Preprocessor
 from training.evaluation.categories import Sample
 from training.masks import seen_mask
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
-from adpretrain_hf.digest import combined_digest, tensor_digest
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
+from adpretrain_hf.files import combined_digest, tensor_digest
 from training.evaluation.cells import Cell
 from training.evaluation.data_sets import Category, Sample, read_category
 from training.evaluation.images import ImageFiles

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adpretrain_hf.images import read_image
-from adpretrain_hf.preprocessing import Preprocessor
+from adpretrain_hf.images import Preprocessor, read_image
 from training.evaluation.cells import Cell
 from training.evaluation.data_sets import Sample
 from training.evaluation.measure import Predicted

@@ -10,22 +10,14 @@ if find_spec("anomalib") is None:
     message = "anomalib is not installed: install it by `pip install adpretrain-hf[anomalib]`"
     raise ModuleNotFoundError(message, name="anomalib")
 
-from adpretrain_hf.integrations.anomalib.cflow import ADPretrainCflow
-from adpretrain_hf.integrations.anomalib.feature_norm import ADPretrainFeatureNorm
+from adpretrain_hf.integrations.anomalib.detector import DetectorArguments
 from adpretrain_hf.integrations.anomalib.features import DetectorFeatures
-from adpretrain_hf.integrations.anomalib.glass import ADPretrainGlass
-from adpretrain_hf.integrations.anomalib.padim import ADPretrainPadim
-from adpretrain_hf.integrations.anomalib.patchcore import ADPretrainPatchcore
-from adpretrain_hf.integrations.anomalib.preparation import ADPretrainPreProcessor
-from adpretrain_hf.integrations.anomalib.uniad import ADPretrainUniad
-
-__all__ = [
-    "ADPretrainCflow",
-    "ADPretrainFeatureNorm",
-    "ADPretrainGlass",
-    "ADPretrainPadim",
-    "ADPretrainPatchcore",
-    "ADPretrainPreProcessor",
-    "ADPretrainUniad",
-    "DetectorFeatures",
-]
+from adpretrain_hf.integrations.anomalib.models import (
+    ADPretrainCflow,
+    ADPretrainFeatureNorm,
+    ADPretrainGlass,
+    ADPretrainPadim,
+    ADPretrainPatchcore,
+    ADPretrainUniad,
+)
+from adpretrain_hf.integrations.anomalib.pre_processor import ADPretrainPreProcessor

@@ -1,54 +1,102 @@
 """ADPretrainDetector: what all detectors with our features have in common."""
 
-from __future__ import annotations
-
+import inspect
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
+from anomalib import LearningType
 from anomalib.data import AnomalibDataset, Batch
+from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
+from anomalib.visualization import Visualizer
 from torch import Tensor, nn
+from typing_extensions import NotRequired, TypedDict
 
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.integrations.anomalib.features import DetectorFeatures
+from adpretrain_hf.integrations.anomalib.pre_processor import ADPretrainPreProcessor
 
 _LOG = logging.getLogger(__name__)
 
 
-def load_features(
-    bundle: str, variant: str | None, features: str, levels: Sequence[int] | None, last: int | None = None
-) -> DetectorFeatures:
-    """Loads a bundle as features for a detector.
+class DetectorArguments(TypedDict):
+    """What every detector takes beside its bundle and its own arguments, by keyword.
 
-    Args:
-        bundle, variant: see ``ADPretrainFeatureExtractor.from_pretrained``.
-        features, levels: see ``DetectorFeatures``.
-        last: how many of the last levels to take where ``levels`` is None; all by default.
-
-    Raises:
-        InputError: ``bundle`` is not a string, or see there.
+    Attributes:
+        variant: of the projectors; by default the one that is published for the detector.
+        levels: block numbers, some of the bundle's; by default those that are published for the detector.
+        features: ``"raw"``, ``"residual"`` or ``"pretrained"``, the default; see ``DetectorFeatures``.
+        references: how many normal training images to take (8), a folder of images, or a saved bank (``.safetensors``).
+        pre_processor, post_processor, evaluator, visualizer: see anomalib; the pre-processor is the bundle's.
     """
-    if not isinstance(bundle, str):
-        # Checkpoints hold the arguments of a model as plain data.
-        raise InputError(f"bundle is {bundle!r}, expected the id of a repository or a folder, as a string")
-    extractor = ADPretrainFeatureExtractor.from_pretrained(bundle, variant=variant)
-    if levels is None and last is not None:
-        levels = extractor.config.layers[-last:]
-    return DetectorFeatures(extractor, features, levels)
+
+    # Spelled out and not as strings, for anomalib's configuration files: their parser reads these.
+    variant: NotRequired[str | None]
+    levels: NotRequired[Sequence[int] | None]
+    features: NotRequired[str]
+    references: NotRequired[int | str]
+    pre_processor: NotRequired[nn.Module | bool]
+    post_processor: NotRequired[nn.Module | bool]
+    evaluator: NotRequired[Evaluator | bool]
+    visualizer: NotRequired[Visualizer | bool]
 
 
 class ADPretrainDetector(AnomalibModule):
-    """A mixin for anomalib's models, first of the bases: sets the reference bank, before training if need be.
+    """A mixin for anomalib's models, first of the bases: loads the features and sets the reference bank.
 
-    Where the constructor's ``references`` is a number, so many normal images of the training data, spread evenly over
-    it, become the references when training starts. A training image that is one of them is compared with the others.
+    Where ``references`` is a number, so many normal images of the training data, spread evenly over it, become the
+    references when training starts. A training image that is one of them is compared with the others.
+
+    Args:
+        bundle: the id of a repository on the Hub, or a folder.
+        common: see ``DetectorArguments``.
+
+    Raises:
+        TypeError: an argument of an unknown name.
+        InputError, BundleError: an argument is not as described, or the bundle cannot be loaded.
     """
 
-    _features_at = "model.feature_extractor"  # where in the model the features are
+    _variant: ClassVar[str] = "norm"  # that is published for the detector
+    _last_levels: ClassVar[int] = 0  # how many of the last ones are published for it; 0 for all
+    _features_at: ClassVar[str] = "model.feature_extractor"  # where in the model the features are
+
+    @classmethod
+    def load(cls, bundle: str, common: DetectorArguments) -> tuple[DetectorFeatures, dict[str, Any]]:
+        """Checks a constructor's arguments and loads: the features, and what anomalib's constructor takes of the rest.
+
+        The defaults of those that were not given are added to ``common``: Lightning saves what a constructor holds.
+        """
+        components = dict.fromkeys(("pre_processor", "post_processor", "evaluator", "visualizer"), True)
+        defaults = {"variant": cls._variant, "levels": None, "features": "pretrained", "references": 8} | components
+        for name in common:
+            if name not in defaults:
+                raise TypeError(f"{cls.__name__}.__init__() got an unexpected keyword argument {name!r}")
+        common.update(cast(DetectorArguments, defaults | common))
+        _check_references(common["references"])
+        if not isinstance(bundle, str):
+            # Checkpoints hold the arguments of a model as plain data.
+            raise InputError(f"bundle is {bundle!r}, expected the id of a repository or a folder, as a string")
+        extractor = ADPretrainFeatureExtractor.from_pretrained(bundle, variant=common["variant"])
+        levels = extractor.config.layers[-cls._last_levels :] if common["levels"] is None else common["levels"]
+        arguments = {name: value for name, value in common.items() if name in components}
+        if arguments["pre_processor"] is True:
+            arguments["pre_processor"] = ADPretrainPreProcessor(extractor.config)
+        return DetectorFeatures(extractor, common["features"], levels), arguments
+
+    def save_hyperparameters(self, *args: Any, ignore: Sequence[str] | str = (), **kwargs: Any) -> None:
+        """Saves the arguments that our constructors were given, from which a checkpoint makes the detector again.
+
+        Lightning collects those of anomalib's constructors too, such as the backbone that stands in for ours.
+        """
+        ours, theirs = set(DetectorArguments.__annotations__), set[str]()
+        for kind in type(self).__mro__:
+            (ours if issubclass(kind, ADPretrainDetector) else theirs).update(inspect.signature(kind).parameters)
+        ignored = {ignore} if isinstance(ignore, str) else {*ignore}
+        super().save_hyperparameters(*args, ignore=[*ignored | (theirs - ours)], **kwargs)
 
     @property
     def features(self) -> DetectorFeatures:
@@ -60,42 +108,29 @@ class ADPretrainDetector(AnomalibModule):
         self.set_submodule(self._features_at, features)
 
     def set_reference(self, references: Any, names: Sequence[str] = ()) -> None:
-        """Sets the reference bank.
-
-        Args:
-            references: what ``ADPretrainFeatureExtractor.set_reference`` takes: a bank, its file, a folder, images.
-            names: paths of the bank's images, in its order, by which training images that are among them are known.
-        """
+        """Sets the reference bank and, if they are known, the paths of its images; see ``DetectorFeatures``."""
         self.features.set_reference(references, names)
 
-    def on_train_start(self) -> None:
-        """Sets the references, if none are."""
-        super().on_train_start()
-        self._ensure_reference()
+    @property
+    def learning_type(self) -> LearningType:
+        """Normal images only are learned from."""
+        return LearningType.ONE_CLASS
+
+    def validation_step(self, batch: Batch, *args: Any) -> Batch:
+        """Adds maps and scores to the batch, as in a test."""
+        return self.test_step(batch, *args)
 
     def on_validation_start(self) -> None:
-        """Sets the references, if none are and they are files."""
+        """Sets the references before anomalib fits, if it has not yet, what it stored."""
         self._ensure_reference()
         super().on_validation_start()
 
-    def on_test_start(self) -> None:
-        """As before a validation."""
-        self._ensure_reference()
-        super().on_test_start()
-
-    def on_predict_start(self) -> None:
-        """As before a validation."""
-        self._ensure_reference()
-        super().on_predict_start()
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Batch, *_: Any) -> None:
         """Says which images of the batch are references."""
-        del batch_idx
         self.features.note_own(batch.image_path or [])
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_end(self, *_: Any) -> None:
         """Images that are tested are compared with all references."""
-        del outputs, batch, batch_idx
         self.features.note_own([])
 
     def to_onnx(
@@ -107,12 +142,11 @@ class ADPretrainDetector(AnomalibModule):
     ) -> Path:
         """Exports as anomalib does, for images of the bundle's size unless another one is given."""
         side = self.features.extractor.config.image_size
-        # anomalib asks for opset 14, which today's exporter cannot write.
-        return super().to_onnx(
-            export_root, model_file_name, input_size or (side, side), **{"opset_version": 18} | kwargs
-        )
+        kwargs.setdefault("opset_version", 18)  # anomalib asks for 14, which today's exporter cannot write
+        return super().to_onnx(export_root, model_file_name, input_size or (side, side), **kwargs)
 
     def _ensure_reference(self) -> None:
+        """Sets the references, if none are: from files or, in training, to some of its images."""
         if not self.features.needs_reference or self.features.extractor.reference is not None:
             return
         source = self.hparams["references"]
@@ -120,6 +154,8 @@ class ADPretrainDetector(AnomalibModule):
             self.set_reference(source)
         elif self.trainer.training:
             self.set_reference(*self._draw_references(self.trainer.train_dataloader.dataset, source))
+
+    on_train_start = on_test_start = on_predict_start = _ensure_reference
 
     @torch.no_grad()
     def _draw_references(self, dataset: AnomalibDataset, number: int) -> tuple[Tensor, list[str]]:
@@ -138,12 +174,7 @@ class ADPretrainDetector(AnomalibModule):
         return self.pre_processor.transform(images) if self.pre_processor else images
 
 
-def check_references(references: int | str) -> int | str:
-    """Returns the argument ``references`` of a detector.
-
-    Raises:
-        InputError: neither a positive number nor a string.
-    """
+def _check_references(references: int | str) -> None:
     if isinstance(references, bool) or not isinstance(references, (int, str)) or references in (0, ""):
         raise InputError(
             f"references is {references!r}, expected how many normal training images to take, a folder of images, or "
@@ -151,4 +182,3 @@ def check_references(references: int | str) -> int | str:
         )
     if isinstance(references, int) and references < 1:
         raise InputError(f"references is {references}, expected a number >= 1")
-    return references

@@ -1,7 +1,5 @@
 """DetectorFeatures: the features of an extractor as anomalib's detectors call for them."""
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -12,8 +10,6 @@ from torch import Tensor, nn
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.reference import ReferenceBank
-
-FEATURES = ("raw", "residual", "pretrained")
 
 
 class DetectorFeatures(nn.Module):
@@ -43,11 +39,15 @@ class DetectorFeatures(nn.Module):
         self, extractor: ADPretrainFeatureExtractor, kind: str = "pretrained", levels: Sequence[int] | None = None
     ) -> None:
         super().__init__()
-        if kind not in FEATURES:
-            raise InputError(f"unknown features {kind!r}: expected one of {', '.join(FEATURES)}")
-        self.extractor = extractor
-        self.kind = kind
-        self._places = _places(extractor.config.layers, levels)
+        kinds = ("raw", "residual", "pretrained")
+        if kind not in kinds:
+            raise InputError(f"unknown features {kind!r}: expected one of {', '.join(kinds)}")
+        known = list(extractor.config.layers)
+        wanted = known if levels is None else [operator.index(level) for level in levels]
+        if not wanted or wanted != [level for level in known if level in wanted]:
+            raise InputError(f"levels are {levels}, expected some of {known}, in rising order")
+        self.extractor, self.kind = extractor, kind
+        self._places = [known.index(level) for level in wanted]
         self.layers = [extractor.layers[place] for place in self._places]
         self.out_dims = [extractor.out_dims[place] for place in self._places]
         self.names: tuple[str, ...] = ()
@@ -65,7 +65,13 @@ class DetectorFeatures(nn.Module):
         Raises:
             InputError: no reference bank is set.
         """
-        maps = self._all_levels(images.to(self.extractor.device, self.extractor.dtype))
+        images = images.to(self.extractor.device, self.extractor.dtype)
+        if self.kind == "raw":
+            maps = self.extractor.backbone(images)
+        else:
+            maps = self.extractor.residuals(self.extractor.encode(images), self._references())
+        if self.kind == "pretrained":
+            maps = self.extractor.projectors(maps)
         return {name: maps[place] for name, place in zip(self.layers, self._places, strict=True)}
 
     def set_reference(self, references: Any, names: Sequence[str] = ()) -> None:
@@ -91,10 +97,8 @@ class DetectorFeatures(nn.Module):
     def get_extra_state(self) -> dict[str, Any]:
         """The reference bank, as the state dict holds it."""
         bank = self.extractor.reference
-        if bank is None:
-            return {}
-        about = {"fingerprint": bank.fingerprint, "category": bank.category, "num_images": bank.num_images}
-        return about | {"patches": bank.patches, "names": list(self.names)}
+        fields = ("patches", "fingerprint", "category", "num_images", "compacted")
+        return {} if bank is None else {"names": [*self.names]} | {name: getattr(bank, name) for name in fields}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Takes over the reference bank that a state dict holds.
@@ -108,22 +112,9 @@ class DetectorFeatures(nn.Module):
         if values:
             self.extractor.set_reference(ReferenceBank(values.pop("patches"), **values))
 
-    def _all_levels(self, images: Tensor) -> list[Tensor]:
-        if self.kind == "raw":
-            return self.extractor.backbone(images)
-        residuals = self.extractor.residuals(self.extractor.encode(images), self._references())
-        return residuals if self.kind == "residual" else self.extractor.projectors(residuals)
-
     def _references(self) -> list[ReferenceBank] | None:
         """One bank for each image where some are of the bank themselves, else None: the one that is set for all."""
         bank = self.extractor.reference
         if bank is None or bank.num_images < 2 or not any(own is not None for own in self.own):
             return None
         return [bank if own is None else bank.without_image(own) for own in self.own]
-
-
-def _places(layers: Sequence[int], levels: Sequence[int] | None) -> list[int]:
-    wanted = [operator.index(level) for level in (layers if levels is None else levels)]
-    if not wanted or any(level not in layers for level in wanted) or wanted != sorted(set(wanted)):
-        raise InputError(f"levels are {levels}, expected some of {list(layers)}, in rising order")
-    return [list(layers).index(level) for level in wanted]

@@ -1,128 +1,142 @@
-"""UniAD on our features: one model for all categories."""
-
-from __future__ import annotations
+"""UniAD: reconstructs features without looking at a patch's own neighbourhood."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from anomalib import LearningType
-from anomalib.data import Batch, InferenceBatch
-from anomalib.metrics import Evaluator
-from anomalib.visualization import Visualizer
-from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.ops import MLP
 
-from adpretrain_hf.integrations.anomalib.detector import ADPretrainDetector, check_references, load_features
-from adpretrain_hf.integrations.anomalib.features import DetectorFeatures
-from adpretrain_hf.integrations.anomalib.preparation import prepared_by
-from adpretrain_hf.integrations.anomalib.uniad_model import UniadModel
+from adpretrain_hf.errors import InputError
 
 
-class UniadDetector(nn.Module):
-    """Features, the network that reconstructs them, and maps of what it could not.
+class UniadModel(nn.Module):
+    """A transformer that reconstructs normal features, of any category, and cannot copy anomalous ones.
 
-    Args:
-        features: of prepared images.
-        reconstruct: the network.
-    """
-
-    def __init__(self, features: DetectorFeatures, reconstruct: UniadModel) -> None:
-        super().__init__()
-        self.feature_extractor = features
-        self.reconstruct = reconstruct
-
-    def joined(self, images: Tensor) -> Tensor:
-        """Features of all levels, one after the other: (B, 3, H, W) to (B, L * C, h, w)."""
-        return torch.cat(list(self.feature_extractor(images).values()), dim=1)
-
-    def forward(self, images: Tensor) -> InferenceBatch:
-        """Images (B, 3, H, W) to maps (B, 1, H, W), up-sampled bilinearly, and their maxima (B,)."""
-        distances = self.reconstruct.distances(self.joined(images))
-        maps = F.interpolate(distances[:, None], size=images.shape[-2:], mode="bilinear", align_corners=False)
-        return InferenceBatch(pred_score=maps.amax(dim=(1, 2, 3)), anomaly_map=maps)
-
-
-class ADPretrainUniad(ADPretrainDetector):
-    """UniAD (You et al. 2022) on the features of a bundle, all levels joined, as published.
-
-    An image's score is the maximum of its map, where UniAD's own code pools the map over 16 x 16 pixels first. How long
-    is trained is the trainer's ``max_epochs`` (published: 1000); for some hundred steps, ``lr=3e-4`` learns faster.
-
-    Where several categories are in the training data, take the references from all of them: a folder with images of
-    each, or a number large enough. A patch then finds its nearest one among the references of all categories; the
-    released code compares it with those of its own category only.
+    You et al., "A Unified Model for Multi-class Anomaly Detection" (NeurIPS 2022), section 3: attention that is masked
+    around each patch, so that a patch is told by others only; a decoder that asks with learned queries in every layer;
+    and features that are jittered in training while the clean ones are the target. Defaults are the paper's. Two things
+    are not: the output starts near zero, and each patch has a learned position of its own.
 
     Args:
-        bundle: the id of a repository on the Hub, or a folder.
-        variant: of the projectors.
-        levels: block numbers, some of the bundle's; all by default.
-        features: ``"raw"``, ``"residual"`` or ``"pretrained"``, see ``DetectorFeatures``.
-        references: how many normal training images to take, a folder of images, or a saved bank (``.safetensors``).
-        hidden_dim, num_layers, jitter_scale: see ``UniadModel``.
-        lr: learning rate of AdamW.
-        pre_processor, post_processor, evaluator, visualizer: see anomalib; the pre-processor is the bundle's.
+        in_channels: of the features, all levels joined.
+        grid: h and w, patches of an image.
+        hidden_dim: width of the transformer, a multiple of ``num_heads``.
+        num_heads, feedforward_dim, dropout: of every layer.
+        num_layers: of the encoder, and of the decoder.
+        neighbor_size: height and width, odd numbers, of the neighbourhood that a patch does not see. A side that would
+            cover all rows, or all columns, from the middle of the grid is cut to the largest that does not.
+        jitter_scale: the noise of a patch with the length l has the standard deviation ``jitter_scale * l /
+            in_channels`` in every channel.
 
     Raises:
-        InputError, BundleError: an argument is not as described, or the bundle cannot be loaded.
+        InputError: a single row or column, a neighbourhood of an even size, or a width that the heads cannot share.
     """
+
+    mask: Tensor
 
     def __init__(
         self,
-        bundle: str,
+        in_channels: int,
+        grid: tuple[int, int],
         *,
-        variant: str | None = "norm",
-        levels: Sequence[int] | None = None,
-        features: str = "pretrained",
-        references: int | str = 8,
         hidden_dim: int = 256,
+        num_heads: int = 8,
         num_layers: int = 4,
+        feedforward_dim: int = 1024,
+        neighbor_size: tuple[int, int] = (7, 7),
         jitter_scale: float = 20.0,
-        lr: float = 0.0001,
-        pre_processor: nn.Module | bool = True,
-        post_processor: nn.Module | bool = True,
-        evaluator: Evaluator | bool = True,
-        visualizer: Visualizer | bool = True,
+        dropout: float = 0.1,
     ) -> None:
-        check_references(references)
-        loaded = load_features(bundle, variant, features, levels)
-        config = loaded.extractor.config
-        super().__init__(
-            pre_processor=prepared_by(pre_processor, config),
-            post_processor=post_processor,
-            evaluator=evaluator,
-            visualizer=visualizer,
+        super().__init__()
+        if hidden_dim % num_heads:
+            raise InputError(f"got hidden_dim {hidden_dim}, expected a multiple of num_heads, {num_heads}")
+        self.grid, self.jitter_scale = grid, jitter_scale
+        self.register_buffer("mask", neighbor_mask(grid, neighbor_size), persistent=False)
+        layer = (hidden_dim, num_heads, feedforward_dim, dropout)
+        self.project_in = nn.Linear(in_channels, hidden_dim)
+        self.positions = nn.Parameter(torch.rand(grid[0] * grid[1], hidden_dim))
+        self.encoder = nn.ModuleList(MaskedLayer(1, *layer) for _ in range(num_layers))
+        self.queries = nn.Parameter(torch.randn(num_layers, grid[0] * grid[1], hidden_dim))
+        self.decoder = nn.ModuleList(MaskedLayer(2, *layer) for _ in range(num_layers))
+        self.project_out = nn.Linear(hidden_dim, in_channels)
+        # Near zero: a linear layer's usual weights make far more of normalised states than features of unit length are,
+        # and training would spend its first hundreds of steps on shrinking them.
+        nn.init.normal_(self.project_out.weight, std=1e-3)
+        nn.init.zeros_(self.project_out.bias)
+
+    def forward(self, levels: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        """Maps (B, H, W) of what could not be reconstructed of the features (B, C, h, w) of the levels, up-sampled."""
+        features = torch.cat([*levels], dim=1)
+        distances = torch.linalg.vector_norm(features - self.reconstruct(features), dim=1, keepdim=True)
+        return F.interpolate(distances, size=size, mode="bilinear", align_corners=False)[:, 0]
+
+    def loss(self, levels: Sequence[Tensor]) -> Tensor:
+        """Mean squared error of the reconstruction of the features (B, C, h, w) of the levels, a scalar."""
+        features = torch.cat([*levels], dim=1)
+        return F.mse_loss(self.reconstruct(features), features)
+
+    def reconstruct(self, features: Tensor) -> Tensor:
+        """Reconstructs features (B, in_channels, h, w) of all levels, joined; in training, from jittered ones.
+
+        Raises:
+            InputError: a grid of another size.
+        """
+        if tuple(features.shape[-2:]) != self.grid:
+            raise InputError(f"got features on a grid of {tuple(features.shape[-2:])} patches, expected {self.grid}")
+        tokens = features.flatten(2).mT  # (B, h*w, in_channels)
+        hidden = self.project_in(self._jitter(tokens) if self.training else tokens)
+        for layer in self.encoder:
+            hidden = layer(hidden, [hidden], self.positions, self.mask)
+        memory = hidden
+        for layer, query in zip(self.decoder, self.queries, strict=True):
+            hidden = layer(query.expand_as(memory), [memory, hidden], self.positions, self.mask)
+        return self.project_out(hidden).mT.unflatten(2, self.grid)
+
+    def _jitter(self, tokens: Tensor) -> Tensor:
+        deviation = self.jitter_scale * tokens.norm(dim=-1, keepdim=True) / tokens.shape[-1]
+        return tokens + deviation * torch.randn_like(tokens)
+
+
+class MaskedLayer(nn.Module):
+    """Attention to one context after another, then a feed-forward network, each with a residual and a norm after it.
+
+    torch's own layers cannot be it: positions are added to queries and keys, but not to values and the residual.
+
+    Args:
+        contexts: how many. An encoder's is the states themselves; a decoder asks the encoder and the layer before.
+        hidden_dim, num_heads, feedforward_dim, dropout: see ``UniadModel``.
+    """
+
+    def __init__(self, contexts: int, hidden_dim: int, num_heads: int, feedforward_dim: int, dropout: float) -> None:
+        super().__init__()
+        attentions = [nn.MultiheadAttention(hidden_dim, num_heads, dropout, batch_first=True) for _ in range(contexts)]
+        self.attentions = nn.ModuleList(attentions)
+        self.feed_forward = MLP(hidden_dim, [feedforward_dim, hidden_dim], dropout=dropout)
+        self.norms = nn.ModuleList(nn.LayerNorm(hidden_dim) for _ in range(contexts + 1))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, hidden: Tensor, contexts: Sequence[Tensor], positions: Tensor, mask: Tensor) -> Tensor:
+        """From hidden states (B, P, D) to those of the contexts (B, P, D) that the mask (P, P) leaves to see."""
+        for attention, norm, context in zip(self.attentions, self.norms, contexts, strict=False):
+            keys = context + positions
+            attended, _ = attention(hidden + positions, keys, context, attn_mask=mask, need_weights=False)
+            hidden = norm(hidden + self.dropout(attended))
+        return self.norms[-1](hidden + self.feed_forward(hidden))
+
+
+def neighbor_mask(grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """For each patch of a grid (h, w) which others it does not see: (h*w, h*w), bool, True in its neighbourhood.
+
+    Raises:
+        InputError: see ``UniadModel``.
+    """
+    if min(grid) < 2 or any(side % 2 == 0 for side in size):
+        raise InputError(
+            f"got a grid of {grid} patches and a neighbourhood of {size}, expected at least 2 rows and columns, and a "
+            "neighbourhood of odd sides"
         )
-        side = config.image_size // config.patch_size
-        network = UniadModel(
-            sum(loaded.out_dims), (side, side), hidden_dim=hidden_dim, num_layers=num_layers, jitter_scale=jitter_scale
-        )
-        self.model = UniadDetector(loaded, network)
-        self._lr = lr
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW on the network that reconstructs."""
-        return torch.optim.AdamW(self.model.reconstruct.parameters(), lr=self._lr, weight_decay=1e-4)
-
-    def training_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
-        """Reconstructs normal features from jittered ones."""
-        del args, kwargs
-        loss = self.model.reconstruct.loss(self.model.joined(batch.image))
-        self.log("train_loss", loss, on_epoch=True, prog_bar=True)
-        return loss
-
-    def validation_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
-        """Adds maps and scores to the batch."""
-        del args, kwargs
-        return batch.update(**self.model(batch.image)._asdict())
-
-    @property
-    def trainer_arguments(self) -> dict[str, Any]:
-        """Gradients are clipped as published."""
-        return {"gradient_clip_val": 0.1, "num_sanity_val_steps": 0}
-
-    @property
-    def learning_type(self) -> LearningType:
-        """It needs normal images only."""
-        return LearningType.ONE_CLASS
+    # Cut, or nothing would be left to see from the middle.
+    sides = [min(side, 2 * (patches // 2) - 1) for patches, side in zip(grid, size, strict=True)]
+    places = torch.cartesian_prod(*map(torch.arange, grid))  # (h*w, 2)
+    return ((places[:, None] - places).abs() <= torch.tensor(sides) // 2).all(dim=-1)

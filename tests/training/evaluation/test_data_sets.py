@@ -3,15 +3,103 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-pytest.importorskip("anomalib")
 from adpretrain_hf.errors import InputError, MissingPathError
-from tests.training.evaluation import trees
 from tests.training.real_iad_tree import RealIADClass
 from training.evaluation.data_sets import DATA_SETS, category_names, read_category
+
+# Miniature trees of the layouts, with their quirks
+
+
+SIZE = (12, 10)  # width and height
+
+
+def write_image(path: Path) -> Path:
+    """Writes a small image; its suffix says which kind."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(len(str(path))).integers(0, 256, (*SIZE[::-1], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, format={".jpg": "JPEG", ".bmp": "BMP"}.get(path.suffix.lower(), "PNG"))
+    return path
+
+
+def write_mask(path: Path, value: int = 255) -> Path:
+    """Writes a mask with a square of a value."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.zeros(SIZE[::-1], dtype=np.uint8)
+    pixels[2:5, 3:7] = value
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def write_images(folder: Path, names: Iterable[str]) -> None:
+    """Writes images with these names."""
+    for name in names:
+        write_image(folder / name)
+
+
+def make_mvtecad(root: Path, name: str = "bottle", suffix: str = "_mask") -> Path:
+    """Three images to train on, two normal and three anomalous ones of two kinds to test on."""
+    write_images(root / name / "train/good", ["000.png", "001.png", "002.png"])
+    write_images(root / name / "test/good", ["000.png", "001.png"])
+    for kind, numbers in {"broken": ("000", "001"), "contamination": ("000",)}.items():
+        for number in numbers:
+            write_image(root / name / "test" / kind / f"{number}.png")
+            write_mask(root / name / "ground_truth" / kind / f"{number}{suffix}.png")
+    return root
+
+
+def make_visa(root: Path) -> Path:
+    """Images called .JPG, masks with the class's number, and the split in a table."""
+    rows = ["object,split,label,image,mask"]
+    for number, (split, label) in enumerate(
+        [("train", "normal"), ("train", "normal"), ("test", "normal"), ("test", "anomaly"), ("test", "anomaly")]
+    ):
+        kind = "Normal" if label == "normal" else "Anomaly"
+        path = f"candle/Data/Images/{kind}/{number:04}.JPG"
+        mask_path = f"candle/Data/Masks/Anomaly/{number:04}.png" if label == "anomaly" else ""
+        write_image(root / path)
+        if mask_path:
+            write_mask(root / mask_path, value=number - 2)
+        rows.append(f"candle,{split},{label},{path},{mask_path}")
+    write_image(root / "candle/Data/Images/Normal/9999.JPG")  # that no split names
+    (root / "split_csv").mkdir()
+    (root / "split_csv/1cls.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+def make_btad(root: Path) -> Path:
+    """Classes of images and masks called .bmp and .png, of .png both, and of .bmp both."""
+    for name, image_suffix, mask_suffix in (("01", ".bmp", ".png"), ("02", ".png", ".png"), ("03", ".bmp", ".bmp")):
+        write_images(root / name / "train/ok", [f"{number:04}{image_suffix}" for number in range(2)])
+        write_images(root / name / "test/ok", [f"0005{image_suffix}"])
+        write_images(root / name / "test/ko", [f"0007{image_suffix}", f"0008{image_suffix}"])
+        for number in ("0007", "0008"):
+            write_mask(root / name / "ground_truth/ko" / f"{number}{mask_suffix}")
+    return root
+
+
+def make_mvtec3d(root: Path) -> Path:
+    """Colour images beside depth, with validation images that nobody asks for."""
+    for split, kinds in (("train", ["good"]), ("validation", ["good"]), ("test", ["good", "hole"])):
+        for kind in kinds:
+            for number in ("000", "001"):
+                write_image(root / "bagel" / split / kind / "rgb" / f"{number}.png")
+                (root / "bagel" / split / kind / "xyz").mkdir(exist_ok=True)
+                (root / "bagel" / split / kind / "xyz" / f"{number}.tiff").write_bytes(b"not read")
+                if split == "test":
+                    write_mask(
+                        root / "bagel" / split / kind / "gt" / f"{number}.png", value=0 if kind == "good" else 255
+                    )
+    return root
+
+
+# What is read of them
 
 
 def shape(category) -> tuple[int, int, int]:
@@ -32,7 +120,7 @@ def assert_masks(category, pairs: dict[str, str], root: Path) -> None:
 
 @pytest.mark.parametrize("data_set", ["mvtecad", "mpdd", "folder"])
 def test_mvtecads_layout(data_set, tmp_path):
-    root = trees.mvtecad(trees.mvtecad(tmp_path), "cable")
+    root = make_mvtecad(make_mvtecad(tmp_path), "cable")
     assert category_names(data_set, root) == ["bottle", "cable"]
     category = read_category(data_set, root, "cable")
     assert shape(category) == (3, 2, 3)
@@ -49,18 +137,18 @@ def test_mvtecads_layout(data_set, tmp_path):
 
 
 def test_order_is_that_of_the_paths(tmp_path):
-    category = read_category("mvtecad", trees.mvtecad(tmp_path), "bottle")
+    category = read_category("mvtecad", make_mvtecad(tmp_path), "bottle")
     for samples in (category.train, category.test):
         assert [sample.image for sample in samples] == sorted(sample.image for sample in samples)
 
 
 LAYOUTS = [
-    ("mvtecad", trees.mvtecad, "bottle"),
-    ("mpdd", trees.mvtecad, "bottle"),
-    ("folder", trees.mvtecad, "bottle"),
-    ("visa", trees.visa, "candle"),
-    ("btad", trees.btad, "01"),
-    ("mvtec3d", trees.mvtec3d, "bagel"),
+    ("mvtecad", make_mvtecad, "bottle"),
+    ("mpdd", make_mvtecad, "bottle"),
+    ("folder", make_mvtecad, "bottle"),
+    ("visa", make_visa, "candle"),
+    ("btad", make_btad, "01"),
+    ("mvtec3d", make_mvtec3d, "bagel"),
 ]
 
 
@@ -107,24 +195,24 @@ def test_categories_without_normal_test_images_are_refused(data_set, make, name,
 
 
 def test_folder_with_numbers_of_any_length_is_paired_by_name(tmp_path):
-    trees.images(tmp_path / "nut/train/good", ["1.png", "2.png"])
-    trees.images(tmp_path / "nut/test/good", ["1.png"])
+    write_images(tmp_path / "nut/train/good", ["1.png", "2.png"])
+    write_images(tmp_path / "nut/test/good", ["1.png"])
     for number in (1, 2, 10, 11, 100):
-        trees.image(tmp_path / f"nut/test/bent/{number}.png")
-        trees.mask(tmp_path / f"nut/ground_truth/bent/{number}_mask.png")
+        write_image(tmp_path / f"nut/test/bent/{number}.png")
+        write_mask(tmp_path / f"nut/ground_truth/bent/{number}_mask.png")
     category = read_category("folder", tmp_path, "nut")
     pairs = {f"nut/test/bent/{n}.png": f"nut/ground_truth/bent/{n}_mask.png" for n in (1, 2, 10, 11, 100)}
     assert_masks(category, pairs, tmp_path)
 
 
 def test_folder_with_an_empty_kind(tmp_path):
-    root = trees.mvtecad(tmp_path)
+    root = make_mvtecad(tmp_path)
     (root / "bottle/test/scratched").mkdir()
     assert shape(read_category("folder", root, "bottle")) == (3, 2, 3)
 
 
 def test_images_that_anomalib_passes_over_are_refused(tmp_path):
-    root = trees.mvtecad(tmp_path / "real")
+    root = make_mvtecad(tmp_path / "real")
     (root / "bottle/train/good").rename(tmp_path / "elsewhere")
     (root / "bottle/train/good").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(InputError, match=r"3 images of mvtecad are passed over by anomalib.*\n  .*train/good/000"):
@@ -133,13 +221,13 @@ def test_images_that_anomalib_passes_over_are_refused(tmp_path):
 
 @pytest.mark.parametrize(("data_set", "make", "name"), [LAYOUTS[0], LAYOUTS[1]])
 def test_other_images_in_a_category_are_refused(data_set, make, name, tmp_path):
-    trees.image(make(tmp_path) / name / "overview.png")
+    write_image(make(tmp_path) / name / "overview.png")
     with pytest.raises(InputError, match=rf"anomalib cannot read .*{name} as {data_set} \(.*\): expected what comes"):
         read_category(data_set, tmp_path, name)
 
 
 def test_folder_without_training_images_is_refused(tmp_path):
-    for path in (trees.mvtecad(tmp_path) / "bottle/train/good").iterdir():
+    for path in (make_mvtecad(tmp_path) / "bottle/train/good").iterdir():
         path.unlink()
     with pytest.raises(InputError, match=r"anomalib cannot read .* as folder \(Found 0 .*train/good"):
         read_category("folder", tmp_path, "bottle")
@@ -148,13 +236,13 @@ def test_folder_without_training_images_is_refused(tmp_path):
 
 
 def test_images_that_visas_split_names_but_are_absent_are_listed(tmp_path):
-    (trees.visa(tmp_path) / "candle/Data/Images/Anomaly/0003.JPG").unlink()
+    (make_visa(tmp_path) / "candle/Data/Images/Anomaly/0003.JPG").unlink()
     with pytest.raises(InputError, match=r"1 images of the category 'candle' of visa are missing: .*\n  .*0003\.JPG"):
         read_category("visa", tmp_path, "candle")
 
 
 def test_masks_of_some_anomalous_images_only_are_refused(tmp_path):
-    split = trees.visa(tmp_path) / "split_csv/1cls.csv"
+    split = make_visa(tmp_path) / "split_csv/1cls.csv"
     split.write_text(split.read_text().replace("candle/Data/Masks/Anomaly/0003.png", ""))
     with pytest.raises(InputError, match=r"1 anomalous images of .* have no mask, others do: .*\n  .*0003\.JPG"):
         read_category("visa", tmp_path, "candle")
@@ -162,9 +250,9 @@ def test_masks_of_some_anomalous_images_only_are_refused(tmp_path):
 
 def test_folder_of_one_category_without_masks(tmp_path):
     root = tmp_path / "screws"
-    trees.images(root / "test/good", ["d.jpg"])
-    trees.images(root / "train/good", ["a.jpg", "b.JPG"])
-    trees.images(root / "test/bent", ["c.jpg"])
+    write_images(root / "test/good", ["d.jpg"])
+    write_images(root / "train/good", ["a.jpg", "b.JPG"])
+    write_images(root / "test/bent", ["c.jpg"])
     assert category_names("folder", root) == ["screws"]
     category = read_category("folder", root, "screws")
     assert shape(category) == (2, 1, 1)
@@ -173,13 +261,13 @@ def test_folder_of_one_category_without_masks(tmp_path):
 
 
 def test_folder_with_masks_called_like_their_images(tmp_path):
-    category = read_category("folder", trees.mvtecad(tmp_path, suffix=""), "bottle")
+    category = read_category("folder", make_mvtecad(tmp_path, suffix=""), "bottle")
     assert shape(category) == (3, 2, 3)
     assert all(sample.mask.stem == sample.image.stem for sample in category.test if sample.is_anomalous)
 
 
 def test_visa(tmp_path):
-    root = trees.visa(tmp_path)
+    root = make_visa(tmp_path)
     assert category_names("visa", root) == ["candle"]
     category = read_category("visa", root, "candle")
     assert shape(category) == (2, 1, 2)
@@ -198,7 +286,7 @@ def test_visa(tmp_path):
     ("name", "image_suffix", "suffix"), [("01", ".bmp", ".png"), ("02", ".png", ".png"), ("03", ".bmp", ".bmp")]
 )
 def test_btad(name, image_suffix, suffix, tmp_path):
-    root = trees.btad(tmp_path)
+    root = make_btad(tmp_path)
     assert category_names("btad", root) == ["01", "02", "03"]
     category = read_category("btad", root, name)
     assert shape(category) == (2, 1, 2)
@@ -207,7 +295,7 @@ def test_btad(name, image_suffix, suffix, tmp_path):
 
 
 def test_mvtec3d_takes_colour_and_leaves_validation_out(tmp_path):
-    root = trees.mvtec3d(tmp_path)
+    root = make_mvtec3d(tmp_path)
     assert category_names("mvtec3d", root) == ["bagel"]
     category = read_category("mvtec3d", root, "bagel")
     assert shape(category) == (2, 2, 2)
@@ -266,22 +354,22 @@ def test_unknown_names_are_refused(tmp_path):
     with pytest.raises(MissingPathError, match="no folder .*nowhere to read mvtecad from"):
         category_names("mvtecad", tmp_path / "nowhere")
     with pytest.raises(InputError, match="has no category 'screw': expected one of bottle"):
-        read_category("mvtecad", trees.mvtecad(tmp_path), "screw")
+        read_category("mvtecad", make_mvtecad(tmp_path), "screw")
 
 
 def test_missing_masks_are_listed(tmp_path):
-    root = trees.mvtecad(tmp_path)
+    root = make_mvtecad(tmp_path)
     (root / "bottle/ground_truth/broken/001_mask.png").unlink()
     for data_set in ("mvtecad", "mpdd", "folder"):
         with pytest.raises(InputError, match=r"1 images have no mask: .*\n  broken/001"):
             read_category(data_set, root, "bottle")
-    (trees.btad(tmp_path / "btad") / "03/ground_truth/ko/0007.bmp").unlink()
+    (make_btad(tmp_path / "btad") / "03/ground_truth/ko/0007.bmp").unlink()
     with pytest.raises(InputError, match=r"1 images have no mask: .*\n  ko/0007"):
         read_category("btad", tmp_path / "btad", "03")
 
 
 def test_masks_without_an_image_are_listed(tmp_path):
-    root = trees.mvtecad(tmp_path)
+    root = make_mvtecad(tmp_path)
     (root / "bottle/test/broken/001.png").unlink()
     with pytest.raises(InputError, match=r"1 masks have no image: .*\n  broken/001"):
         read_category("mvtecad", root, "bottle")
@@ -289,21 +377,18 @@ def test_masks_without_an_image_are_listed(tmp_path):
 
 @pytest.mark.parametrize(
     ("data_set", "name", "path"),
-    [
-        ("visa", "candle", "candle/Data/Masks/Anomaly/0003.png"),
-        ("mvtec3d", "bagel", "bagel/test/hole/gt/000.png"),
-    ],
+    [("visa", "candle", "candle/Data/Masks/Anomaly/0003.png"), ("mvtec3d", "bagel", "bagel/test/hole/gt/000.png")],
 )
 def test_masks_that_are_named_but_absent_are_listed(data_set, name, path, tmp_path):
-    root = getattr(trees, data_set)(tmp_path)
+    root = {"visa": make_visa, "mvtec3d": make_mvtec3d}[data_set](tmp_path)
     (root / path).unlink()
     with pytest.raises(InputError, match=rf"1 masks of the category '{name}' of {data_set} are missing: .*\n  .*"):
         read_category(data_set, root, name)
 
 
 def test_categories_that_cannot_be_measured_are_refused(tmp_path):
-    trees.images(tmp_path / "nut/train/good", ["0.png"])
-    trees.images(tmp_path / "nut/test/good", ["0.png"])
+    write_images(tmp_path / "nut/train/good", ["0.png"])
+    write_images(tmp_path / "nut/test/good", ["0.png"])
     with pytest.raises(InputError, match="the category 'nut' of mvtecad has no anomalous test image"):
         read_category("mvtecad", tmp_path, "nut")
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 import json
+import os
 import re
+import runpy
+import shutil
 import signal
-import subprocess
 import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.conftest import ROOT
+from tests.conftest import make_extractor
+from tests.processes import kill, start
 from training.evaluate import main
 from training.evaluation.results import load_results
 
@@ -34,32 +40,44 @@ def words(values: dict[str, Any]) -> list[str]:
         if isinstance(value, dict)
         else [f"--{name}", *map(str, value)]
         for name, value in values.items()
-        if name in ("data", "detectors", "shots")
+        if name in ("data", "detectors", "shots", "features", "epochs")
     ]
     return [values["bundle"], "--output", values["output"], "--device", "cpu", *itertools.chain(*named)]
 
 
+@pytest.fixture(scope="module")
+def whole(
+    two_variants: Path, small_tree: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], str, str]:
+    """A plan of two detectors that one command ran to its end and into the bundle's card; what it printed and said."""
+    folder = tmp_path_factory.mktemp("whole")
+    values = {
+        **{"bundle": str(shutil.copytree(two_variants, folder / "bundle")), "output": str(folder / "run")},
+        **{"data": {"mvtecad": str(small_tree)}, "detectors": ["featurenorm", "patchcore"], "shots": [3]},
+    }
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        assert main([*words(values), "--export-card", values["bundle"]]) == 0
+    return values, out.getvalue(), err.getvalue()
+
+
 def test_one_command_makes_the_tables_and_the_report(
-    plan_values: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    whole: tuple[dict[str, Any], str, str], two_variants: Path
 ) -> None:
-    plan_values["detectors"] = ["featurenorm", "patchcore", "padim"]
-    before = Path(plan_values["bundle"], "README.md").read_text()
-    assert main([*words(plan_values), "--export-card", plan_values["bundle"]]) == 0
-    folder, out = Path(plan_values["output"]), capsys.readouterr()
-    assert len(load_results(folder)) == 2 * 3 * 3
-    assert out.out.strip() == (folder / "tables.md").read_text().strip()
-    assert "PatchCore" in out.out
+    values, out, err = whole
+    folder = Path(values["output"])
+    assert len(load_results(folder)) == 2 * 2 * 3
+    assert out.strip() == (folder / "tables.md").read_text().strip()
+    assert "PatchCore" in out
     assert "longtable" in (folder / "tables.tex").read_text()
     assert "<html" in (folder / "report.html").read_text()
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert {row["detector"] for row in metrics["summary"]} == {"featurenorm", "patchcore", "padim"}
+    assert {row["detector"] for row in metrics["summary"]} == {"featurenorm", "patchcore"}
     assert metrics["versions"]["anomalib"]
-    card = Path(plan_values["bundle"], "README.md").read_text()
-    assert "model-index" in card
-    assert "model-index" not in before
+    assert "model-index" in Path(values["bundle"], "README.md").read_text()
+    assert "model-index" not in (two_variants / "README.md").read_text()
     # Nothing of the libraries' own chatter: only the bar.
-    assert {part.strip()[:9] for part in re.split(r"[\r\n]", out.err) if part.strip()} == {"evaluate:"}
-    assert "18/18" in out.err
+    assert {part.strip()[:9] for part in re.split(r"[\r\n]", err) if part.strip()} == {"evaluate:"}
+    assert "12/12" in err
 
 
 def test_arguments_go_before_the_file(
@@ -71,49 +89,57 @@ def test_arguments_go_before_the_file(
     assert (result.cell.category, result.cell.features) == ("nut", "raw")
 
 
-def start(values: dict[str, Any], cells: int) -> subprocess.Popen[str]:
+def start_until(values: dict[str, Any], cells: int, stderr: Path) -> BaseProcess:
     """Starts the command and waits until some cells are finished."""
-    command = [sys.executable, "-m", "training.evaluate", *words(values)]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = start(main, words(values), stderr=stderr)
     folder, deadline = Path(values["output"], "cells"), time.monotonic() + 100
     while len(list(folder.glob("[!.]*.json"))) < cells:
-        assert process.poll() is None, process.communicate()
+        assert process.is_alive(), stderr.read_text()
         assert time.monotonic() < deadline
         time.sleep(0.005)
     return process
 
 
-def test_a_killed_run_goes_on(plan_values: dict[str, Any], tmp_path: Path) -> None:
+def test_a_killed_run_goes_on(
+    plan_values: dict[str, Any], whole: tuple[dict[str, Any], str, str], tmp_path: Path
+) -> None:
     plan_values["detectors"] = ["featurenorm", "patchcore"]
-    process = start(plan_values, 2)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    folder = Path(plan_values["output"])
+    kill(start_until(plan_values, 2, tmp_path / "stderr.txt"))
+    folder, uninterrupted = Path(plan_values["output"]), Path(whole[0]["output"])
     finished = {file: file.stat().st_mtime_ns for file in folder.glob("cells/[!.]*.json")}
     assert 2 <= len(finished) < 12
     assert not (folder / "metrics.json").exists()
     assert main(words(plan_values)) == 0
     assert {file: file.stat().st_mtime_ns for file in finished} == finished
-    whole = plan_values | {"output": str(tmp_path / "whole")}
-    assert main(words(whole)) == 0
-    resumed, uninterrupted = load_results(folder), load_results(whole["output"])
-    assert [(one.cell, one.metrics, one.scores) for one in resumed] == [
-        (one.cell, one.metrics, one.scores) for one in uninterrupted
-    ]
-    assert (folder / "tables.md").read_text() == Path(whole["output"], "tables.md").read_text()
+    first, second = (
+        [(one.cell, one.metrics, one.scores) for one in load_results(one)] for one in (folder, uninterrupted)
+    )
+    assert first == second
+    assert (folder / "tables.md").read_text() == (uninterrupted / "tables.md").read_text()
 
 
-def test_interrupting_leaves_tables_of_what_is_finished(plan_values: dict[str, Any]) -> None:
-    plan_values["detectors"] = ["featurenorm", "patchcore", "padim"]
-    process = start(plan_values, 1)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+def test_interrupting_leaves_tables_of_what_is_finished(plan_values: dict[str, Any], tmp_path: Path) -> None:
+    endless = {"detectors": ["featurenorm", "glass"], "features": ["raw"], "epochs": {"glass": 10**6}}
+    process = start_until(plan_values | endless, 1, tmp_path / "stderr.txt")
+    time.sleep(1)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    err = (tmp_path / "stderr.txt").read_text()
+    assert process.exitcode == 130, err
     assert "interrupted; finished cells are in" in err
     assert "Traceback" not in err
-    done = len(load_results(plan_values["output"]))
-    assert 1 <= done < 18
+    assert len(load_results(plan_values["output"])) == 1
     assert json.loads(Path(plan_values["output"], "metrics.json").read_text())["summary"]
+
+
+def test_the_module_is_a_program(
+    plan_values: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["evaluate", *words(plan_values | {"shots": [100]})])
+    monkeypatch.delitem(sys.modules, "training.evaluate")
+    with pytest.raises(SystemExit, match="1"):
+        runpy.run_module("training.evaluate", run_name="__main__")
+    assert "evaluate: error: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -146,8 +172,6 @@ def test_mistakes_are_one_line(
 def test_another_bundle_needs_another_output(
     plan_values: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], wide_folder: Path
 ) -> None:
-    from tests.conftest import make_extractor
-
     few = plan_values | {"categories": ["nut"], "features": ["raw"]}
     assert main(config(few, tmp_path)) == 0
     make_extractor(wide_folder, layers=(1, 2)).save_pretrained(tmp_path / "other")

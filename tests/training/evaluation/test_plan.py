@@ -1,17 +1,19 @@
-"""Plans: what they hold, the cells they come to, and what may share a folder."""
+"""Plans: what they hold, the cells they come to, what tells cells apart, and what may share a folder."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from adpretrain_hf.errors import InputError, MissingPathError
-from tests.training.evaluation.small_tree import make_tree
 from training.evaluation.arguments import parse_values
-from training.evaluation.cells import Cell
+from training.evaluation.cells import FEATURES, Cell
 from training.evaluation.detectors import DETECTORS
 from training.evaluation.plan import Plan, read_plan_file
 from training.evaluation.plan_cells import chosen_categories, plan_cells
@@ -19,13 +21,9 @@ from training.evaluation.plan_file import deciding_settings, write_plan
 
 
 @pytest.fixture
-def values(tmp_path: Path) -> dict[str, Any]:
+def values(small_tree: Path, tmp_path: Path) -> dict[str, Any]:
     """What every plan needs: a bundle's name, the miniature tree, and a folder."""
-    return {
-        "bundle": "a/bundle",
-        "data": {"mvtecad": str(make_tree(tmp_path / "tree"))},
-        "output": str(tmp_path / "run"),
-    }
+    return {"bundle": "a/bundle", "data": {"mvtecad": str(small_tree)}, "output": str(tmp_path / "run")}
 
 
 def plan_of(values: dict[str, Any], **others: Any) -> Plan:
@@ -204,7 +202,7 @@ def test_plans_that_decide_otherwise_do_not(values: dict[str, Any], changed: dic
 
 def test_another_folder_of_the_data_or_list_of_references_is_noticed(values: dict[str, Any], tmp_path: Path) -> None:
     keep(plan_of(values))
-    moved = {"mvtecad": str(make_tree(tmp_path / "other"))}
+    moved = {"mvtecad": str(shutil.copytree(values["data"]["mvtecad"], tmp_path / "other"))}
     with pytest.raises(InputError, match=r"folder of mvtecad .*tree -> .*other"):
         keep(plan_of(values, data=moved))
     listed = plan_of(values, references=str(tmp_path / "list.txt"))
@@ -218,3 +216,57 @@ def test_a_damaged_plan_file_is_named(values: dict[str, Any]) -> None:
     Path(values["output"], "plan.json").write_text("{")
     with pytest.raises(InputError, match=r"plan.json is damaged .*choose another --output"):
         keep(plan_of(values))
+
+
+# A cell: names that tell them apart, and values that cannot be
+
+
+CELL = {
+    "data_set": "mvtecad",
+    "category": "bolt",
+    "detector": "padim",
+    "features": "pretrained",
+    "variant": "angle",
+    "shots": 8,
+    "noise": 0.1,
+    "fraction": 0.5,
+    "seed": 3,
+}
+OTHERS = [("category", "nut"), ("detector", "cflow"), ("variant", "norm"), ("shots", 4), ("noise", 0.0), ("seed", 2)]
+
+
+def test_a_cell_comes_back_from_its_dictionary():
+    cell = Cell(**CELL)
+    assert cell.to_dict() == CELL
+    assert Cell.from_dict(CELL | {"seconds": 1.0}) == cell
+
+
+@pytest.mark.parametrize(("name", "value"), [*OTHERS, ("fraction", 1.0), ("data_set", "visa")])
+def test_names_tell_cells_apart(name, value):
+    assert Cell(**CELL).name != Cell(**CELL | {name: value}).name
+
+
+@given(category=st.text(min_size=1, max_size=20))
+def test_the_name_of_a_cell_is_one_part_of_a_path(category):
+    assert "/" not in Cell(**CELL | {"category": category}).name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"features": "best"}, f"unknown features 'best': expected one of {', '.join(FEATURES)}"),
+        ({"variant": ""}, "features 'pretrained' with variant '': only pretrained ones have one"),
+        ({"features": "raw"}, "features 'raw' with variant 'angle': only pretrained ones have one"),
+        ({"shots": 0}, "shots is 0, expected a number of reference images >= 1"),
+        ({"noise": 0.3}, "noise is 0.3, expected a share of anomalous images from 0 to 0.2"),
+        ({"noise": float("nan")}, "noise is nan"),
+        ({"fraction": 0.0}, r"fraction is 0.0, expected a share of the training images in \(0, 1\]"),
+    ],
+)
+def test_impossible_cells_are_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        Cell(**CELL | changes)
+
+
+def test_cells_of_one_model_for_all_categories_are_alike():
+    assert Cell(**CELL).without_category() == Cell(**CELL | {"category": "nut"}).without_category()

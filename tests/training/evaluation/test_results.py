@@ -56,10 +56,7 @@ def test_a_cell_comes_back(run: Path) -> None:
     metric=st.one_of(st.none(), st.floats(0, 1)),
 )
 def test_any_numbers_and_names_come_back(
-    tmp_path_factory: pytest.TempPathFactory,
-    images: list[tuple[float, bool, str]],
-    category: str,
-    metric: float | None,
+    tmp_path_factory: pytest.TempPathFactory, images: list[tuple[float, bool, str]], category: str, metric: float | None
 ) -> None:
     folder = tmp_path_factory.mktemp("run")
     cell = made_up_cell(category=category)

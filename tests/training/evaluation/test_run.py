@@ -1,24 +1,32 @@
-"""Cells that are run for real: the numbers of other paths, the same again, and one model for all categories."""
+"""Cells that are run for real: the numbers of other paths, the same again; their metrics and what is shown."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch import Tensor
 
 from adpretrain_hf import ADPretrainFeatureExtractor
 from adpretrain_hf.errors import InputError
+from tests.conftest import GOLDEN, random_image
 from tests.training.evaluation.conftest import MakePlan
+from training.evaluation.cells import Cell
+from training.evaluation.data_sets import Sample
 from training.evaluation.fitting import fit, predict, seed
+from training.evaluation.measure import Predicted, measure
 from training.evaluation.plan import Plan
 from training.evaluation.plan_cells import plan_cells
-from training.evaluation.results import Result, load_patches, load_results, load_shown
+from training.evaluation.results import METRICS, Result, load_patches, load_results, load_shown
 from training.evaluation.run import run_cells
 from training.evaluation.shared import Shared
+from training.evaluation.shown import choose_shown, sample_patches
 
 
 def run(plan: Plan) -> list[Result]:
@@ -87,7 +95,7 @@ def test_detectors_score_as_without_memory(make_plan: MakePlan, detector: str) -
 
 
 def test_the_same_plan_gives_the_same_numbers(make_plan: MakePlan, tmp_path: Path) -> None:
-    detectors = ["featurenorm", "patchcore", "padim"]
+    detectors = ["featurenorm", "padim"]
     first = run(make_plan(detectors=detectors, categories="nut"))
     # Backwards, in other company: what is remembered and what is computed is another.
     plan = make_plan(detectors=detectors, categories="nut", output=str(tmp_path / "again"))
@@ -102,9 +110,9 @@ def test_seeds_draw_other_references(make_plan: MakePlan) -> None:
     assert zero.scores != one.scores
 
 
-def test_references_may_be_listed(make_plan: MakePlan, tmp_path: Path) -> None:
+def test_references_may_be_listed(make_plan: MakePlan, small_tree: Path, tmp_path: Path) -> None:
     file = tmp_path / "lists.json"
-    listed = [str(tmp_path / f"tree/nut/train/good/00{number}.png") for number in (4, 1, 0)]
+    listed = [str(small_tree / f"nut/train/good/00{number}.png") for number in (4, 1, 0)]
     file.write_text(json.dumps({"nut": listed}))
     plan = make_plan(references=str(file), shots=2, features="residual")
     shared = Shared(plan)
@@ -125,20 +133,19 @@ def test_finished_cells_are_left_alone(make_plan: MakePlan) -> None:
     assert len(load_results(plan.output)) == 4
 
 
-def test_without_masks_images_are_measured_alone(make_plan: MakePlan) -> None:
-    plan = make_plan(features="raw", categories="nut")
-    for masks in Path(plan.data["mvtecad"]).glob("*/ground_truth"):
-        shutil.rmtree(masks)
-    plan = make_plan(features="raw", categories="nut", data={"folder": plan.data["mvtecad"]})
+def test_without_masks_images_are_measured_alone(make_plan: MakePlan, small_tree: Path, tmp_path: Path) -> None:
+    tree = shutil.copytree(small_tree, tmp_path / "tree", ignore=shutil.ignore_patterns("ground_truth"))
+    plan = make_plan(features="raw", categories="nut", data={"folder": str(tree)})
     (result,) = run(plan)
     assert set(result.metrics) == {"image_auroc", "image_ap", "image_f1"}
     assert load_patches(plan.output) == []
     assert not load_shown(plan.output, result.cell).masks.any()
 
 
-def test_an_error_names_the_cell(make_plan: MakePlan) -> None:
-    plan = make_plan(features="raw", categories="nut")
-    for image in Path(plan.data["mvtecad"], "nut/test/good").iterdir():
+def test_an_error_names_the_cell(make_plan: MakePlan, small_tree: Path, tmp_path: Path) -> None:
+    tree = shutil.copytree(small_tree, tmp_path / "tree")
+    plan = make_plan(features="raw", categories="nut", data={"mvtecad": str(tree)})
+    for image in (tree / "nut/test/good").iterdir():
         image.write_bytes(b"torn")
     with pytest.raises(InputError, match=r"mvtecad__nut__featurenorm__raw__-__3__0.0__1.0__0: .*\.png"):
         run(plan)
@@ -162,11 +169,11 @@ def test_interruptions_come_through_lightning(make_plan: MakePlan) -> None:
 
 @pytest.mark.parametrize("detector", ["cflow", "glass"])
 def test_trained_detectors_give_the_same_again(make_plan: MakePlan, tmp_path: Path, detector: str) -> None:
-    settings = {"detectors": detector, "categories": "nut", "epochs": {detector: 1}, "batch_size": 6}
+    settings = {"detectors": detector, "categories": "nut", "features": "pretrained"}
+    settings |= {"epochs": {detector: 1}, "batch_size": 6}
     first = run(make_plan(**settings))
     again = run(make_plan(**settings, output=str(tmp_path / "again")))
     assert without_time(first) == without_time(again)
-    assert len(first) == 3
     assert len(first[0].metrics) == 7
 
 
@@ -181,3 +188,131 @@ def test_one_model_serves_all_categories(make_plan: MakePlan, tmp_path: Path) ->
     for file in cells.glob("*nut*"):
         file.unlink()
     assert without_time(run(plan)) == without_time(first)
+
+
+# Metrics of a cell: the authors', and the images that are shown are the best and the worst
+
+
+CELL = Cell("folder", "nut", "patchcore", "raw", "", 8, 0.0, 1.0, 0)
+SIDE = 32
+
+
+def predicted(golden: dict[str, Tensor]) -> Predicted:
+    maps, masks = golden["metrics.scores"].numpy(), golden["metrics.masks"].bool().numpy()
+    return Predicted(maps, maps.max(axis=(1, 2)), golden["metrics.labels"].bool().numpy(), masks)
+
+
+def test_the_metrics_of_a_cell_are_the_authors(golden: dict[str, Tensor]) -> None:
+    expected = json.loads((GOLDEN / "expected.json").read_text())["metrics"]
+    got = measure(predicted(golden))
+    assert tuple(got) == METRICS
+    names = {name: name.replace("_f1", "_f1max") for name in METRICS if name != "aupro"}
+    assert got == pytest.approx(
+        {one: expected[name] for one, name in names.items()} | {"aupro": got["aupro"]}, abs=6e-6
+    )
+    assert got["aupro"] == pytest.approx(expected["aupro30"], abs=0.02)
+
+
+def test_without_masks_there_are_no_metrics_of_pixels(golden: dict[str, Tensor]) -> None:
+    whole = predicted(golden)
+    got = measure(Predicted(whole.maps, whole.scores, whole.is_anomalous, None))
+    assert got == {name: value for name, value in measure(whole).items() if name.startswith("image")}
+    assert len(got) == 3
+
+
+def test_forty_maps_take_seconds() -> None:
+    random = np.random.default_rng(0)
+    masks = random.random((40, 256, 256)) > 0.97
+    maps = (random.random(masks.shape) + 0.3 * masks).astype(np.float32)
+    labels = np.arange(40) < 20
+    began = time.process_time()
+    measure(Predicted(maps, maps.mean(axis=(1, 2)), labels, masks))
+    assert time.process_time() - began < 8
+
+
+def test_maps_that_are_not_finite_are_refused(golden: dict[str, Tensor]) -> None:
+    whole = predicted(golden)
+    maps = np.where(whole.masks, np.nan, whole.maps)
+    with pytest.raises(InputError, match="NaN or infinite"):
+        measure(Predicted(maps, whole.scores, whole.is_anomalous, whole.masks))
+
+
+# What is shown
+
+
+@pytest.fixture
+def eight_images(tmp_path: Path) -> list[Sample]:
+    """Two normal and six anomalous images, 48 x 40 px."""
+    kept = []
+    for number in range(8):
+        path = tmp_path / f"{number}.png"
+        random_image(number).save(path)
+        kept.append(Sample(path, path if number > 1 else None, number > 1, "crack" if number > 1 else "good"))
+    return kept
+
+
+def of_quality(qualities: list[float]) -> Predicted:
+    """Maps that find the anomaly of an image as well as its quality says; those without one are normal."""
+    masks = np.zeros((len(qualities), SIDE, SIDE), dtype=bool)
+    maps = np.random.default_rng(0).random(masks.shape).astype(np.float32)
+    for place, quality in enumerate(qualities):
+        if not np.isnan(quality):
+            masks[place, :8, :8] = True
+            maps[place, :8, :8] = quality
+    return Predicted(maps, maps.max(axis=(1, 2)), ~np.isnan(qualities), masks)
+
+
+def test_the_two_best_and_the_two_worst_are_shown(
+    extractor: ADPretrainFeatureExtractor, eight_images: list[Sample]
+) -> None:
+    whole = of_quality([np.nan, np.nan, 0.5, 0.9, 0.1, 0.3, 0.7, 0.4])
+    shown = choose_shown(whole, eight_images, extractor.preprocess)
+    assert shown.indices.tolist() == [3, 6, 5, 4]
+    assert whole.masks is not None
+    assert np.array_equal(shown.masks, whole.masks[shown.indices])
+    assert np.array_equal(shown.maps, whole.maps[shown.indices].astype(np.float16))
+    crop = extractor.preprocess.crop(Image.open(eight_images[6].image))
+    assert np.array_equal(shown.images[1], np.array(crop))
+
+
+def test_all_are_shown_where_there_are_few_and_one_that_is_cut_off_is_not(
+    extractor: ADPretrainFeatureExtractor, eight_images: list[Sample]
+) -> None:
+    whole = of_quality([np.nan, np.nan, 0.5, 0.9, 0.1])
+    assert whole.masks is not None
+    whole.masks[2] = False
+    shown = choose_shown(whole, eight_images, extractor.preprocess)
+    assert shown.indices.tolist() == [3, 4]
+    whole.masks[:] = False
+    assert len(choose_shown(whole, eight_images, extractor.preprocess).images) == 0
+
+
+def test_without_masks_the_scores_say_which_are_found(
+    extractor: ADPretrainFeatureExtractor, eight_images: list[Sample]
+) -> None:
+    whole = of_quality([np.nan, np.nan, 0.5, 0.9, 0.1, 0.3, 0.7, 0.4])
+    scores = np.array([9, 9, 1, 2, 3, 4, 5, 6], dtype=np.float32)
+    shown = choose_shown(Predicted(whole.maps, scores, whole.is_anomalous, None), eight_images, extractor.preprocess)
+    assert shown.indices.tolist() == [7, 6, 3, 2]
+    assert not shown.masks.any()
+
+
+def test_values_beyond_float16_stay_finite(extractor: ADPretrainFeatureExtractor, eight_images: list[Sample]) -> None:
+    whole = of_quality([np.nan, np.nan, 0.5, 0.9])
+    huge = Predicted(whole.maps * 1e6, whole.scores, whole.is_anomalous, whole.masks)
+    assert np.isfinite(choose_shown(huge, eight_images, extractor.preprocess).maps).all()
+
+
+def test_patches_are_labelled_and_drawn_by_the_seed() -> None:
+    features = torch.arange(4 * 16, dtype=torch.float32).view(4, 1, 4, 4).repeat(1, 3, 1, 1)
+    masks = np.zeros((4, SIDE, SIDE), dtype=bool)
+    masks[1, :8, :8] = masks[2, 24:, 8:16] = True  # patches of 8 px
+    got = sample_patches(CELL, features, masks, patch_size=8)
+    assert got.values[got.is_anomalous, 0].tolist() == [16, 32 + 13]
+    assert sorted(got.values[:, 2].tolist()) == list(range(64))
+    many = features.repeat(50, 1, 1, 1)
+    some = sample_patches(CELL, many, masks.repeat(50, axis=0), patch_size=8)
+    assert (~some.is_anomalous).sum() == 300
+    assert some.is_anomalous.sum() == 100
+    again = sample_patches(CELL, many, masks.repeat(50, axis=0), patch_size=8)
+    assert np.array_equal(some.values, again.values)

@@ -1,17 +1,25 @@
-"""What is drawn: nested, paired, and never tested on as well."""
+"""What is drawn: nested, paired, never tested on as well; its images and masks as the network sees them."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+from torch.utils.data import DataLoader
 
-from adpretrain_hf.errors import InputError
+from adpretrain_hf import ADPretrainConfig
+from adpretrain_hf.errors import ImageError, InputError, MissingPathError
+from adpretrain_hf.images import Preprocessor
 from training.evaluation.categories import Category, Sample
 from training.evaluation.cells import Cell
+from training.evaluation.images import ImageFiles, test_masks
 from training.evaluation.sampling import draw_training, read_reference_lists
 
 
@@ -167,3 +175,93 @@ def test_lists_that_cannot_be_read_are_refused(tmp_path):
     (tmp_path / "lists.json").write_text("{")
     with pytest.raises(InputError, match="cannot be read"):
         read_reference_lists(tmp_path / "lists.json")
+
+
+# Images and masks as the network sees them, in batches
+
+
+PREPARE = Preprocessor(ADPretrainConfig("none", hidden_size=32, patch_size=8, layers=(1,), image_size=32, num_heads=4))
+
+
+@pytest.fixture
+def two_images(tmp_path):
+    """A normal and an anomalous image of 96 x 64 pixels; the mask covers the middle third and an edge."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), dtype=np.uint8)
+    for number, picture in enumerate(pixels):
+        Image.fromarray(picture).save(tmp_path / f"{number}.png")
+    mask = np.zeros((64, 96), dtype=np.uint8)
+    mask[:, 32:64] = 1  # a class's number, not 255
+    mask[:, :8] = 1
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    return [
+        Sample(tmp_path / "0.png", None, False, "good"),
+        Sample(tmp_path / "1.png", tmp_path / "mask.png", True, "bad"),
+    ]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_prepared_by_the_extractors_own_code(two_images, workers):
+    files = ImageFiles(two_images, PREPARE)
+    (batch,) = DataLoader(files, batch_size=2, num_workers=workers, collate_fn=files.collate_fn)
+    assert torch.equal(torch.Tensor(batch.image), PREPARE([sample.image for sample in two_images]))
+    assert batch.gt_label.tolist() == [False, True]
+    assert batch.image_path == [str(sample.image) for sample in two_images]
+    assert not batch.gt_mask[0].any()
+    # 96 x 64 becomes 48 x 32, of which the middle 32 columns are seen: the third is columns 8 to 24, the edge is gone.
+    expected = torch.zeros(32, 32, dtype=torch.bool)
+    expected[:, 8:24] = True
+    assert torch.equal(batch.gt_mask[1].bool(), expected)
+
+
+def test_masks_alone_are_those_of_the_batches(two_images):
+    files = ImageFiles(two_images, PREPARE)
+    masks = test_masks(two_images, PREPARE)
+    assert masks.dtype == bool
+    assert np.array_equal(masks, np.stack([files[place].gt_mask.squeeze().numpy() > 0 for place in range(2)]))
+
+
+@pytest.mark.parametrize("size", [(45, 24), (20, 13), (10, 9), (41, 67)])
+@pytest.mark.parametrize("mode", ["crop", "resize"])
+def test_masks_lie_on_what_they_mark(mode, size, tmp_path):
+    """An image that is its own mask, black and white, has the same edges but for what resizing blurs."""
+    prepare = Preprocessor(replace(PREPARE.config, resize_mode=mode))
+    width, height = size
+    marked = np.zeros((height, width), dtype=np.uint8)
+    marked[: height // 3, width // 2 : 3 * width // 4] = 255
+    Image.fromarray(marked).convert("RGB").save(tmp_path / "0.png")
+    Image.fromarray(marked).save(tmp_path / "mask.png")
+    sample = Sample(tmp_path / "0.png", tmp_path / "mask.png", True, "bad")
+    (mask,) = test_masks([sample], prepare)
+    image = prepare.prepare(sample.image).tensor.mean(0).numpy()
+    assert mask.shape == image.shape
+    middle, extent = (image.max() + image.min()) / 2, np.ptp(image)
+    blurred = abs(image - middle) < extent / 4
+    assert np.array_equal(mask[~blurred], image[~blurred] > middle)
+    assert blurred.mean() < 0.2
+    if mode == "crop":
+        assert np.array_equal(mask, np.asarray(prepare.crop_mask(Image.fromarray(marked))) > 0)
+
+
+def test_images_of_different_shapes_are_refused(two_images):
+    prepare = Preprocessor(replace(PREPARE.config, resize_mode="resize"))
+    Image.new("RGB", (64, 64)).save(two_images[0].image)
+    files = ImageFiles(two_images, prepare)
+    with pytest.raises(InputError, match=r"different shapes \[\(3, 32, 32\), \(3, 32, 48\)\] do not make one batch"):
+        files.collate_fn([files[0], files[1]])
+
+
+def test_a_mask_of_another_size_than_its_image_is_refused(two_images):
+    Image.new("L", (95, 64)).save(two_images[1].mask)
+    with pytest.raises(
+        ImageError, match=r"mask\.png has 95 x 64 pixels, its image .*1\.png 96 x 64: expected the same"
+    ):
+        ImageFiles(two_images, PREPARE)[1]
+
+
+def test_unreadable_images_are_refused(two_images):
+    two_images[0].image.write_bytes(b"nothing")
+    with pytest.raises(ImageError, match=r"0\.png"):
+        ImageFiles(two_images, PREPARE)[0]
+    two_images[0].image.unlink()
+    with pytest.raises(MissingPathError, match="no such image"):
+        ImageFiles(two_images, PREPARE)[0]

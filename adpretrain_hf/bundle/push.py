@@ -1,0 +1,164 @@
+"""Pushing a bundle: all its files in one commit, or none."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.hf_api import RepoSibling
+
+from adpretrain_hf.bundle.layout import LAYOUT, files_in, read_config, variants_among
+from adpretrain_hf.errors import BundleError, InputError
+from adpretrain_hf.files import git_sha1_of, sha256_of
+from adpretrain_hf.hub import explained, with_retries
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PushPlan:
+    """What a push does.
+
+    Attributes:
+        send: the files that the repository lacks or has otherwise, and their sizes in bytes.
+        keep: the files that are there already.
+        delete: files of an earlier state of the bundle that are no longer part of it.
+        parent: the commit that it is based on; None where the repository or the branch is still to be made.
+    """
+
+    send: dict[str, int]
+    keep: list[str]
+    delete: list[str]
+    parent: str | None
+
+
+class BundlePusher:
+    """Pushes one folder to one branch of one repository.
+
+    Args:
+        folder: the bundle.
+        repo_id, private, branch, token: see ``push_to_hub``.
+        one_variant: the folder is one variant, to be put beside others of the same extractor that may be there; they
+            and the card stay. Otherwise the folder is the whole bundle.
+
+    Raises:
+        BundleError: the folder is not a whole bundle.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        branch: str | None = None,
+        token: str | bool | None = None,
+        one_variant: bool = False,
+    ) -> None:
+        self.folder, self.repo_id, self.branch = Path(folder), repo_id, branch or "main"
+        self.private, self.one_variant = private, one_variant
+        self.api = HfApi(token=token)
+        self.config = read_config(self.folder)
+        self.files = files_in(self.folder)
+        if not variants_among(self.files, self.config):
+            raise BundleError(f"{folder} has no projectors: expected {LAYOUT.weights}")
+        if not (self.folder / LAYOUT.backbone).is_dir() and not self.config.backbone_revision:
+            raise BundleError(
+                f"{folder} has neither a backbone nor the commit to fetch it from: save it with its backbone"
+            )
+
+    def plan(self) -> PushPlan:
+        """Compares the folder with the repository; writes nothing.
+
+        Raises:
+            BundleError: no access, no connection, or a public repository where a private one was asked for.
+        """
+        with explained(self.repo_id, self.branch):
+            parent, there = self._look_up()
+        keep = [name for name, path in self.files.items() if name in there and _is_same(path, there[name])]
+        delete = [name for name in there if LAYOUT.is_own(name) and name not in self.files]
+        if self.one_variant:
+            others = variants_among(delete, self.config)
+            if others and LAYOUT.config not in keep:
+                raise BundleError(
+                    f"{self.repo_id} holds the variants {others} of an extractor with another configuration: push to "
+                    "another repository, or push a folder with all variants"
+                )
+            delete = [name for name in delete if not variants_among([name], self.config)]
+            keep += [name for name in self.files if name == LAYOUT.card and name in there and name not in keep]
+        send = {name: path.stat().st_size for name, path in self.files.items() if name not in keep}
+        return PushPlan(send, keep, delete, parent)
+
+    def push(self, message: str = "Upload bundle", *, create_pr: bool = False, tag: str | None = None) -> str:
+        """Makes the repository and the branch if needed, and commits what the plan says.
+
+        Interrupted at any moment, the branch is at the old commit or at the new one. Run again, it sends what is
+        missing.
+
+        Args:
+            message, create_pr, tag: see ``push_to_hub``.
+
+        Returns:
+            The URL of the commit or the pull request.
+
+        Raises:
+            BundleError: as for ``plan``; no right to write; someone else wrote to the branch meanwhile.
+            InputError: the card's metadata are not valid.
+        """
+        with explained(self.repo_id, self.branch):
+            if self._look_up()[0] is None:
+                self._ask("making the repository", self.api.create_repo, private=self.private, exist_ok=True)
+                if self.branch != "main":
+                    self._ask("making the branch", self.api.create_branch, branch=self.branch, exist_ok=True)
+            commit = partial(self._commit, self.plan(), message, create_pr)
+            url, oid = with_retries(commit, f"committing ({self.repo_id})")
+            if tag:
+                self._ask("tagging", self.api.create_tag, tag=tag, revision=oid)
+        return url
+
+    def _look_up(self) -> tuple[str | None, dict[str, RepoSibling]]:
+        """The branch's commit, None if there is none, and its files; refuses one that is public but should not be."""
+        look_up = partial(self._ask, "looking up the repository", self.api.model_info)
+        try:
+            if self.private and not look_up().private:
+                raise BundleError(
+                    f"{self.repo_id} is public, and a private repository was asked for: nothing was sent. Make it "
+                    "private, or choose another name"
+                )
+            found = look_up(revision=self.branch, files_metadata=True)
+        except (RevisionNotFoundError, RepositoryNotFoundError):
+            return None, {}
+        return found.sha, {file.rfilename: file for file in found.siblings or ()}
+
+    def _commit(self, plan: PushPlan, message: str, create_pr: bool) -> tuple[str, str]:
+        """Commits what a plan says, and returns the URL and the commit; may be repeated."""
+        moved = not create_pr and self._look_up()[0] != plan.parent
+        if moved:  # by our own commit, if only the answer to it was lost; then all is there
+            plan = self.plan()
+        if not plan.send and not plan.delete:
+            logger.info("%s is up to date", self.repo_id)
+            return f"{self.api.endpoint}/{self.repo_id}/commit/{plan.parent}", str(plan.parent)
+        if moved:
+            raise BundleError(f"someone else wrote to {self.branch} of {self.repo_id} meanwhile: look, and push again")
+        additions = [CommitOperationAdd(name, str(self.files[name])) for name in plan.send]
+        deletions = [CommitOperationDelete(name) for name in plan.delete]
+        options: dict[str, Any] = {"revision": self.branch, "parent_commit": plan.parent, "create_pr": create_pr}
+        try:
+            info = self.api.create_commit(self.repo_id, [*additions, *deletions], commit_message=message, **options)
+        except RuntimeError as error:  # the client's wrapping of a failed upload
+            raise error.__cause__ or error from error
+        except ValueError as error:
+            raise InputError(f"the Hub does not accept the card of {self.folder}: {error}") from error
+        return info.pr_url or info.commit_url, info.oid
+
+    def _ask(self, what: str, call: Callable[..., Any], **arguments: Any) -> Any:
+        return with_retries(partial(call, self.repo_id, **arguments), f"{what} ({self.repo_id})")
+
+
+def _is_same(path: Path, file: RepoSibling) -> bool:
+    digest, expected = (git_sha1_of, file.blob_id) if file.lfs is None else (sha256_of, file.lfs.sha256)
+    return path.stat().st_size == file.size and digest(path) == expected

@@ -1,0 +1,193 @@
+"""A run over many images that may be stopped and started again: one file of results for each image, or Ray's Parquet.
+
+Also what a run needs before it starts and says when it ends: the extractor that the options describe, the settings that
+results depend on, the list of what failed.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adpretrain_hf.cli.arguments import INT8
+from adpretrain_hf.errors import ImageError, InputError
+from adpretrain_hf.extractor import ADPretrainFeatureExtractor
+from adpretrain_hf.files import atomic_path, combined_digest, tensor_digest, write_text
+from adpretrain_hf.images import RunImages, default_device, list_images, open_images
+from adpretrain_hf.quantization import quantize
+
+_TIME_ACCURACY = 1_000_000  # nanoseconds; file systems round them differently
+
+
+@dataclass
+class FolderRun:
+    """One run: which image goes to which file, which are done, and which failed.
+
+    Args:
+        images: what to work through.
+        output: where the results go.
+        settings: all that the results depend on; see ``keep_settings``.
+        suffix: appended to an image's name to name its result.
+        subfolder: of ``output``, for the results.
+        errors: of the images that could not be used, by their names.
+
+    Raises:
+        InputError: an output folder with results of other settings.
+    """
+
+    images: RunImages
+    output: Path
+    settings: dict[str, Any]
+    suffix: str
+    subfolder: str = "."
+    errors: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        keep_settings(self.output, self.settings)
+
+    def result_path(self, image: str) -> Path:
+        """Where an image's result goes."""
+        return self.output / self.subfolder / f"{self.images.names[image]}{self.suffix}"
+
+    def results(self) -> dict[str, Path]:
+        """The results that are there, by what errors call their images."""
+        paths = {image: self.result_path(image) for image in self.images.names}
+        return {image: path for image, path in paths.items() if path.is_file()}
+
+    def pending(self) -> list[str]:
+        """The images without a result, or that are no longer those that it was made of."""
+        return [image for image in self.images.names if not self._is_done(image)]
+
+    def write(self, stream: Callable[..., Any], save: Callable[[Any, Path], None], batch_size: int) -> None:
+        """Computes and writes what is still to be done.
+
+        Args:
+            stream: called with images as pairs of a name and what is read, and with the options of
+                ``extractor.stream``, yields the name and the result of every image.
+            save: writes a result.
+            batch_size: images at a time.
+        """
+        pending = self.pending()
+        if done := len(self.images.names) - len(pending):
+            print(f"{done} of {len(self.images.names)} images are done already", file=sys.stderr)
+        if not pending:
+            return
+        images = [(image, partial(self.images.source, image)) for image in pending]
+        with closing(stream(images, batch_size=batch_size, on_error=self.note_failure)) as results:
+            for image, result in results:  # closed, so that the progress bar ends before an error is told
+                with atomic_path(self.result_path(image)) as path:
+                    save(result, path)
+                self.note_done(image)
+
+    def note_done(self, image: str) -> None:
+        """Notes that an image's result is written, by giving it the image's time: a replaced image has another."""
+        if (time := self.images.times.get(image)) is not None:
+            os.utime(self.result_path(image), ns=(time, time))
+
+    def note_failure(self, image: str, error: ImageError) -> None:
+        """Notes an image that cannot be used; the run goes on."""
+        self.errors[self.images.names[image]] = str(error)
+        self.result_path(image).unlink(missing_ok=True)  # that of an earlier state of the image
+
+    def _is_done(self, image: str) -> bool:
+        result, time = self.result_path(image), self.images.times.get(image)
+        return result.is_file() and (time is None or abs(result.stat().st_mtime_ns - time) < _TIME_ACCURACY)
+
+
+def keep_settings(output: Path, settings: Mapping[str, Any]) -> None:
+    """Writes to ``run.json`` all that results depend on: a run goes on only under the same settings.
+
+    Raises:
+        InputError: the folder holds results of other settings.
+    """
+    path = output / "run.json"
+    text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
+    if path.is_file() and path.read_text(encoding="utf-8") != text:
+        raise InputError(f"{output} holds results of other settings (see {path}): give another --output, or remove it")
+    write_text(path, text)
+
+
+def run_on_ray(args: Namespace, *, features: bool) -> int:
+    """Does the run on Ray, whose results are Parquet files, and returns the exit code."""
+    from adpretrain_hf.integrations.ray import connect, write_parquet
+
+    connect(args.ray_address)
+    images, extractor, settings = prepare(args)
+    keep_settings(args.output, settings | {"format": "parquet"})
+    bank = args.output.absolute() / "reference.safetensors"
+    extractor.reference.save(bank)  # type: ignore[union-attr]
+    del extractor  # an actor needs its place on the GPU
+    torch.cuda.empty_cache()
+    errors = write_parquet(
+        images,
+        args.output,
+        features=features,
+        cpus=args.ray_cpus,
+        batch_size=args.batch_size,
+        bundle=os.path.abspath(args.bundle) if os.path.isdir(args.bundle) else args.bundle,
+        references=bank,
+        device=args.device,
+        **_choices(args),
+    )
+    return finish(args.output, len(images.names), errors)
+
+
+def prepare(args: Namespace) -> tuple[RunImages, ADPretrainFeatureExtractor, dict[str, Any]]:
+    """Opens the images, loads the extractor and sets its reference, and lists what the results will depend on."""
+    images = open_images(args.images, args.output, args.image_column)
+    extractor = load(args).set_reference(single(args.reference), batch_size=args.batch_size)
+    # Weights that are packed in 8 bits come of the same training as the others.
+    weights = (value for value in extractor.projectors.state_dict().values() if isinstance(value, Tensor))
+    # Of the files, for what is computed from them differs from machine to machine.
+    files = list_images(args.reference[0]) if args.reference[0].is_dir() else args.reference
+    settings: dict[str, Any] = {"command": args.command, "variant": extractor.variant, "dtype": args.dtype}
+    settings |= {
+        "fingerprint": extractor.config.fingerprint,
+        "projectors": combined_digest(map(tensor_digest, weights)),
+        "residual_scale": extractor.config.residual_scale,
+        "reference": combined_digest(sorted(hashlib.sha256(path.read_bytes()).digest() for path in files)),
+    }
+    return images, extractor, settings | images.settings
+
+
+def load(args: Namespace) -> ADPretrainFeatureExtractor:
+    """Loads the extractor onto the device."""
+    device = args.device or default_device()
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--device {device} cannot be used: expected cpu, cuda, cuda:1 ... ({reason})") from error
+    in_8_bits = args.dtype == INT8
+    choices = _choices(args) | ({"dtype": "float32"} if in_8_bits else {})
+    extractor = ADPretrainFeatureExtractor.from_pretrained(args.bundle, device=device, **choices)
+    return quantize(extractor) if in_8_bits else extractor
+
+
+def single(paths: list[Path]) -> Any:
+    """One path stands for itself (a folder, or a bank), several are a list of images."""
+    return paths[0] if len(paths) == 1 else paths
+
+
+def finish(output: Path, number: int, errors: Mapping[str, str]) -> int:
+    """Says how many images have a result, lists the errors of those that have none, and returns the exit code."""
+    print(f"{output}: {number - len(errors)} of {number} images")
+    if errors:
+        head = f"{len(errors)} image{'s' if len(errors) > 1 else ''} could not be used:"
+        print(head, *errors.values(), sep="\n  ", file=sys.stderr)
+    return 1 if errors else 0
+
+
+def _choices(args: Namespace) -> dict[str, Any]:
+    """What decides which extractor a bundle is loaded as."""
+    return {name: getattr(args, name) for name in ("variant", "dtype", "image_size", "revision")}

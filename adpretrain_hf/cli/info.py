@@ -1,0 +1,56 @@
+"""``adpretrain info``: what a bundle or a reference bank is."""
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+HELP = "say what a bundle or a reference bank is"
+EXAMPLES = """\
+  adpretrain info hub_cards/adpretrain-dinov2-small
+  adpretrain info screw.safetensors --json
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what only this verb takes, and what it shares."""
+    parser.add_argument("path", help="a bundle (folder or id on the Hub), or a .safetensors bank")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Says what a bundle or a reference bank is."""
+    import torch
+
+    from adpretrain_hf.bundle import LAYOUT, describe_bundle, read_projectors, variants_among
+    from adpretrain_hf.reference import ReferenceBank
+
+    if str(args.path).endswith(".safetensors"):
+        bank = ReferenceBank.load(args.path)
+        print(json.dumps(_bank_facts(bank), indent=2) if args.json else bank)
+        return 0
+    config, names = describe_bundle(args.path)
+    facts = config.to_dict() | {
+        "fingerprint": config.fingerprint,
+        "variants": variants_among(names, config),
+        "backbone_included": any(name.startswith(f"{LAYOUT.backbone}/") for name in names),
+        "references": [Path(name).stem for name in names if re.fullmatch(r"references/[^/]+\.safetensors", name)],
+    }
+    if Path(args.path).is_dir():  # on the Hub, only the weights would tell
+        projectors = read_projectors(Path(args.path) / LAYOUT.weights, config, torch.float32)
+        facts["trained"] = not projectors.are_identity()
+    if args.json:
+        print(json.dumps(facts, indent=2))
+        return 0
+    if facts.get("trained") is False:
+        facts["trained"] = "no: the projectors are the identity, the features are the residuals"
+    print("\n".join(f"{name:22} {value}" for name, value in facts.items()))
+    return 0
+
+
+def _bank_facts(bank: Any) -> dict[str, Any]:
+    patches, channels = bank.patches[0].shape
+    about = {name: getattr(bank, name) for name in ("category", "num_images", "fingerprint")}
+    dtype = str(bank.patches[0].dtype).removeprefix("torch.")
+    return about | {"patches": patches, "levels": len(bank.patches), "channels": channels, "dtype": dtype}

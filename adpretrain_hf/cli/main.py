@@ -1,0 +1,62 @@
+"""The table of verbs, and the program that runs one of them.
+
+A verb's file says its help and its arguments, and imports what it needs only when it runs, so that help comes at once.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from adpretrain_hf import __version__
+from adpretrain_hf.cli import convert, demo, extract, info, new, push, reference, score
+from adpretrain_hf.errors import InputError
+
+MODULES = (score, extract, reference, info, demo, new, convert, push)
+VERBS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns its exit code.
+
+    0: done. 1: something the user can mend, said in one line. 2: wrong usage. With ``--debug``, a traceback instead.
+    """
+    args = build_parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except (InputError, OSError) as error:
+        if args.debug:
+            raise
+        print(f"adpretrain: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("adpretrain: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all verbs."""
+    parser = argparse.ArgumentParser(
+        prog="adpretrain", description="Pretrained features for industrial anomaly detection."
+    )
+    parser.add_argument("--version", action="version", version=f"adpretrain-hf {__version__}")
+    verbs = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, verb in VERBS.items():
+        one = verbs.add_parser(
+            name,
+            help=verb.HELP,
+            description=f"{verb.HELP[0].upper()}{verb.HELP[1:]}.",
+            epilog=f"examples:\n{verb.EXAMPLES.rstrip()}",
+            formatter_class=_Formatter,
+        )
+        one.set_defaults(run=verb.run)
+        one.add_argument("--debug", action="store_true", help="show tracebacks")
+        verb.add_arguments(one)
+    return parser
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Tells defaults that say something, and leaves the lines of examples as they are."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        says_nothing = action.default is None or action.default is False
+        return action.help if says_nothing else super()._get_help_string(action)

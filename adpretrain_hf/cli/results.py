@@ -1,0 +1,83 @@
+"""What ``extract`` and ``score`` leave: a file of features or a map for each image, tables, and overlays."""
+
+import json
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from adpretrain_hf.cli.folder_run import FolderRun
+from adpretrain_hf.errors import InputError
+from adpretrain_hf.files import atomic_path, write_csv, write_text
+from adpretrain_hf.images import read_image
+from adpretrain_hf.overlays import colour_range, overlay
+from adpretrain_hf.scoring import ScoredImage, place_map
+
+Result = dict[str, Tensor]
+
+
+def save_features(features: Result, path: Path) -> None:
+    """Writes the levels ``layer<n>`` (C, h, w) as safetensors."""
+    save_file({layer: level.contiguous() for layer, level in features.items()}, path)
+
+
+def _save_npz(features: Result, path: Path) -> None:
+    with path.open("wb") as file:
+        np.savez(file, **{layer: level.float().numpy() for layer, level in features.items()})  # type: ignore[arg-type]
+
+
+FEATURE_FORMATS: dict[str, Callable[[Result, Path], None]] = {"safetensors": save_features, "npz": _save_npz}
+"""Writers of features, by the name of the format."""
+
+
+def save_score(scored: ScoredImage, path: Path) -> None:
+    """Writes an image's map at the size of the network's input, its score, and where the map belongs in the image.
+
+    ``map`` (H', W'); ``score``; ``size``, H and W of the image; ``box``: top, left, height and width of the part of the
+    image that the map shows.
+    """
+    image = scored.image
+    np.savez_compressed(path, map=scored.anomaly.numpy(), score=scored.score, size=image.size, box=image.box)
+
+
+def load_score(path: Path) -> Result:
+    """Reads what ``save_score`` wrote.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as result:
+            return {key: torch.from_numpy(result[key]) for key in ("map", "score", "size", "box")}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path} is damaged ({type(error).__name__}): remove it, and run the command again") from error
+
+
+def write_scores(run: FolderRun) -> None:
+    """Writes ``scores.csv`` and ``scores.json``, the latter with the run's settings and the images that failed."""
+    scores = [(run.images.names[image], float(load_score(path)["score"])) for image, path in run.results().items()]
+    write_csv(run.output / "scores.csv", ("image", "score"), scores)
+    report = {
+        "settings": dict(sorted(run.settings.items())),
+        "scores": [{"image": name, "score": value} for name, value in scores],
+        "failures": [{"image": name, "error": error} for name, error in run.errors.items()],
+    }
+    write_text(run.output / "scores.json", json.dumps(report, indent=2) + "\n")
+
+
+def write_overlays(run: FolderRun) -> None:
+    """Draws every image that has a result with its map over it, in colours of one range, into ``overlays/``."""
+    results = run.results()
+    if not results:
+        return
+    colours = colour_range(load_score(path)["map"].numpy() for path in results.values())
+    for image, path in results.items():
+        result = load_score(path)
+        anomaly = place_map(result["map"], tuple(result["size"].tolist()), tuple(result["box"].tolist()))
+        with atomic_path(run.output / "overlays" / f"{run.images.names[image]}.png") as temporary:
+            overlay(read_image(run.images.source(image), image), anomaly.numpy(), colours).save(temporary)

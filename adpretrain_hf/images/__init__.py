@@ -1,0 +1,14 @@
+"""Anything that a user calls images -> batches that the network takes, and their way to a GPU and back."""
+
+from adpretrain_hf.images.batches import OnError, PreparedBatches, read_ahead, stack
+from adpretrain_hf.images.decode import ImageSource, decode_image, read_image
+from adpretrain_hf.images.preprocessing import (
+    PreparedImage,
+    Preprocessor,
+    check_prepared,
+    is_prepared,
+    normalize,
+    to_pixels,
+)
+from adpretrain_hf.images.sources import RunImages, list_images, named_sources, open_images
+from adpretrain_hf.images.transfer import default_device, to_device, to_host

@@ -1,0 +1,176 @@
+"""Images -> normalised tensors, resized as PIL does it.
+
+The released features were made with PIL's bicubic resizing of 8-bit pixels; resizing floats or on a GPU shifts them
+measurably. Which images can be read, and how, is in ``decode.py``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from adpretrain_hf.config import ADPretrainConfig
+from adpretrain_hf.errors import ImageError, InputError
+from adpretrain_hf.images.decode import ImageSource, read_image
+from adpretrain_hf.images.sources import name_of, named_sources
+
+MAX_ASPECT_RATIO = 20
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """An image as the network takes it, and where it comes from.
+
+    Attributes:
+        tensor: (3, H', W'), normalised.
+        name: the path, or the place in the list.
+        size: H and W of the image.
+        box: top, left, height and width of the part of the image that ``tensor`` shows, in the image's pixels.
+    """
+
+    tensor: Tensor
+    name: str
+    size: tuple[int, int]
+    box: tuple[int, int, int, int]
+
+    @property
+    def network_size(self) -> tuple[int, int]:
+        """H' and W' of ``tensor``."""
+        height, width = self.tensor.shape[-2:]
+        return height, width
+
+
+class Preprocessor:
+    """Prepares images for one extractor.
+
+    Args:
+        config: gives the size, ``resize_mode``, mean and std. ``"crop"``: the shorter side is resized to
+            ``image_size``, then the centre square is cut out, as published. ``"resize"``: the shorter side becomes
+            ``image_size``, the longer one follows to the nearest multiple of the patch size; nothing is cut off.
+    """
+
+    def __init__(self, config: ADPretrainConfig) -> None:
+        self.config = config
+
+    def __call__(self, images: Any) -> Tensor:
+        """Prepares one image, several, or a folder as one batch (B, 3, H', W').
+
+        Raises:
+            InputError: nothing to prepare, or (with ``resize_mode="resize"``) images of different shapes.
+            ImageError: an image is missing, unreadable or of a kind that is not supported.
+        """
+        prepared = [self.prepare(source, name) for source, name in named_sources(images)[0]]
+        if not prepared:
+            raise InputError("no images were given: expected at least one")
+        shapes = sorted({tuple(image.tensor.shape) for image in prepared})
+        if len(shapes) > 1:
+            raise InputError(
+                f"images of different shapes {shapes} do not make one batch: prepare them one by one, use extract() or "
+                "score(), or resize_mode='crop'"
+            )
+        return torch.stack([image.tensor for image in prepared])
+
+    def prepare(self, source: ImageSource, name: str | None = None) -> PreparedImage:
+        """Reads and prepares one image.
+
+        Raises:
+            ImageError: it is missing, unreadable, too small, too long, or of a kind that is not supported.
+        """
+        name = name or name_of(source)
+        image = read_image(source, name)
+        width, height = image.size
+        self._check_size(width, height, name)
+        image, box = (self._crop if self.config.resize_mode == "crop" else self._resize)(image)
+        tensor = normalize(to_pixels(image), self.config.mean, self.config.std)
+        return PreparedImage(tensor.contiguous(), name, (height, width), box)
+
+    def crop(self, image: Image.Image) -> Image.Image:
+        """What the network sees of an RGB image with ``resize_mode="crop"``, before it is normalised: S x S pixels."""
+        return self._crop(image)[0]
+
+    def crop_mask(self, mask: Image.Image) -> Image.Image:
+        """The same part of a mask of the image, its values kept: S x S pixels, each the nearest one of the mask."""
+        return self._crop(mask, Image.Resampling.NEAREST)[0]
+
+    def _check_size(self, width: int, height: int, name: str) -> None:
+        if min(width, height) < self.config.patch_size:
+            raise ImageError(
+                f"{name} is {width} x {height} pixels, smaller than one patch of {self.config.patch_size}: "
+                "use a larger image"
+            )
+        if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+            raise ImageError(
+                f"{name} is {width} x {height} pixels, longer than {MAX_ASPECT_RATIO} : 1: cut it into parts"
+            )
+
+    def _crop(
+        self, image: Image.Image, resampling: Image.Resampling = Image.Resampling.BICUBIC
+    ) -> tuple[Image.Image, tuple[int, int, int, int]]:
+        side, (width, height) = self.config.image_size, image.size
+        short = min(width, height)
+        # int() and round() as torchvision's Resize and CenterCrop have them.
+        new_width, new_height = int(side * width / short), int(side * height / short)
+        left, top = round((new_width - side) / 2), round((new_height - side) / 2)
+        resized = image.resize((new_width, new_height), resampling)
+        seen = _seen(top, side, new_height, height), _seen(left, side, new_width, width)
+        return resized.crop((left, top, left + side, top + side)), (seen[0][0], seen[1][0], seen[0][1], seen[1][1])
+
+    def _resize(self, image: Image.Image) -> tuple[Image.Image, tuple[int, int, int, int]]:
+        patch, (width, height) = self.config.patch_size, image.size
+        scale = self.config.image_size / min(width, height) / patch
+        new_size = (round(width * scale) * patch, round(height * scale) * patch)
+        return image.resize(new_size, Image.Resampling.BICUBIC), (0, 0, height, width)
+
+
+def _seen(start: int, extent: int, resized: int, original: int) -> tuple[int, int]:
+    """Start and extent along one axis of a crop of the resized image, in pixels of the original."""
+    scale = original / resized
+    first, last = round(start * scale), round((start + extent) * scale)
+    return first, min(last, original) - first
+
+
+def to_pixels(image: Image.Image) -> Tensor:
+    """An RGB image as a tensor (3, H, W), uint8."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # a copy: PIL's memory is read-only
+
+
+def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Scales pixels (..., 3, H, W) from 0..255 to [0, 1] and normalises them, on their device, in float32."""
+    shift, scale = (torch.tensor(values).view(3, 1, 1).to(images.device, non_blocking=True) for values in (mean, std))
+    return (images.float() / 255 - shift) / scale
+
+
+def is_prepared(images: Any) -> bool:
+    """Whether it is a float tensor, which is taken as already prepared."""
+    return isinstance(images, Tensor) and images.is_floating_point()
+
+
+def check_prepared(images: Tensor, patch_size: int) -> Tensor:
+    """Returns a batch of prepared images if the network can take it.
+
+    Args:
+        images: (B, 3, H, W), floats.
+        patch_size: in pixels.
+
+    Raises:
+        InputError: wrong axes, channels or size, or (for tensors on the CPU) NaN or infinite values.
+    """
+    shape = tuple(images.shape)
+    if images.ndim != 4 or shape[1] != 3:
+        raise InputError(f"got a float tensor of shape {shape}, expected (B, 3, H, W): prepared images, RGB")
+    if shape[0] == 0:
+        raise InputError("got a batch of 0 images, expected at least one")
+    if min(shape[2:]) < patch_size or shape[2] % patch_size or shape[3] % patch_size:
+        raise InputError(
+            f"got images of {shape[2]} x {shape[3]} pixels, expected a height and width that are multiples of "
+            f"the patch size {patch_size}: resize them, or give them unprepared"
+        )
+    # On a GPU the answer would have to be waited for; there, score() notices it in the results.
+    at_hand = images.device.type == "cpu" and not torch.compiler.is_compiling()
+    if at_hand and not images.sum(dtype=torch.double).isfinite():
+        raise InputError(f"the prepared images of shape {shape} hold NaN or infinite values")
+    return images

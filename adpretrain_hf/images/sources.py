@@ -1,0 +1,208 @@
+"""Whatever a caller calls images, as single ones with names: folders, paths, pictures, arrays, data sets."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence, Sized
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from adpretrain_hf.errors import ImageError, InputError, MissingPathError
+from adpretrain_hf.images.decode import ImageSource
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"))
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """All images below a folder in order of their paths; hidden files and folders are passed over.
+
+    Raises:
+        MissingPathError: no such folder.
+        InputError: no image in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise MissingPathError(f"no such folder: {folder}")
+    paths = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    if not paths:
+        raise InputError(f"no images in {folder}: expected files ending in {', '.join(sorted(SUFFIXES))}")
+    return paths
+
+
+def named_sources(images: Any) -> tuple[Iterable[tuple[ImageSource, str]], int | None]:
+    """Splits what a caller gives as images into single ones, each with the name that errors use for it.
+
+    Returns them and their number, or None where it is not known before the end.
+
+    Args:
+        images: a path, a folder, a PIL image, an array (H, W), (H, W, C) or (B, H, W, C), a uint8 tensor (C, H, W) or
+            (B, C, H, W), the bytes of a file, or any iterable of single images or of pairs of a name and an image, or
+            a name and a function that returns it; the iterable is read only as far as it is asked.
+
+    Raises:
+        InputError: there is none.
+    """
+    if isinstance(images, (str, Path)):
+        images = list_images(images) if os.path.isdir(images) else [Path(images)]
+    elif isinstance(images, (bytes, Image.Image)) or (isinstance(images, (np.ndarray, Tensor)) and images.ndim != 4):
+        return [(images, name_of(images))], 1
+    if not isinstance(images, Iterable):
+        raise InputError(f"got {type(images).__name__} as images, expected paths, a folder, PIL images or arrays")
+    total = len(images) if isinstance(images, Sized) else None
+    if total == 0:
+        raise InputError("no images were given: expected at least one")
+    return (_named(image, number) for number, image in enumerate(images)), total
+
+
+def _named(image: Any, number: int) -> tuple[ImageSource, str]:
+    if isinstance(image, tuple) and len(image) == 2 and isinstance(image[0], str):
+        return image[1], image[0]
+    return image, name_of(image, number)
+
+
+def name_of(image: Any, number: int | None = None) -> str:
+    """How errors call an image: its path, or its place in the list."""
+    if isinstance(image, (str, Path)):
+        return str(image)
+    return "the image" if number is None else f"image {number}"
+
+
+@dataclass(frozen=True)
+class RunImages:
+    """The images of a long run, each with the name that its result goes by.
+
+    Attributes:
+        names: what errors call every image, its path or ``"row 7"``, and its name in the results: the path relative to
+            the folder, or the zero-padded number of the row.
+        source: an image by what errors call it: its path, or its bytes; ImageError where there is none.
+        times: when each was changed, in nanoseconds; none for a data set.
+        settings: the identity of a data set, for a run that goes on only with the same.
+    """
+
+    names: dict[str, str]
+    source: Callable[[str], ImageSource]
+    times: dict[str, int] = field(default_factory=dict)
+    settings: dict[str, str] = field(default_factory=dict)
+
+
+def open_images(images: str | Path | Sequence[str | Path], output: Path, column: str | None = None) -> RunImages:
+    """Opens what a run is to work through.
+
+    Args:
+        images: a folder, image files, or a folder that ``Dataset.save_to_disk`` wrote.
+        output: where the results go; what lies in it is no image.
+        column: the column of a data set's images.
+
+    Raises:
+        MissingPathError: no such image or folder.
+        InputError: no images, two of the same name, ``datasets`` is not installed, or the data set is damaged.
+    """
+    paths = [Path(path) for path in ([images] if isinstance(images, (str, Path)) else images)]
+    marks = ("state.json", "dataset_dict.json")  # of Dataset.save_to_disk and DatasetDict.save_to_disk
+    if len(paths) == 1 and any((paths[0] / mark).is_file() for mark in marks):
+        return dataset_images(_load_dataset(paths[0]), column)
+    if column is not None:
+        raise InputError(f"an image column ({column!r}) was given, but the images are files: expected a data set")
+    names = _relative_names(paths, output)
+    # Before any is read: one that is replaced meanwhile is found changed the next time.
+    return RunImages(names, str, {image: Path(image).stat().st_mtime_ns for image in names})
+
+
+def dataset_images(dataset: "Dataset", column: str | None = None) -> RunImages:
+    """The images of a data set, in the order of its rows.
+
+    Args:
+        dataset: the data set; its formats and transforms are left aside.
+        column: the column of the images; by default the only one of the kind ``Image``.
+
+    Raises:
+        InputError: no rows, no such column, or several to choose from.
+    """
+    from datasets import Image
+
+    column = _image_column(dataset, column)
+    if not len(dataset):
+        raise InputError("the data set has no rows: expected at least one image")
+    rows = dataset.with_format(None).select_columns([column]).cast_column(column, Image(decode=False))
+
+    def source(image: str) -> ImageSource:
+        encoded = rows[int(image.removeprefix("row "))][column] or {}
+        if encoded.get("bytes") is not None:
+            return encoded["bytes"]
+        if encoded.get("path") is not None:
+            return Path(encoded["path"])
+        raise ImageError(f"{image} of the data set holds no image")
+
+    digits = len(str(len(dataset) - 1))
+    names = {f"row {number}": f"{number:0{digits}}" for number in range(len(dataset))}
+    # Of the whole data set, for that of the selected column depends on how datasets hashes its own functions.
+    return RunImages(names, source, settings={"dataset": f"{dataset._fingerprint} {column}"})
+
+
+def _relative_names(images: Sequence[Path], output: Path) -> dict[str, str]:
+    for path in images:
+        if not path.exists():
+            raise MissingPathError(f"no such image or folder: {path}")
+    if not images:
+        raise InputError("no images were given: expected a folder or image files")
+    if len(images) == 1 and images[0].is_dir():
+        paths = list_images(images[0])
+        if output.resolve().is_relative_to(images[0].resolve()):  # results of an earlier run are no input
+            paths = [path for path in paths if not path.resolve().is_relative_to(output.resolve())]
+        names = {str(path): path.relative_to(images[0]).as_posix() for path in paths}
+    else:
+        names = {str(path): path.name for path in images}
+    if not names:
+        raise InputError(f"no images in {images[0]} besides the results in {output}")
+    twice = sorted(name for name, number in Counter(names.values()).items() if number > 1)
+    if twice:
+        raise InputError(
+            f"several images have the same file name {twice}: give their common folder instead of the files"
+        )
+    return names
+
+
+def _load_dataset(folder: Path) -> "Dataset":
+    """Opens what ``Dataset.save_to_disk`` wrote; the rows stay on the disk."""
+    try:
+        from datasets import Dataset
+    except ImportError as error:
+        raise InputError(
+            f"{folder} is a data set, and datasets is not installed: pip install 'datasets>=4.0'"
+        ) from error
+    if (folder / "dataset_dict.json").is_file():
+        parts = sorted(path.parent.name for path in folder.glob("*/state.json"))
+        raise InputError(f"{folder} holds several data sets: give one of them, {folder.name}/{{{','.join(parts)}}}")
+    try:
+        return Dataset.load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{folder} is not a readable data set: {error}") from error
+
+
+def _image_column(dataset: "Dataset", column: str | None) -> str:
+    from datasets import Image
+
+    features = dataset.features
+    columns = [name for name, feature in features.items() if isinstance(feature, Image)]
+    if column is not None and column not in columns:
+        raise InputError(f"the data set has no column of images called {column!r}, only {columns}")
+    if not columns:
+        raise InputError(
+            f"the data set has no column of images: its columns are {list(features)}; cast one to datasets.Image"
+        )
+    if column is None and len(columns) > 1:
+        raise InputError(f"the data set has several columns of images, {columns}: name one (--image-column)")
+    return column or columns[0]

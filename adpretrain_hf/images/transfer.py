@@ -1,0 +1,67 @@
+"""The device: batches to a GPU and results back from it, without making the GPU wait. On a CPU nothing is copied."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+Key = TypeVar("Key")
+Copy = tuple[list[Tensor], "torch.cuda.Event | None"]  # tensors on the CPU, and what marks that they have arrived
+
+
+def default_device() -> str:
+    """The GPU if there is one; the CPU otherwise."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def to_device(images: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Copies a batch to a device; to a GPU through pinned memory, from which the copy goes on by itself."""
+    if device.type == "cuda" and images.device.type == "cpu":
+        images = images.pin_memory()
+    return images.to(device, dtype, non_blocking=True)
+
+
+def to_host(results: Iterable[tuple[Key, list[Tensor]]], device: torch.device) -> Iterator[tuple[Key, list[Tensor]]]:
+    """Brings the tensors of every result to the CPU.
+
+    From a GPU each comes when the next has been computed as far as the CPU has to do with it, so that the GPU has work
+    while it is copied. What came before an error is yielded before the error is raised.
+
+    Args:
+        results: keys, and tensors.
+        device: where the tensors are.
+    """
+    return late(((key, begin_copy(tensors)) for key, tensors in results), behind=1 if device.type == "cuda" else 0)
+
+
+def late(copies: Iterable[tuple[Key, Copy]], behind: int) -> Iterator[tuple[Key, list[Tensor]]]:
+    """Yields what was copied, each after ``behind`` more copies were begun."""
+    waiting: deque[tuple[Key, Copy]] = deque()
+    try:
+        for copy in copies:
+            waiting.append(copy)
+            if len(waiting) > behind:
+                yield _finish(*waiting.popleft())
+    except Exception:
+        yield from (_finish(*copy) for copy in waiting)
+        raise
+    yield from (_finish(*copy) for copy in waiting)
+
+
+def begin_copy(tensors: list[Tensor]) -> Copy:
+    """Begins to copy tensors of one device to the CPU."""
+    copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
+    if tensors[0].device.type != "cuda":
+        return copies, None
+    arrived = torch.cuda.Event()
+    arrived.record()
+    return copies, arrived
+
+
+def _finish(key: Key, copy: Copy) -> tuple[Key, list[Tensor]]:
+    tensors, arrived = copy
+    if arrived is not None:
+        arrived.synchronize()
+    return key, tensors

@@ -1,0 +1,304 @@
+"""Bundles on disk: what is written, and how strictly it is read."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from adpretrain_hf import ADPretrainFeatureExtractor, ReferenceBank
+from adpretrain_hf.backbones import load_backbone
+from adpretrain_hf.bundle import BundlePusher, describe_bundle, variants_among
+from adpretrain_hf.cli import main
+from adpretrain_hf.errors import BundleError, InputError, MissingPathError
+from tests.conftest import make_extractor, random_image
+from tests.tiny import save_tiny
+
+load = ADPretrainFeatureExtractor.from_pretrained
+
+
+def features_of(extractor: ADPretrainFeatureExtractor) -> torch.Tensor:
+    return extractor.set_reference([random_image(1)])(random_image(0))["layer4"]
+
+
+def test_files_of_a_bundle(bundle):
+    names = sorted(path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file())
+    assert names == [
+        "README.md",
+        "backbone/config.json",
+        "backbone/model.safetensors",
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+    ]
+
+
+def test_round_trip_is_bit_identical(bundle, extractor):
+    assert load(bundle).config == extractor.config
+    assert torch.equal(features_of(load(bundle)), features_of(extractor))
+
+
+def test_saving_again_changes_no_byte(bundle, tmp_path):
+    load(bundle).save_pretrained(tmp_path / "again")
+    for path in (path for path in bundle.rglob("*") if path.is_file()):
+        assert path.read_bytes() == (tmp_path / "again" / path.relative_to(bundle)).read_bytes(), path.name
+
+
+def test_two_variants_share_a_bundle(bundle, tiny_folder):
+    norm = make_extractor(tiny_folder, seed=2)
+    norm.variant = "norm"
+    norm.save_pretrained(bundle)
+    config, names = describe_bundle(bundle)
+    assert variants_among(names, config) == ["angle", "norm"]
+    assert load(bundle).variant == "angle"
+    assert load(bundle, variant="norm").variant == "norm"
+    assert torch.equal(features_of(load(bundle, variant="norm")), features_of(norm))
+    assert not torch.equal(features_of(load(bundle, variant="angle")), features_of(norm))
+
+
+def test_a_bank_serves_both_variants(bundle, tiny_folder):
+    norm = make_extractor(tiny_folder, seed=2)
+    norm.variant = "norm"
+    norm.save_pretrained(bundle)
+    load(bundle).make_reference([random_image(1)]).save(bundle / "references" / "screw.safetensors")
+    bank = ReferenceBank.load(bundle / "references" / "screw.safetensors")
+    assert load(bundle, variant="norm").set_reference(bank).reference is bank
+
+
+def test_another_extractors_variants_are_not_mixed_up(bundle, tiny_folder):
+    norm = make_extractor(tiny_folder, seed=2)
+    norm.variant = "norm"
+    norm.save_pretrained(bundle)
+    other = make_extractor(tiny_folder, num_reference_tokens=8)
+    with pytest.raises(InputError, match=r"holds the variants \['norm'\].*differs in \['num_reference_tokens'\]"):
+        other.save_pretrained(bundle)
+    assert torch.equal(features_of(load(bundle, variant="norm")), features_of(norm))
+
+
+def test_the_card_says_whether_anything_was_trained(extractor, tiny_folder, tmp_path):
+    extractor.save_pretrained(tmp_path / "trained")
+    new = ADPretrainFeatureExtractor.from_backbone(str(tiny_folder), image_size=32, num_heads=4)
+    new.save_pretrained(tmp_path / "new")
+    trained, untrained = ((tmp_path / name / "README.md").read_text() for name in ("trained", "new"))
+    assert "Nothing was trained" in untrained and "Nothing was trained" not in trained
+    assert "it does not know the data" in trained and "\nlicense:" not in trained
+
+
+def test_a_card_that_is_there_stays(extractor, tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    extractor.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def test_without_the_hub_what_is_in_the_cache_is_described(hub, bundle, extractor, tmp_path):
+    BundlePusher(bundle, "acme/described", token="hf_owner").push()
+    load("acme/described", cache_dir=tmp_path / "cache")
+    config, names = describe_bundle("acme/described", cache_dir=tmp_path / "cache", local_files_only=True)
+    assert config == extractor.config
+    assert variants_among(names, config) == ["angle"] and "backbone/config.json" in names
+    with pytest.raises(BundleError, match=r"acme/described has no variant 'norm'.*expected one of \['angle'\]"):
+        load("acme/described", variant="norm", cache_dir=tmp_path / "cache", local_files_only=True)
+
+
+def test_a_stopped_save_leaves_the_old_bundle(bundle, tiny_folder, monkeypatch):
+    before = features_of(load(bundle))
+    other = make_extractor(tiny_folder, seed=3)
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("adpretrain_hf.bundle.save.save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        other.save_pretrained(bundle)
+    assert torch.equal(features_of(load(bundle)), before)
+    assert not list(bundle.rglob(".*"))
+
+
+def test_weights_of_another_backbone_are_refused(bundle, tmp_path):
+    load_backbone(save_tiny(tmp_path / "other", seed=9), (1, 2, 3, 4)).save(bundle / "backbone")
+    with pytest.raises(BundleError, match="has other weights than the bundle was made with: their digest is"):
+        load(bundle)
+
+
+def test_a_backbone_that_was_left_out_does_not_stay_behind(bundle, tiny_folder):
+    extractor = make_extractor(tiny_folder)
+    extractor.config = extractor.config.replace(backbone_revision="0123abc")
+    extractor.save_pretrained(bundle, include_backbone=False)
+    assert not (bundle / "backbone").exists()
+
+
+def test_the_command_line_does_not_overwrite_a_bundle(bundle, tiny_folder, capsys):
+    before = (bundle / "model.safetensors").read_bytes()
+    assert main(["new", "--backbone", str(tiny_folder), "--output", str(bundle)]) == 1
+    assert "holds a bundle already, whose projectors would be lost" in capsys.readouterr().err
+    assert (bundle / "model.safetensors").read_bytes() == before
+
+
+class TestLoading:
+    def test_dtype_by_name(self, bundle):
+        assert load(bundle, dtype="bfloat16").dtype == torch.bfloat16
+        for wrong in ("int8", "bf17", torch.int8):
+            with pytest.raises(InputError, match="expected float16, bfloat16, float32 or float64"):
+                load(bundle, dtype=wrong)
+
+    def test_values_that_do_not_fit_the_precision(self, bundle):
+        path = bundle / "model.safetensors"
+        tensors = load_file(path)
+        tensors["levels.2.mlp.fc1.weight"][0, 0] = 1e6
+        save_file(tensors, path)
+        with pytest.raises(BundleError, match="NaN or infinite values"):
+            load(bundle, dtype=torch.float16)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+    def test_dtype(self, bundle, dtype):
+        extractor = load(bundle, dtype=dtype)
+        assert {parameter.dtype for parameter in extractor.parameters()} == {dtype}
+
+    def test_float32_is_the_default_whatever_the_files_hold(self, bundle, tmp_path):
+        load(bundle, dtype=torch.float16).save_pretrained(tmp_path / "half")
+        assert {t.dtype for t in load_file(tmp_path / "half" / "model.safetensors").values()} == {torch.float16}
+        assert load(tmp_path / "half").dtype == torch.float32
+
+    def test_device(self, bundle):
+        assert load(bundle, device="cpu").device == torch.device("cpu")
+        assert load(bundle, device=torch.device("meta")).device.type == "meta"
+
+    def test_image_size(self, bundle):
+        extractor = load(bundle, image_size=64)
+        assert extractor.image_size == 64
+        assert extractor.set_reference([random_image(1)])(random_image(0))["layer1"].shape == (1, 32, 8, 8)
+        with pytest.raises(InputError, match="image_size is 60, expected a multiple of patch_size=8"):
+            load(bundle, image_size=60)
+
+    def test_path_as_text(self, bundle):
+        assert load(str(bundle)).config == load(bundle).config
+
+    def test_is_frozen_and_in_eval_mode(self, bundle):
+        extractor = load(bundle)
+        assert not extractor.training
+        assert not any(parameter.requires_grad for parameter in extractor.parameters())
+
+
+class TestRefusals:
+    def test_missing_folder(self, tmp_path):
+        with pytest.raises(MissingPathError, match="no bundle at .*nothing here.*neither a folder nor the id"):
+            load(tmp_path / "nothing here")
+
+    def test_not_a_bundle(self, tmp_path, tiny_folder):
+        with pytest.raises(BundleError, match=r"is not an ADPretrain bundle: there is no config.json"):
+            load(tmp_path)
+        with pytest.raises(BundleError, match="format_version is None.*not an ADPretrain bundle"):
+            load(tiny_folder)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"format_version": 7}, "config.json: format_version is 7, this version of adpretrain-hf reads 1"),
+            ({"layers": [4, 1]}, r"config.json: layers is \(4, 1\)"),
+            ({"surprise": 1}, r"config.json: unknown configuration fields \['surprise'\]"),
+            ({"layers": [1, 2, 3, 9]}, "level 9 was asked for, but .*backbone.* has blocks 1 to 4"),
+            (
+                {"layers": [1, 2, 3]},
+                "model.safetensors does not fit its configuration: missing .*unexpected .*levels.3",
+            ),
+            ({"num_reference_tokens": 7}, r"reference_tokens: got \(24, 32\), expected \(7, 32\)"),
+            ({"hidden_size": 64}, "of another shape"),
+        ],
+    )
+    def test_configuration_that_does_not_fit(self, bundle, change, message):
+        config = json.loads((bundle / "config.json").read_text()) | change
+        config["residual_scale"] = []
+        (bundle / "config.json").write_text(json.dumps(config))
+        with pytest.raises(InputError, match=message):
+            load(bundle)
+
+    def test_broken_json(self, bundle):
+        (bundle / "config.json").write_text("{")
+        with pytest.raises(BundleError, match="config.json is not valid JSON"):
+            load(bundle)
+
+    def test_unknown_variant(self, bundle):
+        with pytest.raises(
+            BundleError,
+            match=r"bundle has no variant 'nrom' \(model.nrom.safetensors is missing\): expected one of \['angle'\]",
+        ):
+            load(bundle, variant="nrom")
+        with pytest.raises(InputError, match="variant is '../x', expected letters"):
+            load(bundle, variant="../x")
+
+    def test_all_that_is_wrong_with_the_weights_is_listed_at_once(self, bundle):
+        path = bundle / "model.safetensors"
+        tensors = load_file(path)
+        del tensors["levels.0.mlp.fc1.bias"], tensors["levels.3.reference_tokens"]
+        tensors |= {"surplus": torch.zeros(2), "levels.1.mlp.fc2.bias": torch.zeros(5)}
+        save_file(tensors, path)
+        expected = (
+            r"missing \['levels.0.mlp.fc1.bias', 'levels.3.reference_tokens'\], unexpected \['surplus'\].*"
+            r"levels.1.mlp.fc2.bias: got \(5,\), expected \(32,\)"
+        )
+        with pytest.raises(BundleError, match=expected):
+            load(bundle)
+
+    @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+    def test_values_that_are_not_finite(self, bundle, value):
+        path = bundle / "model.safetensors"
+        tensors = load_file(path)
+        tensors["levels.2.mlp.fc1.weight"][0, 0] = value
+        save_file(tensors, path)
+        with pytest.raises(BundleError, match=r"NaN or infinite values in \['levels.2.mlp.fc1.weight'\]"):
+            load(bundle)
+
+    def test_tensors_of_another_kind(self, bundle):
+        path = bundle / "model.safetensors"
+        tensors = load_file(path)
+        tensors["levels.2.mlp.fc1.bias"] = torch.zeros(128, dtype=torch.int64)
+        save_file(tensors, path)
+        with pytest.raises(BundleError, match="levels.2.mlp.fc1.bias: got torch.int64, expected floats"):
+            load(bundle)
+
+    @pytest.mark.parametrize("content", [b"", b"hello, world", None])
+    def test_files_that_are_not_whole(self, bundle, content):
+        path = bundle / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:-9] if content is None else content)
+        with pytest.raises(BundleError, match=r"model.safetensors is not a whole safetensors file"):
+            load(bundle)
+
+    def test_no_backbone_and_no_network(self, bundle, extractor):
+        import shutil
+
+        shutil.rmtree(bundle / "backbone")
+        config = json.loads((bundle / "config.json").read_text())
+        config |= {"backbone": "somebody/dinov2", "backbone_revision": "0123abc"}
+        (bundle / "config.json").write_text(json.dumps(config))
+        expected = (
+            r"was saved without its backbone, and 'somebody/dinov2' \(revision 0123abc\) cannot be loaded: "
+            "connect to the network once, or save the bundle with include_backbone=True"
+        )
+        with pytest.raises(BundleError, match=expected):
+            load(bundle)
+
+
+def test_without_backbone_it_is_found_by_its_name(extractor, tmp_path):
+    extractor.config = extractor.config.replace(backbone_revision="main")
+    extractor.save_pretrained(tmp_path / "slim", include_backbone=False)
+    assert not (tmp_path / "slim" / "backbone").exists()
+    assert torch.equal(features_of(load(tmp_path / "slim")), features_of(extractor))
+
+
+def test_without_backbone_and_without_a_commit_is_refused(extractor, tmp_path):
+    with pytest.raises(InputError, match="has no commit on the Hub to fetch it from again"):
+        extractor.save_pretrained(tmp_path / "slim", include_backbone=False)
+
+
+def test_transformers_image_processor_prepares_images_alike(bundle):
+    pytest.importorskip("torchvision")
+    from transformers import BitImageProcessor
+
+    processor = BitImageProcessor.from_pretrained(bundle)
+    image = random_image(3, 90, 60)
+    theirs = processor(image, return_tensors="pt").pixel_values
+    ours = load(bundle).preprocess(image)
+    assert theirs.shape == ours.shape
+    assert (theirs - ours).abs().mean() < 0.02  # its own resizing differs in the last grey levels

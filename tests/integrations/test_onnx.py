@@ -1,0 +1,147 @@
+"""Graphs of an extractor with its references against itself: torch.export, torch.compile, ONNX; and its copies."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from adpretrain_hf import ADPretrainFeatureExtractor, matching
+from adpretrain_hf.errors import InputError
+from adpretrain_hf.integrations.onnx import FeaturesAndMap, export_onnx
+from tests.conftest import make_extractor, random_image
+from tests.tiny import FAMILIES, save_tiny
+
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def extractor(tiny_folder):
+    """Two levels, and used before: what a first forward leaves behind must not disturb an export."""
+    extractor = make_extractor(tiny_folder, layers=(1, 2)).set_reference([random_image(1), random_image(2)])
+    extractor(torch.randn(1, 3, 32, 32))
+    return extractor
+
+
+@pytest.fixture(scope="module")
+def onnx_file(extractor, tmp_path_factory):
+    return export_onnx(extractor, tmp_path_factory.mktemp("onnx") / "sub" / "tiny.onnx")
+
+
+@pytest.fixture(scope="module")
+def session(onnx_file):
+    return pytest.importorskip("onnxruntime").InferenceSession(onnx_file)
+
+
+def assert_same(given, expected):
+    assert list(given) == list(expected)
+    for name in expected:
+        torch.testing.assert_close(given[name], expected[name], **CLOSE)
+
+
+class TestTorch:
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_export_of_every_family(self, family, tmp_path):
+        extractor = make_extractor(save_tiny(tmp_path, family), layers=(1,)).set_reference([random_image(1)])
+        batch = {"images": {0: torch.export.Dim("batch")}}
+        program = torch.export.export(extractor, (torch.randn(2, 3, 32, 32),), dynamic_shapes=batch).module()
+        for number in (1, 3):
+            images = torch.randn(number, 3, 32, 32)
+            assert_same(program(images), extractor(images))
+
+    def test_export_matches_a_bank_of_many_blocks(self, tiny_folder, monkeypatch):
+        monkeypatch.setattr(matching, "_REFERENCE_CHUNK", 7)
+        monkeypatch.setattr(matching, "_QUERY_CHUNK", 5)
+        extractor = make_extractor(tiny_folder, layers=(1,)).set_reference([random_image(1)])
+        images = torch.randn(2, 3, 32, 32)
+        assert_same(torch.export.export(extractor, (images,)).module()(images), extractor(images))
+
+    @pytest.mark.parametrize(
+        "backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
+    )  # a C++ compiler
+    def test_compile(self, tiny_folder, backend):
+        extractor = make_extractor(tiny_folder, layers=(1,)).set_reference([random_image(1)])
+        compiled = torch.compile(extractor, fullgraph=True, dynamic=False, backend=backend)
+        images = torch.randn(2, 3, 32, 32)
+        with torch.no_grad():
+            assert_same(compiled(images), extractor(images))
+
+
+class TestOnnx:
+    @pytest.mark.parametrize("number", [1, 2, 5])
+    def test_equals_the_extractor(self, extractor, session, number):
+        images = torch.randn(number, 3, 32, 32)
+        with torch.no_grad():
+            expected = FeaturesAndMap(extractor)(images)
+        for values, tensor in zip(session.run(None, {"images": images.numpy()}), expected, strict=True):
+            np.testing.assert_allclose(values, tensor.numpy(), **CLOSE)
+
+    def test_the_map_gives_the_scores(self, extractor, session):
+        images = [random_image(seed) for seed in (1, 5, 6)]  # the first one is a reference
+        given = session.run(["anomaly_map"], {"images": extractor.preprocess(images).numpy()})[0]
+        expected = extractor.score(images).scores
+        np.testing.assert_allclose(given.max(axis=(1, 2)), expected.numpy(), **CLOSE)
+        assert given[0].max() < given[1:].max(axis=(1, 2)).min()
+
+    def test_names_and_shapes(self, session):
+        shapes = {value.name: value.shape for value in (*session.get_inputs(), *session.get_outputs())}
+        batch = shapes["images"][0]
+        assert isinstance(batch, str)
+        assert shapes == {
+            "images": [batch, 3, 32, 32],
+            "layer1": [batch, 32, 4, 4],
+            "layer2": [batch, 32, 4, 4],
+            "anomaly_map": [batch, 32, 32],
+        }
+
+    def test_one_whole_file(self, onnx_file):
+        assert [path.name for path in onnx_file.parent.iterdir()] == ["tiny.onnx"]
+
+    def test_weights_in_a_second_file_and_another_image_size(self, tiny_folder, tmp_path, monkeypatch):
+        onnxruntime = pytest.importorskip("onnxruntime")
+        from torch.onnx._internal.exporter import _onnx_program
+
+        monkeypatch.setattr(_onnx_program, "_LARGE_MODEL_THRESHOLD", 1000)  # 2 GB are too many for a test
+        extractor = make_extractor(tiny_folder, layers=(1,)).set_reference([random_image(1)])
+        path = export_onnx(extractor, tmp_path / "large.onnx", image_size=(24, 40))
+        assert sorted(file.name for file in tmp_path.iterdir()) == ["large.onnx", "large.onnx.data"]
+        images = torch.randn(1, 3, 24, 40)
+        (given,) = onnxruntime.InferenceSession(path).run(["layer1"], {"images": images.numpy()})
+        np.testing.assert_allclose(given, extractor(images)["layer1"].numpy(), **CLOSE)
+
+    def test_what_cannot_be_exported_is_refused(self, extractor, tiny_folder, tmp_path):
+        with pytest.raises(InputError, match=r"no reference is set: call set_reference\(images\) before export_onnx"):
+            export_onnx(make_extractor(tiny_folder), tmp_path / "a.onnx")
+        with pytest.raises(
+            InputError, match=r"got images of 30 x 32 pixels, expected .* multiples of the patch size 8"
+        ):
+            export_onnx(extractor, tmp_path / "a.onnx", image_size=(30, 32))
+        assert not list(tmp_path.iterdir())
+
+
+class TestCopies:
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_copied_and_pickled_after_use(self, family, tmp_path):
+        extractor = make_extractor(save_tiny(tmp_path / family, family)).set_reference([random_image(1)])
+        images = torch.randn(2, 3, 32, 32)
+        expected = extractor(images)
+        torch.save(extractor, tmp_path / "extractor.pt")
+        loaded = torch.load(tmp_path / "extractor.pt", weights_only=False)
+        for other in (copy.deepcopy(extractor), loaded):
+            assert isinstance(other, ADPretrainFeatureExtractor)
+            for _ in range(2):
+                assert all(torch.equal(a, b) for a, b in zip(other(images).values(), expected.values(), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(extractor(images).values(), expected.values(), strict=True))
+
+    def test_a_copy_is_a_copy(self, tiny_folder):
+        extractor = make_extractor(tiny_folder).set_reference([random_image(1)])
+        images = torch.randn(1, 3, 32, 32)
+        before = extractor(images)["layer1"]
+        other = copy.deepcopy(extractor)
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter.zero_()
+        assert torch.equal(extractor(images)["layer1"], before)
+        assert not torch.equal(other(images)["layer1"], before)
