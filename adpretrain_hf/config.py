@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from adpretrain_hf.backbones import CLIP, IMAGENET, describe
 from adpretrain_hf.errors import BundleError, InputError
 
@@ -89,6 +91,9 @@ class ADPretrainConfig:
 
     def __post_init__(self) -> None:
         # JSON has lists and integers for floats, numpy its own numbers; equal settings must be equal values.
+        for name in ("hidden_size", "patch_size", "image_size", "num_heads", "num_reference_tokens", "format_version"):
+            if isinstance(value := getattr(self, name), np.integer):
+                object.__setattr__(self, name, int(value))
         object.__setattr__(self, "layers", _numbers("layers", self.layers, operator.index))
         for name in ("mean", "std", "residual_scale"):
             object.__setattr__(self, name, _numbers(name, getattr(self, name), float))

@@ -27,7 +27,7 @@ from adpretrain_hf.images import (
 )
 from adpretrain_hf.matching import to_rows
 from adpretrain_hf.projector import Projectors
-from adpretrain_hf.reference import ReferenceBank, residuals_per_image
+from adpretrain_hf.reference import ReferenceBank, is_bank, residuals_per_image
 from adpretrain_hf.scoring import AnomalyScores, ScoredImage, anomaly_map, score_batch
 
 References = Union[ReferenceBank, Sequence[ReferenceBank], Any]
@@ -260,7 +260,8 @@ class ADPretrainFeatureExtractor(nn.Module, BundleMixin):
         """
         batches = self.stream_batches(images, batch_size=batch_size, progress=progress, on_error=on_error)
         return (
-            (image, {name: level[row] for name, level in zip(self.layers, features, strict=True)})
+            # Copies: a view would keep the whole batch in memory, and in what is saved of it.
+            (image, {name: level[row].clone() for name, level in zip(self.layers, features, strict=True)})
             for batch, features in to_host(batches, self.device)
             for row, image in enumerate(batch)
         )
@@ -345,7 +346,7 @@ class ADPretrainFeatureExtractor(nn.Module, BundleMixin):
         return self._as_bank(references).residuals(features)
 
     def _as_bank(self, images: Any, category: str = "", batch_size: int = 16) -> ReferenceBank:
-        if isinstance(images, (str, Path)) and str(images).endswith(".safetensors"):
+        if isinstance(images, (str, Path)) and is_bank(images):
             images = ReferenceBank.load(images)
         if isinstance(images, ReferenceBank):
             return self._check_bank(images)

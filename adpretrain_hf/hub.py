@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub import errors as client
 from huggingface_hub.utils import filter_repo_objects
 
@@ -97,6 +97,11 @@ class RepositoryFiles:
     def _checked(self, name: str, path: Path) -> Path:
         if is_intact(path):
             return path
+        if self._offline or constants.HF_HUB_OFFLINE:
+            raise BundleError(
+                f"{name} of {self.repo_id} is damaged in the cache, and the Hub cannot be asked: load it once without "
+                "local_files_only and HF_HUB_OFFLINE, which fetches it again"
+            )
         logger.warning("%s of %s is damaged: fetching it again", name, self.repo_id)
         discard(path)
         if is_intact(path := self._fetch(name, self.commit, force=True)):
@@ -115,7 +120,8 @@ class RepositoryFiles:
     def _resolve(self, probe: str) -> str:
         if self._offline:
             return self._cached_commit(probe) or self.revision
-        look_up = partial(HfApi().repo_info, self.repo_id, revision=self.revision, **self._kind)
+        seconds = constants.HF_HUB_ETAG_TIMEOUT
+        look_up = partial(HfApi().repo_info, self.repo_id, revision=self.revision, timeout=seconds, **self._kind)
         try:
             info: Any = with_retries(look_up, f"looking up {self.repo_id}")
         except (client.HTTPError, client.OfflineModeIsEnabled) as error:

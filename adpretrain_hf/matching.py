@@ -25,22 +25,19 @@ def nearest_reference(queries: Tensor, references: Tensor, inverse_norms: Tensor
     # The length of a query does not change which reference is nearest to it.
     best = queries.new_full(queries.shape[:1], -torch.inf, dtype=torch.float32)
     index = torch.zeros(queries.shape[:1], dtype=torch.long, device=queries.device)
+    blocks = [slice(None)]  # in a graph, how many there are would fix the size of the batch
+    if not torch.compiler.is_compiling():
+        blocks = [slice(start, start + _QUERY_CHUNK) for start in range(0, len(queries), _QUERY_CHUNK)]
     with torch.autocast(queries.device.type, enabled=False):
         for start in range(0, len(references), _REFERENCE_CHUNK):
             stop = start + _REFERENCE_CHUNK
             unit = references[start:stop].float() * inverse_norms[start:stop, None]
-            for rows in _blocks(queries):
+            for rows in blocks:
                 similarity, where = (queries[rows].float() @ unit.T).max(dim=1)
                 better = similarity > best[rows]
                 best[rows] = torch.where(better, similarity, best[rows])
                 index[rows] = torch.where(better, where + start, index[rows])
     return index
-
-
-def _blocks(queries: Tensor) -> list[slice]:
-    if torch.compiler.is_compiling():
-        return [slice(None)]  # how many blocks there are would fix the size of the batch in a graph
-    return [slice(start, start + _QUERY_CHUNK) for start in range(0, len(queries), _QUERY_CHUNK)]
 
 
 def nearest_residual(features: Tensor, references: Tensor, inverse_norms: Tensor | None = None) -> Tensor:

@@ -59,14 +59,12 @@ def overlay(image: Image.Image, anomaly: np.ndarray, colours: ColourRange) -> Im
 
 def contact_sheet(entries: Sequence[SheetEntry]) -> Image.Image:
     """Draws image, heat map and overlay of every entry, with its caption, three entries in a row."""
-    cell = (3 * _TILE + 2, _TILE + _CAPTION)
-    rows = -(-len(entries) // _COLUMNS)
-    columns = min(_COLUMNS, len(entries))
-    size = (columns * (cell[0] + _GAP) + _GAP, rows * (cell[1] + _GAP) + _GAP)
-    sheet = Image.new("RGB", size, "white")
+    width, height = 3 * _TILE + 2 + _GAP, _TILE + _CAPTION + _GAP
+    rows, columns = -(-len(entries) // _COLUMNS), min(_COLUMNS, len(entries))
+    sheet = Image.new("RGB", (columns * width + _GAP, rows * height + _GAP), "white")
     for number, entry in enumerate(entries):
         row, column = divmod(number, _COLUMNS)
-        _draw_entry(sheet, entry, _GAP + column * (cell[0] + _GAP), _GAP + row * (cell[1] + _GAP))
+        _draw_entry(sheet, entry, _GAP + column * width, _GAP + row * height)
     return sheet
 
 

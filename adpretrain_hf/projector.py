@@ -95,9 +95,8 @@ class ResidualProjector(nn.Module):
         self.reference_projection = nn.Linear(channels, channels)
         self.attention = CrossAttention(channels, num_heads)
         self.mlp = GatedMlp(channels)
-        for last in (self.attention.out_proj, self.mlp.fc2):
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+        for parameter in (*self.attention.out_proj.parameters(), *self.mlp.fc2.parameters()):
+            nn.init.zeros_(parameter)
         self._cache: ParameterCache[KeysValues] = ParameterCache()
 
     def forward(self, residual: Tensor) -> Tensor:
@@ -133,9 +132,8 @@ class Projectors(nn.Module):
 
     def __init__(self, config: ADPretrainConfig) -> None:
         super().__init__()
-        self.levels = nn.ModuleList(
-            ResidualProjector(config.hidden_size, config.num_heads, config.num_reference_tokens) for _ in config.layers
-        )
+        sizes = (config.hidden_size, config.num_heads, config.num_reference_tokens)
+        self.levels = nn.ModuleList(ResidualProjector(*sizes) for _ in config.layers)
 
     def forward(self, residuals: Sequence[Tensor]) -> list[Tensor]:
         """Projects L residual maps (B, C, h, w) to L feature maps (B, C, h, w).
@@ -143,7 +141,10 @@ class Projectors(nn.Module):
         Raises:
             InputError: not L maps, or not of C channels.
         """
-        self._check(residuals)
+        channels = self[0].reference_tokens.shape[-1]
+        shapes = [tuple(residual.shape) for residual in residuals]
+        if len(shapes) != len(self) or any(len(shape) != 4 or shape[1] != channels for shape in shapes):
+            raise InputError(f"got maps of shapes {shapes}, expected {len(self)} of (B, {channels}, h, w)")
         return [level(residual) for level, residual in zip(self.levels, residuals, strict=True)]
 
     def check_fits(self, config: ADPretrainConfig) -> None:
@@ -168,9 +169,3 @@ class Projectors(nn.Module):
 
     def __iter__(self) -> Iterator[ResidualProjector]:
         return iter(self.levels)  # type: ignore[arg-type]
-
-    def _check(self, residuals: Sequence[Tensor]) -> None:
-        channels = self[0].reference_tokens.shape[-1]
-        shapes = [tuple(residual.shape) for residual in residuals]
-        if len(shapes) != len(self) or any(len(shape) != 4 or shape[1] != channels for shape in shapes):
-            raise InputError(f"got maps of shapes {shapes}, expected {len(self)} of (B, {channels}, h, w)")

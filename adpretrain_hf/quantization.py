@@ -26,10 +26,9 @@ def quantize(extractor: ADPretrainFeatureExtractor) -> ADPretrainFeatureExtracto
         InputError: not in float32 on the CPU, or this PyTorch has no dynamic quantisation for this CPU.
     """
     if extractor.device.type != "cpu" or extractor.dtype != torch.float32:
-        raise InputError(
-            f"got an extractor in {str(extractor.dtype).removeprefix('torch.')} on {extractor.device}, expected "
-            "float32 on the CPU: load it with dtype=torch.float32, device='cpu'"
-        )
+        found = f"{str(extractor.dtype).removeprefix('torch.')} on {extractor.device}"
+        expected = "float32 on the CPU: load it with dtype=torch.float32, device='cpu'"
+        raise InputError(f"got an extractor in {found}, expected {expected}")
     try:
         from torch.ao.quantization import quantize_dynamic
     except ImportError as error:

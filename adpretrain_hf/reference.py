@@ -89,11 +89,11 @@ class ReferenceBank:
         Raises:
             InputError: not as many levels or channels as the bank has.
         """
-        self._check(features)
-        return [
-            nearest_residual(level, patches, norms)
-            for level, patches, norms in zip(features, self.patches, self._inverse_norms, strict=True)
-        ]
+        channels, shapes = self.patches[0].shape[1], [tuple(level.shape) for level in features]
+        if len(shapes) != len(self.patches) or any(len(s) != 4 or s[1] != channels for s in shapes):
+            expected = f"{len(self.patches)} levels of (B, {channels}, h, w)"
+            raise InputError(f"got feature maps of shapes {shapes}, the bank has {expected}")
+        return [nearest_residual(*one) for one in zip(features, self.patches, self._inverse_norms, strict=True)]
 
     def without_image(self, index: int) -> "ReferenceBank":
         """The bank of all images but one: what that image itself is compared with, where it shall not find itself.
@@ -108,10 +108,9 @@ class ReferenceBank:
             raise InputError("cannot leave an image out of a compacted bank: leave it out first, then compact")
         each, rest = divmod(len(self), max(self.num_images, 1))
         if rest or self.num_images < 2 or not 0 <= index < self.num_images:
-            raise InputError(
-                f"cannot leave image {index} out of a bank of {self.num_images} images with {len(self)} patches: "
-                "expected at least 2 images of equally many patches, and the index of one of them"
-            )
+            bank = f"a bank of {self.num_images} images with {len(self)} patches"
+            expected = "at least 2 images of equally many patches, and the index of one of them"
+            raise InputError(f"cannot leave image {index} out of {bank}: expected {expected}")
         patches = [torch.cat((level[: index * each], level[(index + 1) * each :])) for level in self.patches]
         return self._with(patches, num_images=self.num_images - 1)
 
@@ -132,15 +131,21 @@ class ReferenceBank:
         count = max(1, round(fraction * len(self)))
         if count == len(self):
             return self
-        kept = [choose_core(level, count, seed=seed) for level in self.patches]
-        patches = [level[rows] for level, rows in zip(self.patches, kept, strict=True)]
+        patches = [level[choose_core(level, count, seed=seed)] for level in self.patches]
         return self._with(patches, compacted=True)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "ReferenceBank":
-        """A bank on another device or in another precision (itself, if it is there already)."""
+        """A bank on another device or in another precision (itself, if it is there already).
+
+        Raises:
+            InputError: the values do not fit the precision.
+        """
         patches = [level.to(device=device, dtype=dtype) for level in self.patches]
         if all(new is old for new, old in zip(patches, self.patches, strict=True)):
             return self
+        if dtype is not None and not all(level.isfinite().all() for level in patches):
+            largest = max(level.abs().max().item() for level in self.patches)
+            raise InputError(f"the bank's values, up to {largest:.3g}, do not fit {dtype}: take bfloat16 or float32")
         return self._with(patches)
 
     def save(self, path: str | Path) -> None:
@@ -177,13 +182,16 @@ class ReferenceBank:
         """The same bank with other patches."""
         return ReferenceBank(patches, **(self._about() | changes))
 
-    def _check(self, features: Sequence[Tensor]) -> None:
-        shapes = [tuple(level.shape) for level in features]
-        channels = self.patches[0].shape[1]
-        if len(shapes) != len(self.patches) or any(len(s) != 4 or s[1] != channels for s in shapes):
-            raise InputError(
-                f"got feature maps of shapes {shapes}, the bank has {len(self.patches)} levels of (B, {channels}, h, w)"
-            )
+
+def is_bank(path: str | Path) -> bool:
+    """Whether a path is meant as a saved bank: by its ending, or a file of another name by how it begins."""
+    if str(path).endswith(".safetensors"):
+        return True
+    try:
+        with open(path, "rb") as file:
+            return _FORMAT.encode() in file.read(4096)  # the header of a safetensors file comes first
+    except OSError:
+        return False
 
 
 def residuals_per_image(features: Sequence[Tensor], banks: Sequence[ReferenceBank]) -> list[Tensor]:

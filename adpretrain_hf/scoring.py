@@ -46,10 +46,8 @@ def anomaly_map(features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     Returns:
         (B, H, W), float32.
     """
-    levels = [
-        F.interpolate(feature_norm(level)[:, None], size=size, mode="bilinear", align_corners=True)[:, 0]
-        for level in features
-    ]
+    norms = (feature_norm(level)[:, None] for level in features)
+    levels = [F.interpolate(norm, size=size, mode="bilinear", align_corners=True)[:, 0] for norm in norms]
     mean = torch.stack(levels).mean(dim=0)
     with torch.autocast(mean.device.type, enabled=False):
         return gaussian_smooth(gaussian_smooth(mean, dim=1), dim=2)
@@ -102,9 +100,8 @@ def score_batch(images: Sequence[PreparedImage], maps: Tensor) -> list[ScoredIma
     scores = maps.amax(dim=(1, 2)).tolist()
     for image, score in zip(images, scores, strict=True):
         if not math.isfinite(score):
-            raise InputError(
-                f"the score of {image.name} is {score}: it holds NaN, or its features overflow {maps.dtype}"
-            )
+            reason = f"it holds NaN, or its features overflow {maps.dtype}"
+            raise InputError(f"the score of {image.name} is {score}: {reason}")
     return [ScoredImage(*result) for result in zip(images, maps, scores, strict=True)]
 
 

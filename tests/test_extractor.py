@@ -414,3 +414,21 @@ def test_feature_info_agrees_with_the_attributes(two_levels):
     assert two_levels.feature_info.channels() == two_levels.out_dims == [32, 32]
     assert two_levels.feature_info.reduction() == two_levels.reductions == [8, 8]
     assert two_levels.feature_info.get("index", [1]) == [1]
+
+
+def test_features_of_an_image_are_its_own(extractor):
+    extractor.set_reference([random_image(1)])
+    for features in extractor.extract([random_image(n) for n in range(4)], batch_size=4, progress=False):
+        for level in features.values():
+            assert level.untyped_storage().nbytes() == level.numel() * level.element_size()
+
+
+def test_numpys_integers_and_arrays_of_paths_are_taken(bundle, tmp_path):
+    for number in range(2):
+        random_image(number).save(tmp_path / f"{number}.png")
+    paths = [str(tmp_path / f"{number}.png") for number in range(2)]
+    extractor = ADPretrainFeatureExtractor.from_pretrained(bundle, image_size=np.int64(64)).set_reference(paths[:1])
+    assert type(extractor.config.image_size) is int and extractor.config.image_size == 64
+    expected = extractor.score(paths).scores
+    for images in (np.array(paths), np.array(paths, dtype=object), np.array(paths)[:, None]):
+        assert torch.equal(extractor.score(images, batch_size=np.int64(2)).scores, expected)

@@ -32,10 +32,9 @@ def test_few_modules_lie_at_the_root():
     assert len(modules) <= 14, modules
 
 
-def test_no_file_is_long_and_all_of_them_are_few():
+def test_no_file_is_long():
     lines = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8").count("\n") for path in FILES}
     assert {name: number for name, number in lines.items() if number > 400} == {}
-    assert sum(lines.values()) < 6800
 
 
 def test_every_module_says_what_it_is():

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -252,6 +253,24 @@ class TestFaults:
         other.resolve().write_bytes(b"damaged")
         load("acme/tiny", cache_dir=cache)
         assert other.read_bytes() == b"damaged" and not caplog.records
+
+    def test_a_damaged_file_stays_where_it_cannot_be_fetched(self, repository, hub, cache):
+        load("acme/tiny", cache_dir=cache)
+        (weights,) = cache.rglob("snapshots/*/model.safetensors")
+        weights.resolve().write_bytes(b"damaged")
+        with pytest.raises(BundleError, match=r"model.safetensors of acme/tiny is damaged in the cache, and the Hub"):
+            load("acme/tiny", cache_dir=cache, local_files_only=True)
+        assert weights.read_bytes() == b"damaged"
+        assert torch.equal(features_of(load("acme/tiny", cache_dir=cache)), features_of(load(repository["later"])))
+
+    def test_a_hub_that_never_answers_is_given_up(self, repository, hub, cache, monkeypatch):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 0.3)
+        monkeypatch.setenv("ADPRETRAIN_HUB_ATTEMPTS", "2")
+        hub.fault("GET /api/models/acme/tiny", times=9, delay=20)
+        before = time.monotonic()
+        with pytest.raises(BundleError, match="the connection to the Hub failed while loading acme/tiny"):
+            load("acme/tiny", cache_dir=cache)
+        assert time.monotonic() - before < 15
 
     def test_a_stale_copy_is_not_taken_silently(self, repository, hub, cache):
         load("acme/tiny", cache_dir=cache)

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from adpretrain_hf import ReferenceBank, matching
 from adpretrain_hf.errors import BundleError, InputError, MissingPathError
 from adpretrain_hf.matching import nearest_reference
-from adpretrain_hf.reference import residuals_per_image
+from adpretrain_hf.reference import is_bank, residuals_per_image
+from tests.conftest import random_image
 
 
 def random_bank(k: int = 40, c: int = 16, levels: int = 2, seed: int = 0, **about: object) -> ReferenceBank:
@@ -234,3 +235,20 @@ def test_images_that_cannot_be_left_out_are_refused(images, index):
     message = f"cannot leave image {index} out of a bank of {images} images with 40 patches"
     with pytest.raises(InputError, match=message):
         random_bank(k=40, num_images=images).without_image(index)
+
+
+def test_a_bank_is_known_by_what_it_is_and_not_by_its_ending(extractor, tmp_path):
+    bank = extractor.make_reference([random_image(1)])
+    bank.save(tmp_path / "screw.bank")
+    assert is_bank(tmp_path / "screw.bank") and is_bank("missing.safetensors")
+    extractor.set_reference(tmp_path / "screw.bank")
+    assert torch.equal(extractor.reference.patches[0], bank.patches[0])
+    random_image(1).save(tmp_path / "image.png")
+    assert not is_bank(tmp_path / "image.png") and not is_bank(tmp_path) and not is_bank(tmp_path / "missing.png")
+
+
+def test_values_that_do_not_fit_a_precision_are_told():
+    large = ReferenceBank([level * 1e8 for level in random_bank().patches])
+    with pytest.raises(InputError, match=r"the bank's values, up to .*e\+08, do not fit torch.float16: take bfloat16"):
+        large.to(dtype=torch.float16)
+    assert large.to(dtype=torch.bfloat16).patches[0].isfinite().all()

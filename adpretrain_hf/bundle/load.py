@@ -45,10 +45,10 @@ def load(
 ) -> Parts:
     """Reads an extractor's parts from a folder, or the Hub, where only they are downloaded; see ``from_pretrained``."""
     config, names, fetch = _open(name, **hub)
-    variant = variant or config.default_variant
+    there = variants_among(names, config)
+    variant = variant or (there or [config.default_variant])[0]  # the default, or else the one that is there
     weights = LAYOUT.weights_of(variant, config)
     if weights not in names:
-        there = variants_among(names, config)
         raise BundleError(f"{name} has no variant {variant!r} ({weights} is missing): expected one of {there}")
     folder = fetch([LAYOUT.config, LAYOUT.preprocessor, weights, f"{LAYOUT.backbone}/*"])
     if image_size is not None:

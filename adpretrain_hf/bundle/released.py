@@ -55,7 +55,12 @@ def read_released(path: str | Path) -> tuple[dict[str, Tensor], dict[str, float]
         raise InputError(f"{path}: not a released ADPretrain checkpoint: expected {{'projectors': tensors, ...}}")
     if "l1_proj.x_ref" not in tensors or tensors["l1_proj.x_ref"].ndim != 3:
         raise InputError(f"{path}: not a released ADPretrain checkpoint: missing l1_proj.x_ref of shape (1, N, C)")
-    return tensors, {name: float(value) for name, value in content.items()}
+    try:
+        return tensors, {name: float(value) for name, value in content.items()}
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: not a released ADPretrain checkpoint: expected numbers beside tensors, {error}"
+        ) from error
 
 
 def fetch_released(preset: str, repository: str = RELEASE, **hub: Any) -> dict[str, Path]:

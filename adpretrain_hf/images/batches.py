@@ -5,10 +5,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,7 +44,7 @@ class PreparedBatches:
     def __init__(
         self, images: Any, preprocessor: Preprocessor, batch_size: int, on_error: OnError | None = None
     ) -> None:
-        if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+        if not isinstance(batch_size, (int, np.integer)) or isinstance(batch_size, bool) or batch_size < 1:
             raise InputError(f"batch_size is {batch_size!r}, expected an integer >= 1")
         self.total: int | None
         if is_prepared(images):
@@ -82,14 +83,9 @@ def _raise(error: ImageError) -> PreparedImage:
 
 
 def _group(images: Iterable[PreparedImage], batch_size: int) -> Iterator[list[PreparedImage]]:
-    batch: list[PreparedImage] = []
-    for image in images:
-        if batch and (len(batch) == batch_size or image.tensor.shape != batch[0].tensor.shape):
+    for _, alike in groupby(images, key=lambda image: image.tensor.shape):
+        while batch := list(islice(alike, batch_size)):
             yield batch
-            batch = []
-        batch.append(image)
-    if batch:
-        yield batch
 
 
 def read_ahead(
@@ -110,8 +106,7 @@ def read_ahead(
         remaining = iter(calls)
         pending: deque[tuple[Key, Future[Result]]] = deque()
         while True:
-            for key, call in islice(remaining, ahead - len(pending)):
-                pending.append((key, pool.submit(call)))
+            pending.extend((key, pool.submit(call)) for key, call in islice(remaining, ahead - len(pending)))
             if not pending:
                 return
             key, future = pending.popleft()

@@ -46,25 +46,21 @@ def read_image(source: ImageSource, name: str) -> Image.Image:
     """
     if callable(source):
         source = source()
-    if isinstance(source, Image.Image):
-        image = source
-    elif isinstance(source, np.ndarray):
-        return _to_rgb(_from_array(source, name), name)
-    elif isinstance(source, Tensor):
-        return _to_rgb(_from_array(_channels_last(source, name), name), name)
-    elif isinstance(source, (str, Path)):
-        if not os.path.exists(source):  # unlike Path.exists, it answers for texts that no path can be
-            raise MissingPathError(f"no such image: {source}")
-        if os.path.isdir(source):
-            raise ImageError(f"{source} is a folder, expected an image")
-        image = _open(Path(source), str(source))
-    elif isinstance(source, bytes):
+    if isinstance(source, (np.ndarray, Tensor)):
+        array = _channels_last(source, name) if isinstance(source, Tensor) else source
+        return _to_rgb(_from_array(array, name), name)
+    if isinstance(source, bytes):
         return decode_image(source, name)
-    else:
-        raise ImageError(
-            f"{name} is a {type(source).__name__}, expected a path, PIL image, array, uint8 tensor or a file's bytes"
-        )
-    return _upright(image, name)
+    if isinstance(source, Image.Image):
+        return _upright(source, name)
+    if not isinstance(source, (str, Path)):
+        expected = "a path, PIL image, array, uint8 tensor or a file's bytes"
+        raise ImageError(f"{name} is a {type(source).__name__}, expected {expected}")
+    if not os.path.exists(source):  # unlike Path.exists, it answers for texts that no path can be
+        raise MissingPathError(f"no such image: {source}")
+    if os.path.isdir(source):
+        raise ImageError(f"{source} is a folder, expected an image")
+    return _upright(_open(Path(source), str(source)), name)
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:
@@ -95,10 +91,8 @@ def _open(file: Path | io.BytesIO, name: str) -> Image.Image:
         image = Image.open(file, formats=_FORMATS)
         image.load()
     except Image.DecompressionBombError as error:
-        raise ImageError(
-            f"{name} is refused, for it would need too much memory: {error} If it can be trusted, set "
-            "PIL.Image.MAX_IMAGE_PIXELS"
-        ) from error
+        advice = "If it can be trusted, set PIL.Image.MAX_IMAGE_PIXELS"
+        raise ImageError(f"{name} is refused, for it would need too much memory: {error} {advice}") from error
     except _UNREADABLE as error:
         raise ImageError(f"{name} cannot be read as an image: {error or type(error).__name__}") from error
     return image
@@ -109,7 +103,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         return image
     try:
         if image.mode.startswith("I"):
-            return _sixteen_bit(np.asarray(image), name).convert("RGB")
+            return Image.fromarray(_to_eight_bits(np.asarray(image), name)).convert("RGB")
         if image.mode == "F":
             raise ImageError(f"{name} holds floats, whose range is not known: convert it to 8 or 16 bits")
         # By way of RGBA, or a palette with a transparent colour warns.
@@ -120,38 +114,33 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         raise ImageError(f"{name} of mode {image.mode!r} cannot be converted to RGB: {error}") from error
 
 
-def _sixteen_bit(values: np.ndarray, name: str) -> Image.Image:
+def _to_eight_bits(values: np.ndarray, name: str) -> np.ndarray:
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
         raise ImageError(f"{name} holds values from {low} to {high}, expected 16 bits, 0 to 65535")
-    return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def _from_array(array: np.ndarray, name: str) -> Image.Image:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
-        raise ImageError(
-            f"{name} is an array of shape {array.shape}, expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)"
-        )
+        expected = "(H, W), (H, W, 1), (H, W, 3) or (H, W, 4)"
+        raise ImageError(f"{name} is an array of shape {array.shape}, expected {expected}")
     if 0 in array.shape:
         raise ImageError(f"{name} is an array of shape {array.shape}, without a pixel")
     if array.dtype.kind == "u" and array.dtype.itemsize == 2:  # of either byte order
-        array = ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        array = _to_eight_bits(array, name)
     if array.dtype != np.uint8:
-        raise ImageError(
-            f"{name} is an array of {array.dtype}, expected uint8 or uint16; images that are already prepared are a "
-            "float torch tensor (B, 3, H, W)"
-        )
+        advice = "images that are already prepared are a float torch tensor (B, 3, H, W)"
+        raise ImageError(f"{name} is an array of {array.dtype}, expected uint8 or uint16; {advice}")
     return Image.fromarray(np.ascontiguousarray(array))
 
 
 def _channels_last(tensor: Tensor, name: str) -> np.ndarray:
     if tensor.dtype not in (torch.uint8, torch.uint16):
-        raise ImageError(
-            f"{name} is a tensor of {tensor.dtype}, expected uint8 (C, H, W); images that are already prepared are one "
-            "float tensor (B, 3, H, W)"
-        )
+        advice = "images that are already prepared are one float tensor (B, 3, H, W)"
+        raise ImageError(f"{name} is a tensor of {tensor.dtype}, expected uint8 (C, H, W); {advice}")
     if tensor.ndim == 3 and tensor.shape[0] not in (1, 3, 4):
         raise ImageError(f"{name} is a tensor of shape {tuple(tensor.shape)}, expected (1 or 3 or 4, H, W)")
     array = tensor.cpu().numpy()

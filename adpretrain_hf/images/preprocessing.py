@@ -40,8 +40,7 @@ class PreparedImage:
     @property
     def network_size(self) -> tuple[int, int]:
         """H' and W' of ``tensor``."""
-        height, width = self.tensor.shape[-2:]
-        return height, width
+        return self.tensor.shape[1], self.tensor.shape[2]
 
 
 class Preprocessor:
@@ -68,10 +67,8 @@ class Preprocessor:
             raise InputError("no images were given: expected at least one")
         shapes = sorted({tuple(image.tensor.shape) for image in prepared})
         if len(shapes) > 1:
-            raise InputError(
-                f"images of different shapes {shapes} do not make one batch: prepare them one by one, use extract() or "
-                "score(), or resize_mode='crop'"
-            )
+            advice = "prepare them one by one, use extract() or score(), or resize_mode='crop'"
+            raise InputError(f"images of different shapes {shapes} do not make one batch: {advice}")
         return torch.stack([image.tensor for image in prepared])
 
     def prepare(self, source: ImageSource, name: str | None = None) -> PreparedImage:
@@ -97,15 +94,11 @@ class Preprocessor:
         return self._crop(mask, Image.Resampling.NEAREST)[0]
 
     def _check_size(self, width: int, height: int, name: str) -> None:
-        if min(width, height) < self.config.patch_size:
-            raise ImageError(
-                f"{name} is {width} x {height} pixels, smaller than one patch of {self.config.patch_size}: "
-                "use a larger image"
-            )
+        found, patch = f"{name} is {width} x {height} pixels", self.config.patch_size
+        if min(width, height) < patch:
+            raise ImageError(f"{found}, smaller than one patch of {patch}: use a larger image")
         if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-            raise ImageError(
-                f"{name} is {width} x {height} pixels, longer than {MAX_ASPECT_RATIO} : 1: cut it into parts"
-            )
+            raise ImageError(f"{found}, longer than {MAX_ASPECT_RATIO} : 1: cut it into parts")
 
     def _crop(
         self, image: Image.Image, resampling: Image.Resampling = Image.Resampling.BICUBIC
@@ -116,8 +109,9 @@ class Preprocessor:
         new_width, new_height = int(side * width / short), int(side * height / short)
         left, top = round((new_width - side) / 2), round((new_height - side) / 2)
         resized = image.resize((new_width, new_height), resampling)
-        seen = _seen(top, side, new_height, height), _seen(left, side, new_width, width)
-        return resized.crop((left, top, left + side, top + side)), (seen[0][0], seen[1][0], seen[0][1], seen[1][1])
+        first_row, rows = _seen(top, side, new_height, height)
+        first_column, columns = _seen(left, side, new_width, width)
+        return resized.crop((left, top, left + side, top + side)), (first_row, first_column, rows, columns)
 
     def _resize(self, image: Image.Image) -> tuple[Image.Image, tuple[int, int, int, int]]:
         patch, (width, height) = self.config.patch_size, image.size
@@ -165,10 +159,9 @@ def check_prepared(images: Tensor, patch_size: int) -> Tensor:
     if shape[0] == 0:
         raise InputError("got a batch of 0 images, expected at least one")
     if min(shape[2:]) < patch_size or shape[2] % patch_size or shape[3] % patch_size:
-        raise InputError(
-            f"got images of {shape[2]} x {shape[3]} pixels, expected a height and width that are multiples of "
-            f"the patch size {patch_size}: resize them, or give them unprepared"
-        )
+        expected = f"a height and width that are multiples of the patch size {patch_size}"
+        advice = "resize them, or give them unprepared"
+        raise InputError(f"got images of {shape[2]} x {shape[3]} pixels, expected {expected}: {advice}")
     # On a GPU the answer would have to be waited for; there, score() notices it in the results.
     at_hand = images.device.type == "cpu" and not torch.compiler.is_compiling()
     if at_hand and not images.sum(dtype=torch.double).isfinite():

@@ -30,13 +30,8 @@ def list_images(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise MissingPathError(f"no such folder: {folder}")
-    paths = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    files = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    paths = sorted(path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts))
     if not paths:
         raise InputError(f"no images in {folder}: expected files ending in {', '.join(sorted(SUFFIXES))}")
     return paths
@@ -57,6 +52,8 @@ def named_sources(images: Any) -> tuple[Iterable[tuple[ImageSource, str]], int |
     """
     if isinstance(images, (str, Path)):
         images = list_images(images) if os.path.isdir(images) else [Path(images)]
+    elif isinstance(images, np.ndarray) and images.dtype.kind in "OU":  # paths, as NumPy and pandas hold them
+        images = images.ravel().tolist()
     elif isinstance(images, (bytes, Image.Image)) or (isinstance(images, (np.ndarray, Tensor)) and images.ndim != 4):
         return [(images, name_of(images))], 1
     if not isinstance(images, Iterable):
@@ -111,8 +108,8 @@ def open_images(images: str | Path | Sequence[str | Path], output: Path, column:
         InputError: no images, two of the same name, ``datasets`` is not installed, or the data set is damaged.
     """
     paths = [Path(path) for path in ([images] if isinstance(images, (str, Path)) else images)]
-    marks = ("state.json", "dataset_dict.json")  # of Dataset.save_to_disk and DatasetDict.save_to_disk
-    if len(paths) == 1 and any((paths[0] / mark).is_file() for mark in marks):
+    saved = [("state.json", "dataset_info.json"), ("dataset_dict.json",)]  # by Dataset.save_to_disk and DatasetDict's
+    if len(paths) == 1 and any(all((paths[0] / name).is_file() for name in names) for names in saved):
         return dataset_images(_load_dataset(paths[0]), column)
     if column is not None:
         raise InputError(f"an image column ({column!r}) was given, but the images are files: expected a data set")
@@ -169,9 +166,8 @@ def _relative_names(images: Sequence[Path], output: Path) -> dict[str, str]:
         raise InputError(f"no images in {images[0]} besides the results in {output}")
     twice = sorted(name for name, number in Counter(names.values()).items() if number > 1)
     if twice:
-        raise InputError(
-            f"several images have the same file name {twice}: give their common folder instead of the files"
-        )
+        advice = "give their common folder instead of the files"
+        raise InputError(f"several images have the same file name {twice}: {advice}")
     return names
 
 
@@ -180,9 +176,8 @@ def _load_dataset(folder: Path) -> "Dataset":
     try:
         from datasets import Dataset
     except ImportError as error:
-        raise InputError(
-            f"{folder} is a data set, and datasets is not installed: pip install 'datasets>=4.0'"
-        ) from error
+        missing = "datasets is not installed: pip install 'datasets>=4.0'"
+        raise InputError(f"{folder} is a data set, and {missing}") from error
     if (folder / "dataset_dict.json").is_file():
         parts = sorted(path.parent.name for path in folder.glob("*/state.json"))
         raise InputError(f"{folder} holds several data sets: give one of them, {folder.name}/{{{','.join(parts)}}}")
@@ -200,9 +195,8 @@ def _image_column(dataset: "Dataset", column: str | None) -> str:
     if column is not None and column not in columns:
         raise InputError(f"the data set has no column of images called {column!r}, only {columns}")
     if not columns:
-        raise InputError(
-            f"the data set has no column of images: its columns are {list(features)}; cast one to datasets.Image"
-        )
+        found = f"its columns are {list(features)}; cast one to datasets.Image"
+        raise InputError(f"the data set has no column of images: {found}")
     if column is None and len(columns) > 1:
         raise InputError(f"the data set has several columns of images, {columns}: name one (--image-column)")
     return column or columns[0]

@@ -19,7 +19,7 @@ def default_device() -> str:
 def to_device(images: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Copies a batch to a device; to a GPU through pinned memory, from which the copy goes on by itself."""
     if device.type == "cuda" and images.device.type == "cpu":
-        images = images.pin_memory()
+        images = images.contiguous().pin_memory()  # memory that several elements share cannot be pinned
     return images.to(device, dtype, non_blocking=True)
 
 
@@ -51,13 +51,12 @@ def late(copies: Iterable[tuple[Key, Copy]], behind: int) -> Iterator[tuple[Key,
 
 
 def begin_copy(tensors: list[Tensor]) -> Copy:
-    """Begins to copy tensors of one device to the CPU."""
-    copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
-    if tensors[0].device.type != "cuda":
-        return copies, None
-    arrived = torch.cuda.Event()
-    arrived.record()
-    return copies, arrived
+    """Begins to copy tensors of one device to the CPU; from all devices but CUDA's it waits until they are there."""
+    device = tensors[0].device
+    on_cuda = device.type == "cuda"
+    copies = [tensor.to("cpu", non_blocking=on_cuda) for tensor in tensors]
+    # Of the tensors' device: the current one may be another, whose stream knows nothing of the copies.
+    return copies, torch.cuda.current_stream(device).record_event() if on_cuda else None
 
 
 def _finish(key: Key, copy: Copy) -> tuple[Key, list[Tensor]]:

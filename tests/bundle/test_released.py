@@ -185,3 +185,10 @@ def _names(safe_globals: list) -> set[str]:
 def released() -> dict:
     """The stored checkpoint's content, without its numpy scalars."""
     return {"projectors": read_released(RELEASED)[0]}
+
+
+def test_an_entry_that_is_no_number_is_refused(tmp_path):
+    content = read_released(RELEASED)[0]
+    torch.save({"projectors": content, "note": "best so far"}, tmp_path / "noted.pth")
+    with pytest.raises(InputError, match=r"noted\.pth: not a released ADPretrain checkpoint: expected numbers beside"):
+        read_released(tmp_path / "noted.pth")

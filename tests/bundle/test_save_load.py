@@ -302,3 +302,13 @@ def test_transformers_image_processor_prepares_images_alike(bundle):
     ours = load(bundle).preprocess(image)
     assert theirs.shape == ours.shape
     assert (theirs - ours).abs().mean() < 0.02  # its own resizing differs in the last grey levels
+
+
+def test_a_bundle_of_one_variant_loads_it_whatever_its_name(tiny_folder, tmp_path):
+    norm = make_extractor(tiny_folder)
+    norm.variant = "norm"
+    norm.save_pretrained(tmp_path / "bundle")
+    again = load(tmp_path / "bundle")
+    assert again.variant == "norm" and torch.equal(features_of(again), features_of(norm))
+    with pytest.raises(BundleError, match=r"has no variant 'angle' .*: expected one of \['norm'\]"):
+        load(tmp_path / "bundle", variant="angle")

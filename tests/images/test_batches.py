@@ -370,6 +370,7 @@ def test_a_batch_takes_the_precision_of_the_network():
 def test_batches_go_to_a_gpu_and_back():
     device = torch.device("cuda")
     batches = [torch.rand(8, 3, 64, 64) for _ in range(5)]
+    batches += [torch.rand(8, 3, 64, 64).transpose(2, 3), torch.rand(1, 3, 64, 64).expand(8, -1, -1, -1)]
     moved = ((number, [to_device(batch, device, torch.float32)]) for number, batch in enumerate(batches))
     for (number, (tensor,)), batch in zip(to_host(moved, device), batches, strict=True):
         assert tensor.device.type == "cpu"

@@ -19,7 +19,7 @@ from PIL import Image
 from adpretrain_hf import ADPretrainFeatureExtractor
 from adpretrain_hf.cli import main
 from adpretrain_hf.errors import ImageError, InputError
-from adpretrain_hf.images import list_images, named_sources, read_image
+from adpretrain_hf.images import list_images, named_sources, open_images, read_image
 from adpretrain_hf.images.sources import dataset_images
 from tests.conftest import random_image
 
@@ -246,6 +246,11 @@ def test_several_data_sets_in_one_folder(
     assert "data holds several data sets: give one of them, data/{test,train}" in capsys.readouterr().err
     assert run(*words, tmp_path / "data" / "test") == 1
     assert len(list((tmp_path / "out" / "maps").iterdir())) == 10
+
+
+def test_folder_of_images_with_a_file_of_that_name_is_no_data_set(images: Path, tmp_path: Path) -> None:
+    (images / "state.json").write_text("{}")
+    assert len(open_images(images, tmp_path / "out").names) == 11
 
 
 def test_damaged_data_set_is_named(
