@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -423,12 +424,16 @@ def test_features_of_an_image_are_its_own(extractor):
             assert level.untyped_storage().nbytes() == level.numel() * level.element_size()
 
 
-def test_numpys_integers_and_arrays_of_paths_are_taken(bundle, tmp_path):
+def test_numpys_integers_and_arrays_and_columns_of_paths_are_taken(bundle, tmp_path):
     for number in range(2):
         random_image(number).save(tmp_path / f"{number}.png")
     paths = [str(tmp_path / f"{number}.png") for number in range(2)]
     extractor = ADPretrainFeatureExtractor.from_pretrained(bundle, image_size=np.int64(64)).set_reference(paths[:1])
     assert type(extractor.config.image_size) is int and extractor.config.image_size == 64
     expected = extractor.score(paths).scores
-    for images in (np.array(paths), np.array(paths, dtype=object), np.array(paths)[:, None]):
+    table = pd.DataFrame({"image": paths})
+    arrays = (np.array(paths), np.array(paths, dtype=object), np.array(paths)[:, None])
+    for images in (*arrays, table, table["image"]):
         assert torch.equal(extractor.score(images, batch_size=np.int64(2)).scores, expected)
+    with pytest.raises(InputError, match=r"got a table of shape \(2, 2\) as images, expected one column of paths"):
+        extractor.score(table.assign(label=0))

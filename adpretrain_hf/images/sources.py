@@ -45,14 +45,19 @@ def named_sources(images: Any) -> tuple[Iterable[tuple[ImageSource, str]], int |
     Args:
         images: a path, a folder, a PIL image, an array (H, W), (H, W, C) or (B, H, W, C), a uint8 tensor (C, H, W) or
             (B, C, H, W), the bytes of a file, or any iterable of single images or of pairs of a name and an image, or
-            a name and a function that returns it; the iterable is read only as far as it is asked.
+            a name and a function that returns it; the iterable is read only as far as it is asked. Also an array or a
+            pandas column of paths.
 
     Raises:
         InputError: there is none.
     """
+    if hasattr(images, "to_numpy"):  # a column of pandas, or a table of one column
+        images = images.to_numpy()
     if isinstance(images, (str, Path)):
         images = list_images(images) if os.path.isdir(images) else [Path(images)]
-    elif isinstance(images, np.ndarray) and images.dtype.kind in "OU":  # paths, as NumPy and pandas hold them
+    elif isinstance(images, np.ndarray) and images.dtype.kind in "OU":  # paths
+        if images.size != len(images):
+            raise InputError(f"got a table of shape {images.shape} as images, expected one column of paths")
         images = images.ravel().tolist()
     elif isinstance(images, (bytes, Image.Image)) or (isinstance(images, (np.ndarray, Tensor)) and images.ndim != 4):
         return [(images, name_of(images))], 1

@@ -137,8 +137,6 @@ class ADPretrainTransformer(TransformerMixin, BaseEstimator):
 def _indexable(images: Any) -> Tensor | list[Any]:
     if is_prepared(images):
         return images
-    if isinstance(images, np.ndarray) and images.dtype.kind in "OU":  # what splitting paths into folds gives
-        images = images.tolist()
     return [source for source, _ in named_sources(images)[0]]
 
 
