@@ -18,6 +18,7 @@ from torch import Tensor
 
 from adpretrain_hf.errors import BundleError, InputError, MissingPathError
 
+_LONGEST_NAME = 255  # bytes
 _SAMPLE = 4096  # values of a tensor that its digest is made of
 
 
@@ -65,6 +66,17 @@ def _default_mode(probe: Path) -> int:
     mode = probe.stat().st_mode & 0o777
     probe.unlink()
     return mode
+
+
+def fitting_name(name: str, suffix: str) -> str:
+    """The name of a result of ``name``, shortened and told apart by a digest where file systems would refuse it."""
+    folder, slash, last = name.rpartition("/")
+    if len(os.fsencode(last + suffix)) <= _LONGEST_NAME:
+        return name + suffix
+    short = last
+    while len(os.fsencode(short)) > 200:
+        short = short[:-1]
+    return f"{folder}{slash}{short}~{hashlib.sha256(os.fsencode(last)).hexdigest()[:8]}{suffix}"
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -88,8 +88,14 @@ class Backbone(nn.Module):
 
         Returns:
             L maps (B, C, h, w) with h = H / patch size, w = W / patch size.
+
+        Raises:
+            InputError: H or W is no multiple of the patch size.
         """
-        h, w = images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
+        height, width, patch = images.shape[-2], images.shape[-1], self.patch_size
+        if height % patch or width % patch:  # the last rows and columns would not be seen, and maps be stretched
+            raise InputError(f"got images of {height} x {width} pixels, expected multiples of the patch size {patch}")
+        h, w = height // patch, width // patch
         states = self.model(pixel_values=images, **self._arguments).hidden_states
         return [self._to_map(states[n], h, w) for n in self.layers]
 

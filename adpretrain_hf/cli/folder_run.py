@@ -22,7 +22,7 @@ from torch import Tensor
 from adpretrain_hf.cli.arguments import INT8
 from adpretrain_hf.errors import ImageError, InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
-from adpretrain_hf.files import atomic_path, combined_digest, tensor_digest, write_text
+from adpretrain_hf.files import atomic_path, combined_digest, fitting_name, tensor_digest, write_text
 from adpretrain_hf.images import RunImages, default_device, list_images, open_images
 from adpretrain_hf.quantization import quantize
 
@@ -57,7 +57,7 @@ class FolderRun:
 
     def result_path(self, image: str) -> Path:
         """Where an image's result goes."""
-        return self.output / self.subfolder / f"{self.images.names[image]}{self.suffix}"
+        return self.output / self.subfolder / fitting_name(self.images.names[image], self.suffix)
 
     def results(self) -> dict[str, Path]:
         """The results that are there, by what errors call their images."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from adpretrain_hf.cli.folder_run import FolderRun
 from adpretrain_hf.errors import InputError
-from adpretrain_hf.files import atomic_path, write_csv, write_text
+from adpretrain_hf.files import atomic_path, fitting_name, write_csv, write_text
 from adpretrain_hf.images import read_image
 from adpretrain_hf.overlays import colour_range, overlay
 from adpretrain_hf.scoring import ScoredImage, place_map
@@ -79,5 +79,5 @@ def write_overlays(run: FolderRun) -> None:
     for image, path in results.items():
         result = load_score(path)
         anomaly = place_map(result["map"], tuple(result["size"].tolist()), tuple(result["box"].tolist()))
-        with atomic_path(run.output / "overlays" / f"{run.images.names[image]}.png") as temporary:
+        with atomic_path(run.output / "overlays" / fitting_name(run.images.names[image], ".png")) as temporary:
             overlay(read_image(run.images.source(image), image), anomaly.numpy(), colours).save(temporary)

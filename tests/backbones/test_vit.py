@@ -217,3 +217,11 @@ def test_copies_are_independent(tmp_path):
     with torch.no_grad():
         next(a.parameters()).add_(1)
     assert a.digest() != b.digest()
+
+
+@pytest.mark.parametrize("size", [(36, 32), (32, 36), (4, 32)])
+def test_sizes_that_patches_do_not_fill_are_refused(tiny_folder, size):
+    with pytest.raises(
+        InputError, match=rf"got images of {size[0]} x {size[1]} pixels, expected multiples of the patch"
+    ):
+        load_backbone(tiny_folder, (1,))(torch.randn(1, 3, *size))

@@ -636,3 +636,21 @@ def test_file_name_that_is_not_utf8(bundle: Path, bank: Path, tmp_path: Path, ou
     (folder / "a.png").rename(Path(os.fsdecode(bytes(folder) + b"/caf\xe9.png")))
     assert run("score", bundle, folder, "--reference", bank, "--output", output) == 0
     assert list((output / "scores.csv").read_bytes().splitlines())[1].startswith(b"caf")
+
+
+@pytest.mark.parametrize("command", ["extract", "score"])
+def test_a_name_that_is_too_long_for_its_results_ending_is_shortened(
+    command: str, bundle: Path, bank: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    long = "\u00e4" * 124 + ".png"  # 252 bytes, of the 255 that a name may have
+    random_image(8).save(image_folder / "sub" / long)
+    arguments = [command, bundle, image_folder, "--reference", bank, "--output", tmp_path / "out"]
+    assert main([str(argument) for argument in arguments]) == 0
+    results = [path for path in (tmp_path / "out").rglob("*~*") if path.suffix in (".npz", ".safetensors")]
+    assert len(results) == 1 and results[0].parent.name == "sub" and len(os.fsencode(results[0].name)) <= 255
+    if command == "score":
+        assert f"sub/{long}" in (tmp_path / "out" / "scores.csv").read_text(encoding="utf-8")
+        assert len(list((tmp_path / "out" / "overlays").rglob("*.png"))) == 6
+    before = results[0].stat().st_mtime_ns
+    assert main([str(argument) for argument in arguments]) == 0
+    assert results[0].stat().st_mtime_ns == before
