@@ -259,9 +259,13 @@ class ADPretrainFeatureExtractor(nn.Module, BundleMixin):
                 default the error is raised.
         """
         batches = self.stream_batches(images, batch_size=batch_size, progress=progress, on_error=on_error)
+
+        def own(level: Tensor) -> Tensor:
+            # A view would keep the whole batch in memory, and in what is saved of it.
+            return level.clone(memory_format=torch.contiguous_format)
+
         return (
-            # Copies: a view would keep the whole batch in memory, and in what is saved of it.
-            (image, {name: level[row].clone() for name, level in zip(self.layers, features, strict=True)})
+            (image, {name: own(level[row]) for name, level in zip(self.layers, features, strict=True)})
             for batch, features in to_host(batches, self.device)
             for row, image in enumerate(batch)
         )

@@ -21,18 +21,13 @@ from adpretrain_hf.scoring import ScoredImage, place_map
 Result = dict[str, Tensor]
 
 
-def save_features(features: Result, path: Path) -> None:
-    """Writes the levels ``layer<n>`` (C, h, w) as safetensors."""
-    save_file({layer: level.contiguous() for layer, level in features.items()}, path)
-
-
 def _save_npz(features: Result, path: Path) -> None:
     with path.open("wb") as file:
         np.savez(file, **{layer: level.float().numpy() for layer, level in features.items()})  # type: ignore[arg-type]
 
 
-FEATURE_FORMATS: dict[str, Callable[[Result, Path], None]] = {"safetensors": save_features, "npz": _save_npz}
-"""Writers of features, by the name of the format."""
+FEATURE_FORMATS: dict[str, Callable[[Result, Path], None]] = {"safetensors": save_file, "npz": _save_npz}
+"""Writers of features, the levels ``layer<n>`` (C, h, w), by the name of the format."""
 
 
 def save_score(scored: ScoredImage, path: Path) -> None:
