@@ -1,7 +1,9 @@
 # make demo       scores the photographs in tests/photos and draws the results into demo/
 # make test       runs the tests
 # make test-all   runs the slow ones as well
+# make test-gpu   runs those that need a GPU
 # make bench      compares speed and memory with the published computation
+# make bench-gpu  the same of training, on a GPU
 # make lint       checks style and types
 #
 # PYTHON=python3.12 chooses the interpreter that .venv is made with.
@@ -10,7 +12,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all bench lint format clean
+.PHONY: demo test test-all test-gpu bench bench-gpu lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m adpretrain_hf.cli demo --output demo
@@ -21,8 +23,14 @@ test: $(VENV)/.installed-test
 test-all: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m "slow or not slow"
 
+test-gpu: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m gpu tests/gpu
+
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m tests.benchmarks
+
+bench-gpu: $(VENV)/.installed-test
+	$(BIN)/python -m tests.benchmarks.bench_training --device cuda
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/python -m ruff check .

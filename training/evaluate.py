@@ -42,7 +42,7 @@ from training.evaluation.results import is_done, load_results
 from training.evaluation.run import run_cells
 from training.evaluation.shared import Shared
 from training.evaluation.tables import latex_tables, markdown_tables, summary
-from training.provenance import versions
+from training.run.folder import versions
 
 _INTERRUPTED = 130  # what shells give a program that Ctrl-C ends
 

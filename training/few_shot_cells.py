@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from adpretrain_hf.errors import InputError
+from adpretrain_hf.errors import ImageError, InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
-from adpretrain_hf.images import PreparedBatches, PreparedImage, decode_image, stack
+from adpretrain_hf.images import OnError, PreparedBatches, PreparedImage, decode_image, to_device
 from training.encoded import read_encoded
 from training.masks import seen_mask
 from training.seeds import named_generator
@@ -26,12 +29,22 @@ _BATCH = 16
 
 @dataclass(frozen=True)
 class Cell:
-    """Positions of one category's and view's images in a data set."""
+    """Positions of one category's and view's images in a data set; ``good`` are the normal ones of undamaged parts."""
 
     category: str
     view: str
     normal: list[int]
     anomalous: list[int]
+    good: frozenset[int]
+
+    def without(self, positions: Collection[int]) -> Cell:
+        """The cell less some of its images."""
+        normal, anomalous = ([p for p in own if p not in positions] for own in (self.normal, self.anomalous))
+        return replace(self, normal=normal, anomalous=anomalous)
+
+    def candidates(self) -> list[int]:
+        """Indices of the normal images that may be references: those of damaged parts are none."""
+        return [index for index, position in enumerate(self.normal) if position in self.good]
 
 
 @dataclass(frozen=True)
@@ -92,12 +105,20 @@ def find_cells(dataset: Dataset, categories: Sequence[str], shots: int) -> list[
     """
     if shots < 2:
         raise InputError(f"got {shots} shots, expected at least 2: each reference is taken against the others")
-    columns = (list(dataset[name]) for name in ("category", "view", "is_anomalous"))
+    columns = (list(dataset[name]) for name in ("category", "view", "is_anomalous", "is_good"))
     found: dict[tuple[str, str], tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
-    for position, (category, view, is_anomalous) in enumerate(zip(*columns, strict=True)):
+    good = set()
+    for position, (category, view, is_anomalous, is_good) in enumerate(zip(*columns, strict=True)):
         found[category, view][is_anomalous].append(position)
-    cells = [Cell(*key, *found[key]) for name in categories for key in sorted(found) if key[0] == name]
-    usable = [cell for cell in cells if cell.anomalous and len(cell.normal) > shots]
+        if is_good:
+            good.add(position)
+    cells = [
+        Cell(*key, *found[key], frozenset(good.intersection(found[key][0])))
+        for name in categories
+        for key in sorted(found)
+        if key[0] == name
+    ]
+    usable = [cell for cell in cells if cell.anomalous and len(cell.normal) > shots <= len(cell.good)]
     for cell in cells:
         if cell not in usable:
             counts = f"{len(cell.normal)} normal and {len(cell.anomalous)} anomalous images"
@@ -112,7 +133,13 @@ def find_cells(dataset: Dataset, categories: Sequence[str], shots: int) -> list[
 
 
 def encode_cells(
-    extractor: ADPretrainFeatureExtractor, dataset: Dataset, cells: Sequence[Cell], *, seeds: Sequence[int], shots: int
+    extractor: ADPretrainFeatureExtractor,
+    dataset: Dataset,
+    cells: Sequence[Cell],
+    *,
+    seeds: Sequence[int],
+    shots: int,
+    on_error: OnError | None = None,
 ) -> Iterator[EncodedCell]:
     """Encodes cells one after the other: one is in memory at a time, or all where the caller keeps them.
 
@@ -122,6 +149,8 @@ def encode_cells(
         cells: from ``find_cells``.
         seeds: one draw of references each.
         shots: references of a draw.
+        on_error: called with the name and the error of an image that cannot be used, which is then left out, as is a
+            cell that has too few images without it; by default the error is raised.
 
     Raises:
         ImageError: an image or mask cannot be read, or does not fit the other.
@@ -130,37 +159,69 @@ def encode_cells(
     if not seeds:
         raise InputError("got no seeds, expected at least one")
     for cell in cells:
-        yield _encode(extractor, dataset, cell, seeds, shots)
+        images, masks, left = _read(extractor, dataset, cell, on_error)
+        if len(left.candidates()) < shots or len(left.normal) <= shots or not left.anomalous:
+            _LOG.warning("%s %s is left out: too few of its images can be read", cell.category, cell.view)
+            continue
+        yield _encode(extractor, left, images, masks, seeds, shots)
+
+
+def _read(
+    extractor: ADPretrainFeatureExtractor, dataset: Dataset, cell: Cell, on_error: OnError | None
+) -> tuple[list[PreparedImage], list[Tensor], Cell]:
+    """Images and masks of a cell, and the cell of those that can be read."""
+    rows = {str(position): dataset[position] for position in cell.normal + cell.anomalous}
+    unusable: list[int] = []
+
+    def leave_out(position: str, error: ImageError) -> None:
+        if on_error is None:
+            raise error
+        unusable.append(int(position))
+        on_error(str(rows[position]["image"]["path"]), error)
+
+    sources = [(position, partial(_decode, row["image"])) for position, row in rows.items()]
+    images, masks = [], []
+    for batch in PreparedBatches(sources, extractor.preprocess, _BATCH, leave_out):
+        for image in batch:
+            try:
+                masks.append(seen_mask(rows[image.name]["mask"], image, extractor.preprocess))
+                images.append(image)
+            except ImageError as error:
+                leave_out(image.name, error)
+    return images, masks, cell.without(unusable)
+
+
+def _decode(entry: Mapping[str, Any]) -> Image.Image:
+    return decode_image(read_encoded(entry), str(entry["path"]))
 
 
 @torch.no_grad()
 def _encode(
-    extractor: ADPretrainFeatureExtractor, dataset: Dataset, cell: Cell, seeds: Sequence[int], shots: int
+    extractor: ADPretrainFeatureExtractor,
+    cell: Cell,
+    images: Sequence[PreparedImage],
+    masks: Sequence[Tensor],
+    seeds: Sequence[int],
+    shots: int,
 ) -> EncodedCell:
-    rows = [dataset[position] for position in cell.normal + cell.anomalous]
-    sources = (decode_image(read_encoded(row["image"]), str(row["image"]["path"])) for row in rows)
-    images: list[PreparedImage] = []
     tokens: list[list[Tensor]] = []
-    for batch in PreparedBatches(sources, extractor.preprocess, _BATCH):
-        maps = extractor.backbone(stack(batch).to(extractor.device, extractor.dtype))
+    for start in range(0, len(images), _BATCH):
+        batch = torch.stack([image.tensor for image in images[start : start + _BATCH]])
+        maps = extractor.backbone(to_device(batch, extractor.device, extractor.dtype))
         tokens.append([level.flatten(2).mT.float() for level in maps])
-        images += batch
     shapes = {image.tensor.shape for image in images}
     if len(shapes) > 1:
         raise InputError(f"{cell.category} {cell.view} has images of different shapes {shapes}: use resize_mode='crop'")
     draws = {seed: _draw(cell, seed, shots) for seed in seeds}
     references = torch.cat(list(draws.values())).unique()
     levels = [_match(torch.cat(parts), references) for parts in zip(*tokens, strict=True)]
-    masks = torch.stack(
-        [seen_mask(row["mask"], image, extractor.preprocess) for image, row in zip(images, rows, strict=True)]
-    )
-    return EncodedCell(cell, levels, (maps[0].shape[2], maps[0].shape[3]), masks, references, draws)
+    return EncodedCell(cell, levels, (maps[0].shape[2], maps[0].shape[3]), torch.stack(list(masks)), references, draws)
 
 
 def _draw(cell: Cell, seed: int, shots: int) -> Tensor:
     """Indices of normal images that depend on the seed and the cell's name, not on other cells."""
     random = named_generator(seed, cell.category, cell.view)
-    return torch.from_numpy(np.sort(random.choice(len(cell.normal), shots, replace=False)))
+    return torch.from_numpy(np.sort(random.choice(cell.candidates(), shots, replace=False)))
 
 
 def _match(tokens: Tensor, references: Tensor) -> LevelTokens:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import nn
 
@@ -14,9 +12,10 @@ from adpretrain_hf.projector import Projectors
 def initialise(projectors: Projectors, scale: float) -> None:
     """Gives the layers that make a projector differ from the identity a share of their published start.
 
-    The published start (scale 1: Xavier for the attention's output, PyTorch's default for the MLP, reference tokens
-    from N(0, 1)) hides the residuals, which already tell anomalies from normal patches, behind noise. With 0 all is as
-    ``Projectors`` makes it: exactly the identity.
+    The published start (scale 1) hides the residuals, which already tell anomalies from normal patches, behind noise:
+    reference tokens from N(0, 1), their map Kaiming-normal with gain sqrt 2, the attention's projections as
+    ``nn.MultiheadAttention`` begins, the MLP as ``nn.Linear`` does. With 0 all is as ``Projectors`` makes it: exactly
+    the identity.
 
     Args:
         projectors: new ones; changed in place.
@@ -25,7 +24,9 @@ def initialise(projectors: Projectors, scale: float) -> None:
     if scale == 0:
         return
     for level in projectors:
-        nn.init.xavier_uniform_(level.attention.out_proj.weight)
-        nn.init.kaiming_uniform_(level.mlp.fc2.weight, a=math.sqrt(5))
-        for weight in (level.attention.out_proj.weight, level.mlp.fc2.weight, level.reference_tokens):
-            weight.mul_(scale)
+        nn.init.kaiming_normal_(level.reference_projection.weight)  # of gain sqrt 2 by default
+        for layer in (level.attention.out_proj, level.mlp.fc2):
+            layer.reset_parameters()
+        nn.init.zeros_(level.attention.out_proj.bias)
+        for parameter in (level.attention.out_proj.weight, *level.mlp.fc2.parameters(), level.reference_tokens):
+            parameter.mul_(scale)

@@ -12,6 +12,7 @@ DistributedDataParallel takes their mean, so the loss has to be multiplied by P 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +20,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from adpretrain_hf.errors import InputError
-from training.distributed import exchange_rows, gather_rows, own_part, sum_of_all, world_size
+from adpretrain_hf.images import to_device
+from adpretrain_hf.matching import to_rows
+from training.run.distributed import exchange_rows, gather_rows, own_part, rank, sum_of_all, world_size
 
 _MIN_LENGTH = 1e-6  # a shorter vector has no direction, only rounding errors
 _BLOCK = 2**24  # similarities at a time: 64 MB in float32
@@ -27,7 +30,13 @@ _MAX_EXPONENT = 20.0
 
 
 def angle_loss(
-    first: Tensor, second: Tensor, is_anomalous: Tensor, *, center: Tensor | None, temperature: float = 0.15
+    first: Tensor,
+    second: Tensor,
+    is_anomalous: Tensor,
+    *,
+    center: Tensor | None,
+    temperature: float = 0.15,
+    ignored: Tensor | None = None,
 ) -> Tensor:
     """Contrasts the directions of normal and anomalous patches (paper, section 3.4; released ``angle loss``).
 
@@ -39,8 +48,9 @@ def angle_loss(
     Only similarities between A anomalous and M normal rows are ever computed: 4 A M numbers rather than (2 N)^2. Above
     64 MB they are computed in blocks, and again in the backward pass, so that memory stays at a few blocks and O(N C).
 
-    A batch without an anomalous or without a normal patch gives 0, with gradients of 0 (the released code replaces its
-    -inf by 0 there). A patch at the centre itself has no direction: it counts with similarity 0 and gets no gradient.
+    A batch without an anomalous or without a normal patch gives 0, with gradients of 0. (The released code replaces its
+    -inf by 0 there, and passes such a batch over; here the norm loss has its step all the same.) A patch at the centre
+    itself has no direction: it counts with similarity 0 and gets no gradient.
 
     Args:
         first: (N, C), projected patches of one view.
@@ -48,6 +58,7 @@ def angle_loss(
         is_anomalous: (P N,), bool, best on the CPU.
         center: (C,), the level's normal centre c, or None for the origin.
         temperature: t.
+        ignored: (P N,), bool, best on the CPU: patches that count neither as anomalous nor as normal. None by default.
 
     Returns:
         A float32 scalar.
@@ -55,21 +66,15 @@ def angle_loss(
     Raises:
         InputError: shapes that do not belong together, or labels that are not bool.
     """
-    _check(first, is_anomalous)
+    _check(first, is_anomalous, ignored)
     if second.shape != first.shape:
         raise InputError(f"got views of shapes {tuple(first.shape)} and {tuple(second.shape)}, expected equal ones")
-    with torch.autocast(first.device.type, enabled=False):
-        unit = [_directions(view, center) for view in (first, second)]
-        if is_anomalous.all() or not is_anomalous.any():
-            return 0 * torch.cat(unit).sum()
-        views = exchange_rows(torch.stack(unit, dim=1)).unbind(1)
-        anomalous, normal = (_rows(views, labels) for labels in (is_anomalous, ~is_anomalous))
-        to_normal, to_anomalous = _log_sums(own_part(anomalous), normal, temperature)
-        positive = (unit[0] * unit[1]).sum() / temperature
-        return sum_of_all(to_normal / 2 - positive) / len(is_anomalous) + to_anomalous / (2 * len(is_anomalous))
+    return _angle_loss(torch.stack([first, second]), _Rows.of(is_anomalous, ignored, first.device), center, temperature)
 
 
-def norm_loss(features: Tensor, is_anomalous: Tensor, *, r_max: float = 0.4, margin: float = 0.75) -> Tensor:
+def norm_loss(
+    features: Tensor, is_anomalous: Tensor, *, r_max: float = 0.4, margin: float = 0.75, ignored: Tensor | None = None
+) -> Tensor:
     """Pulls lengths of normal patches to a radius r, and anomalous ones beyond it (paper, section 3.4; released code).
 
     With ``A = sqrt(||e|| + 1) - 1`` (the paper writes ``||e||^2``) and ``r = min(0.9 min(A of anomalous), r_max)``,
@@ -86,6 +91,7 @@ def norm_loss(features: Tensor, is_anomalous: Tensor, *, r_max: float = 0.4, mar
         is_anomalous: (P N,), bool, on any device.
         r_max: largest radius.
         margin: between normal and anomalous patches, in A.
+        ignored: (P N,), bool, patches that count neither as anomalous nor as normal. None by default.
 
     Returns:
         A float32 scalar.
@@ -93,40 +99,114 @@ def norm_loss(features: Tensor, is_anomalous: Tensor, *, r_max: float = 0.4, mar
     Raises:
         InputError: shapes that do not belong together, or labels that are not bool.
     """
-    _check(features, is_anomalous)
-    anomalous = is_anomalous.to(features.device, non_blocking=True)
+    _check(features, is_anomalous, ignored)
+    labels = to_device(_labels(is_anomalous, ignored), features.device, torch.bool)
     with torch.autocast(features.device.type, enabled=False):
-        length = gather_rows((features.float().norm(dim=1) + 1).sqrt() - 1)
-        # Infinity, the minimum of none, leaves r_max.
-        radius = 0.9 * length.detach().masked_fill(~anomalous, torch.inf).amin().clamp(max=r_max / 0.9)
-        return (
-            _weighted_mean(length - radius, ~anomalous & (length > radius))
-            + _weighted_mean(0.99 * radius - length, ~anomalous & (length < 0.99 * radius))
-            + _weighted_mean(radius + margin - length, anomalous & (length < radius + margin))
-        )
+        return _norm_loss(features.float().norm(dim=1)[None], labels, r_max, margin)
 
 
-def _check(features: Tensor, is_anomalous: Tensor) -> None:
+def level_losses(
+    features: Sequence[Tensor], labels: Tensor, centers: Tensor, *, temperature: float = 0.15, margin: float = 0.75
+) -> tuple[Tensor, Tensor]:
+    """Both losses, each summed over the levels, the norm loss over both views as well.
+
+    Args:
+        features: L maps (2 B, C, h, w), the first views before the second.
+        labels: (2, B, h, w), uint8, of the patches for the angle and for the norm loss: 0 normal, 1 anomalous, 2
+            ignored; on the CPU.
+        centers: (L, C).
+        temperature: of the angle loss.
+        margin: of the norm loss.
+
+    Returns:
+        The angle loss and the norm loss, float32 scalars.
+    """
+    of_angle, of_norm = gather_rows(labels.flatten(1).T.contiguous()).unbind(1)  # (P N,) each
+    device = features[0].device
+    rows = _Rows.of(of_angle == 1, of_angle == 2, device)
+    with torch.autocast(device.type, enabled=False):
+        lengths = torch.cat([level.float().norm(dim=1).view(2, -1) for level in features])  # (2 L, N)
+        norm = _norm_loss(lengths, to_device(_labels(of_norm == 1, of_norm == 2), device, torch.bool), 0.4, margin)
+    angle = torch.zeros((), device=device)
+    for level, center in zip(features, centers, strict=True):
+        angle = angle + _angle_loss(to_rows(level).unflatten(0, (2, -1)), rows, center, temperature)
+    return angle, norm
+
+
+class _Rows(NamedTuple):
+    """Which patches the angle loss compares, looked up on the CPU, so that no GPU is waited for.
+
+    Attributes:
+        anomalous, normal: indices among the patches of all processes.
+        counted: (N,), 1 for patches of this process that are one of both, else 0.
+        number: of these, of all processes.
+    """
+
+    anomalous: Tensor
+    normal: Tensor
+    counted: Tensor
+    number: int
+
+    @classmethod
+    def of(cls, is_anomalous: Tensor, ignored: Tensor | None, device: torch.device) -> _Rows:
+        labels = _labels(is_anomalous, ignored)
+        anomalous, normal = (to_device(label.nonzero()[:, 0], device, torch.int64) for label in labels)
+        own = labels.any(dim=0).view(world_size(), -1)[rank()]
+        return cls(anomalous, normal, to_device(own, device, torch.float32), len(anomalous) + len(normal))
+
+
+def _labels(is_anomalous: Tensor, ignored: Tensor | None) -> Tensor:
+    """(2, P N), bool: which patches count as anomalous, and which as normal."""
+    labels = torch.stack([is_anomalous, ~is_anomalous])
+    return labels if ignored is None else labels & ~ignored
+
+
+def _angle_loss(views: Tensor, rows: _Rows, center: Tensor | None, temperature: float) -> Tensor:
+    """See ``angle_loss``; views (2, N, C)."""
+    with torch.autocast(views.device.type, enabled=False):
+        unit = _directions(views, center)
+        if not len(rows.anomalous) or not len(rows.normal):
+            return 0 * unit.sum()
+        of_all = exchange_rows(unit.transpose(0, 1))  # (P N, 2, C)
+        anomalous, normal = (of_all.index_select(0, index).flatten(0, 1) for index in (rows.anomalous, rows.normal))
+        to_normal, to_anomalous = _log_sums(own_part(anomalous), normal, temperature)
+        positive = ((unit[0] * unit[1]).sum(dim=1) * rows.counted).sum() / temperature
+        return sum_of_all(to_normal / 2 - positive) / rows.number + to_anomalous / (2 * rows.number)
+
+
+def _norm_loss(lengths: Tensor, labels: Tensor, r_max: float, margin: float) -> Tensor:
+    """See ``norm_loss``: of lengths (M, N) the sum of M losses; labels (2, P N), anomalous and normal."""
+    anomalous, normal = labels
+    length = gather_rows(((lengths + 1).sqrt() - 1).T).T  # (M, P N)
+    # Infinity, the minimum of none, leaves r_max.
+    nearest = length.detach().masked_fill(~anomalous, torch.inf).amin(dim=1, keepdim=True)
+    radius = 0.9 * nearest.clamp(max=r_max / 0.9)
+    distance = torch.stack([length - radius, 0.99 * radius - length, radius + margin - length])
+    applies = (distance > 0) & torch.stack([normal, normal, anomalous])[:, None]
+    weight = distance.detach().clamp(max=_MAX_EXPONENT).exp()
+    total = torch.where(applies, F.softplus(distance) * weight, 0).sum(dim=2)
+    return (total / applies.sum(dim=2).clamp_min(1)).sum()
+
+
+def _check(features: Tensor, is_anomalous: Tensor, ignored: Tensor | None) -> None:
     if features.ndim != 2 or is_anomalous.shape != (world_size() * len(features),) or not len(features):
         raise InputError(
             f"got features of shape {tuple(features.shape)} and labels of shape {tuple(is_anomalous.shape)}, expected "
             f"(N, C) and (P N,), N >= 1, from each of P = {world_size()} processes"
         )
-    if is_anomalous.dtype != torch.bool:
-        raise InputError(f"got labels of {is_anomalous.dtype}, expected torch.bool: compare the mask with 0 first")
+    for labels in (is_anomalous, is_anomalous if ignored is None else ignored):
+        if labels.dtype != torch.bool or labels.shape != is_anomalous.shape:
+            raise InputError(
+                f"got labels of {labels.dtype} and shape {tuple(labels.shape)}, expected torch.bool of "
+                f"{tuple(is_anomalous.shape)}: compare the mask with 0 first"
+            )
 
 
 def _directions(features: Tensor, center: Tensor | None) -> Tensor:
     """Unit vectors from the centre; 0 where there is none, as dividing by next to nothing would blow up gradients."""
     shifted = features.float() if center is None else features.float() - center.float()
-    length = shifted.norm(dim=1, keepdim=True)
+    length = shifted.norm(dim=-1, keepdim=True)
     return torch.where(length > _MIN_LENGTH, shifted, 0) / length.clamp_min(_MIN_LENGTH)
-
-
-def _rows(views: Sequence[Tensor], labels: Tensor) -> Tensor:
-    """The rows of both views whose label is True, below each other."""
-    index = labels.nonzero()[:, 0].to(views[0].device, non_blocking=True)
-    return torch.cat([view.index_select(0, index) for view in views])
 
 
 def _log_sums(anomalous: Tensor, normal: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -156,8 +236,3 @@ def _log_sums(anomalous: Tensor, normal: Tensor, temperature: float) -> tuple[Te
 def _similarity_log_sums(anomalous: Tensor, normal: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     similarity = anomalous @ normal.T / temperature
     return similarity.logsumexp(dim=1), similarity.logsumexp(dim=0)
-
-
-def _weighted_mean(distance: Tensor, applies: Tensor) -> Tensor:
-    weight = distance.detach().clamp(max=_MAX_EXPONENT).exp()
-    return torch.where(applies, F.softplus(distance) * weight, 0).sum() / applies.sum().clamp_min(1)

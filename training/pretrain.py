@@ -10,33 +10,124 @@ As published, on one GPU or on many::
     torchrun --nproc-per-node 8 -m training.pretrain --data Real-IAD/Real-IAD ...
 
 A run that was stopped goes on with the same command and ``--resume``. ``--push me/name`` pushes the bundle at the end,
-``python -m training.push runs/large me/name`` later.
+``python -m training.push runs/large me/name`` later. ``train`` is the method.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import logging
 import shlex
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from signal import SIGTERM
+from typing import Any
 
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from adpretrain_hf.errors import InputError
-from training import distributed
-from training.checkpoint import Progress
-from training.preparation import Preparation, prepare
+from adpretrain_hf.extractor import ADPretrainFeatureExtractor
+from adpretrain_hf.images import to_device
+from training.data.augment import augment
+from training.data.samples import Batch, Collate, EpochBatches, Samples, check_unreadable
+from training.data.slots import SlotFile, content_keys
+from training.data.sources import TrainingData, load_training_data
+from training.initialisation import initialise
+from training.losses import level_losses
 from training.push import push_run
-from training.reporting import Reporter
-from training.run_folder import RunFolder
-from training.sampler import EpochBatches
-from training.samples import Batch, Collate, UnreadableImages
-from training.settings import PretrainSettings, add_flags, from_flags
-from training.signals import StopRequest, leave_to_parent
-from training.state import TrainingState
-from training.step import PretrainStep
+from training.references import ReferencePatches, ReferencePool, autocast, match
+from training.run import distributed
+from training.run.checkpoint import Progress
+from training.run.folder import RunFolder
+from training.run.reporting import Reporter
+from training.run.signals import StopRequest
+from training.run.state import TrainingState
+from training.settings import PretrainSettings, parse
+from training.validation import Validation
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of that never changes.
+
+    Attributes:
+        settings: of the run.
+        extractor: frozen backbone and projectors, on this process's device.
+        data: images and the split of their categories.
+        samples: the training images, and what is drawn for them.
+        references: the patches that they are compared with.
+        validation: judges every epoch.
+    """
+
+    settings: PretrainSettings
+    extractor: ADPretrainFeatureExtractor
+    data: TrainingData
+    samples: Samples
+    references: ReferencePatches
+    validation: Validation
+
+
+def train(parts: Parts, state: TrainingState, reporter: Reporter) -> int:
+    """The loop (paper, section 3; released ``train.py``); returns 0 at the end, or the signal that stopped it."""
+    settings, config, device = parts.settings, parts.extractor.config, parts.extractor.device
+    encode, project = compiled(parts, state)
+    mean, std = (255 * torch.tensor(values, device=device).view(3, 1, 1) for values in (config.mean, config.std))
+    with StopRequest() as stop:
+        loaded = load_batches(parts, state.progress, stop.leave_to_parent)
+        batches = on_device(loaded, parts.references, device)
+        while not state.is_done:
+            unreadable: list[str] = []
+            losses = torch.zeros(3, device=device)
+            reporter.begin_epoch()
+            state.begin_epoch()
+            parts_left = settings.accumulate * (state.steps_per_epoch - state.progress.step)
+            for part, (batch, images, patches) in enumerate(islice(batches, parts_left), start=1):
+                unreadable += batch.unreadable
+                ends_step = part % settings.accumulate == 0
+                with without_exchange(project, ends_step):
+                    with autocast(device, settings.precision):
+                        views = augment(images, batch.augmentations)  # (2 B, 3, S, S)
+                        tokens = encode((views - mean) / std)  # L x (2 B, C, h, w)
+                        residuals = match(tokens, patches, config.residual_scale)  # L x (2 B, C, h, w)
+                        features = project(residuals)  # L x (2 B, C, h, w)
+                    angle, norm = level_losses(
+                        features, batch.labels, state.centers, temperature=settings.temperature, margin=settings.margin
+                    )
+                    loss = settings.angle_weight * angle + norm
+                    # DistributedDataParallel takes the mean of gradients that add up to the whole's.
+                    (loss * distributed.world_size() / settings.accumulate).backward()
+                losses += torch.stack([loss, angle, norm]).detach() / settings.accumulate
+                if not ends_step:
+                    continue
+                state.step()
+                reporter.step(losses, settings.batch_size)
+                losses = torch.zeros_like(losses)
+                stopping, number = state.agree(bool(stop.signal), len(unreadable))
+                check_unreadable(number, len(parts.data.positions), unreadable)
+                if stopping:
+                    state.save_checkpoint(reporter.say)
+                    reporter.say(f"stopped after {state.progress.steps_done} steps: --resume goes on")
+                    return stop.signal or SIGTERM
+                if state.is_done:
+                    break
+                if state.checkpoint_is_due():
+                    state.save_checkpoint(reporter.say)
+            reporter.end_steps()
+            parts.validation.end_epoch(state.progress, reporter, unreadable)
+            state.end_epoch()
+            state.save_checkpoint(reporter.say)
+    return 0
 
 
 def pretrain(settings: PretrainSettings, output: str | Path, *, resume: bool = False, command: str = "") -> int:
@@ -55,66 +146,219 @@ def pretrain(settings: PretrainSettings, output: str | Path, *, resume: bool = F
         InputError: data, backbone or settings cannot be used; a run is there already, or one with other settings.
     """
     run = RunFolder(output)
+    run.check(settings, resume=resume)
+    parts, state = begin(settings, run)
     if distributed.rank() == 0:
-        run.start(settings, command, resume=resume)
-    distributed.wait_for_all()
-    parts = prepare(settings, run)
-    state = TrainingState.begin(parts, run)
-    with Reporter(run.path / "tensorboard", total=state.total_images, done=state.images_done) as reporter:
+        run.note_start(settings, command)
+    done, total = (steps * settings.batch_size for steps in (state.progress.steps_done, state.total_steps))
+    with Reporter(run.path, total=total, done=done, tracker=settings.tracker) as reporter:
         signal = train(parts, state, reporter)
     if not signal and distributed.rank() == 0:
         run.write_bundle(settings, parts.extractor, state.progress, parts.data.training)
     return signal
 
 
-def train(parts: Preparation, state: TrainingState, reporter: Reporter) -> int:
-    """The loop; returns 0 at the end, or the number of the signal that stopped it."""
-    settings, progress = parts.settings, state.progress
-    step = PretrainStep(parts.extractor, state.distributed_projectors(), state.centers, settings)
-    with StopRequest() as stop:
-        while progress.epoch < settings.epochs:
-            unreadable = UnreadableImages(len(parts.data.positions))
-            reporter.begin_epoch()
-            for part, batch in enumerate(epoch_batches(parts, progress), start=1):
-                unreadable.add(batch.unreadable)
-                loss = step(batch, parts.references.draw(batch.positions, progress.epoch, progress.step))
-                (loss.total * distributed.world_size() / settings.accumulate).backward()
-                if part % settings.accumulate:
-                    continue
-                state.update()
-                reporter.step(loss, settings.batch_size)
-                stopping = distributed.anyone(bool(stop.signal))
-                if stopping or state.checkpoint_is_due():
-                    state.save_checkpoint(reporter)
-                if stopping:
-                    reporter.say(f"stopped after step {progress.step} of epoch {progress.epoch + 1}: --resume goes on")
-                    return stop.signal or SIGTERM
-            reporter.end_steps()
-            parts.validation.end_epoch(progress, reporter, unreadable.messages)
-            state.save_checkpoint(reporter)
-    return 0
+def begin(settings: PretrainSettings, run: RunFolder) -> tuple[Parts, TrainingState]:
+    """Opens the data and encodes what never changes; then takes up the checkpoint, or measures what a new run needs.
+
+    Raises:
+        InputError: data, backbone or checkpoint cannot be used.
+    """
+    extractor = make_extractor(settings)  # before the data, which may take minutes to come
+    # What autocast leaves in float32: the similarities of the losses.
+    torch.backends.cuda.matmul.allow_tf32 = settings.precision == "bfloat16"
+    data = _first_process_first(lambda: load_training_data(settings, run.path / "synthetic"))
+    state = TrainingState(settings, run, extractor.projectors, images=len(data.positions), data=data.digest())
+    parts = prepare(settings, run, extractor, data)
+    if state.is_new:
+        state.begin(*measure(parts))
+    extractor.config = extractor.config.replace(residual_scale=tuple(state.progress.residual_scale))
+    extractor.projectors = state.weights  # those that are judged; the state trains its own
+    if state.is_new and distributed.rank() == 0:
+        state.progress.baseline = parts.validation.baseline()
+    return parts, state
 
 
-def epoch_batches(parts: Preparation, progress: Progress) -> DataLoader[Batch]:
-    """The batches of an epoch that are not done yet, decoded and augmented by workers."""
+def make_extractor(settings: PretrainSettings) -> ADPretrainFeatureExtractor:
+    """A new extractor on this process's device, whose projectors depend on the seed; or that of a bundle.
+
+    Raises:
+        InputError: the backbone or bundle is unknown, or a setting does not fit it.
+    """
+    device = distributed.local_device(settings.device)
+    torch.manual_seed(settings.seed)
+    if settings.init_from:
+        return ADPretrainFeatureExtractor.from_pretrained(settings.init_from, dtype=torch.float32, device=str(device))
+    overrides: dict[str, Any] = {
+        "backbone": settings.upstream,
+        "image_size": settings.image_size,
+        "layers": settings.levels,
+    }
+    extractor = ADPretrainFeatureExtractor.from_backbone(
+        settings.backbone or "dinov2-base",
+        num_reference_tokens=settings.reference_tokens,
+        normalize_tokens=settings.normalize_tokens,
+        **{name: value for name, value in overrides.items() if value},
+    )
+    initialise(extractor.projectors, settings.init_scale)
+    return extractor.to(device)
+
+
+def prepare(
+    settings: PretrainSettings, run: RunFolder, extractor: ADPretrainFeatureExtractor, data: TrainingData
+) -> Parts:
+    """Encodes what never changes: references and validation images.
+
+    Raises:
+        InputError: the data cannot be used.
+    """
+    columns = (data.dataset[name] for name in ("category", "view", "is_good"))
+    pool = ReferencePool(*columns, among=data.positions, pool_size=settings.pool_size or None, seed=settings.seed)
+    cache, digest = Path(settings.cache_folder or run.cache), data.digest()[:16]
+    keys = content_keys(data.dataset["image"])
+    samples = Samples(
+        data.dataset,
+        data.positions,
+        extractor.config,
+        pool,
+        seed=settings.seed,
+        paint_defects=settings.paint_defects,
+        plain_first=settings.plain_first,
+        crops=_crops(settings, extractor.config.image_size, cache / f"crops-{digest}.bin", keys, data),
+    )
+    references = ReferencePatches(
+        extractor,
+        samples.load_normal,
+        pool,
+        keys,
+        file=cache / f"references-{digest}-{extractor.config.fingerprint[:16]}.bin",
+        keep=bool(settings.cache_folder),
+        precision=settings.precision,
+        memory_gb=settings.cache_gb,
+    )
+    return Parts(settings, extractor, data, samples, references, Validation(settings, run, data, extractor))
+
+
+def measure(parts: Parts) -> tuple[Tensor, list[float]]:
+    """Normal centres (L, C) of scaled residuals, and the levels' scales.
+
+    A scale is one over the mean length of a normal residual; that of a bundle is kept, for its projectors know it, and
+    without ``scale_residuals`` it is 1.
+    """
+    statistics = parts.references.statistics(parts.settings.seed)
+    scale = [1 / length for length in statistics.mean_norms]
+    if parts.settings.init_from or not parts.settings.scale_residuals:
+        scale = list(parts.extractor.config.residual_scale)
+    return statistics.centers * statistics.centers.new_tensor(scale)[:, None], scale
+
+
+def load_batches(
+    parts: Parts, progress: Progress, begin_worker: Callable[[int], None] | None = None
+) -> DataLoader[Batch]:
+    """The batches that are not done yet, of all epochs, decoded, cropped and painted by workers."""
     settings = parts.settings
-    return DataLoader(
-        parts.samples,
-        batch_sampler=EpochBatches(
+
+    def batches_of(epoch: int) -> EpochBatches:
+        return EpochBatches(
             parts.data.positions,
             batch_size=settings.batch_size,
+            references=settings.references,
             accumulate=settings.accumulate,
             seed=settings.seed,
-            epoch=progress.epoch,
-            first_step=progress.step,
+            epoch=epoch,
+            first_step=progress.step if epoch == progress.epoch else 0,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
-        ),
-        collate_fn=Collate(parts.extractor.config.patch_size),
+            anomalous=parts.data.anomalous if settings.balanced else None,
+        )
+
+    return DataLoader(
+        parts.samples,
+        batch_sampler=chain.from_iterable(map(batches_of, range(progress.epoch, settings.epochs))),
+        collate_fn=Collate(parts.extractor.config.patch_size, published=settings.patch_labels == "published"),
         num_workers=settings.workers,
-        worker_init_fn=leave_to_parent,
+        prefetch_factor=4 if settings.workers else None,
+        worker_init_fn=begin_worker,
         pin_memory=parts.extractor.device.type == "cuda",
     )
+
+
+def on_device(
+    batches: Iterable[Batch], references: ReferencePatches, device: torch.device
+) -> Iterator[tuple[Batch, Tensor, list[Tensor]]]:
+    """Batches with their images (B, 3, S, S) and reference patches L x (B, K, C) on the device.
+
+    A GPU copies and gathers those of the next batch beside its work on this one.
+    """
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    waiting: tuple[Batch, Tensor, list[Tensor]] | None = None
+    for batch in batches:
+        with torch.cuda.stream(stream):
+            coming = batch, to_device(batch.images, device, torch.uint8), references.gather(batch.references)
+        if waiting is not None:
+            yield waiting
+        if stream is not None:
+            torch.cuda.current_stream(device).wait_stream(stream)
+            for tensor in (coming[1], *coming[2]):
+                tensor.record_stream(torch.cuda.current_stream(device))
+        waiting = coming
+    if waiting is not None:
+        yield waiting
+
+
+def compiled(parts: Parts, state: TrainingState) -> tuple[Callable[..., list[Tensor]], Callable[..., list[Tensor]]]:
+    """Backbone and projectors as the loop calls them: compiled on request, gradients exchanged between processes."""
+    encode: Callable[..., list[Tensor]] = torch.no_grad()(_frozen(parts).encode)
+    project: Callable[..., list[Tensor]] = state.projectors
+    if distributed.world_size() > 1:
+        project = DistributedDataParallel(state.projectors, gradient_as_bucket_view=True)
+    if parts.settings.compile:
+        return torch.compile(encode, dynamic=False), torch.compile(project, dynamic=False)
+    return encode, project
+
+
+def _frozen(parts: Parts) -> ADPretrainFeatureExtractor:
+    """An extractor whose matrices are in autocast's precision already, for it casts frozen ones at every step."""
+    extractor = parts.extractor
+    if parts.settings.precision == "float32":
+        return extractor
+    backbone = copy.deepcopy(extractor.backbone)
+    for module in backbone.modules():
+        if isinstance(module, nn.Linear):
+            module.to(torch.bfloat16)
+    return ADPretrainFeatureExtractor(extractor.config, backbone, extractor.projectors, extractor.variant)
+
+
+def without_exchange(project: Callable[..., list[Tensor]], ends_step: bool) -> AbstractContextManager[Any]:
+    """For all parts of a step but the last: gradients are added up here, and exchanged once."""
+    exchanges = isinstance(project, DistributedDataParallel) and not ends_step
+    return project.no_sync() if exchanges else nullcontext()  # type: ignore[attr-defined]
+
+
+def _crops(
+    settings: PretrainSettings, size: int, file: Path, keys: Sequence[str], data: TrainingData
+) -> tuple[SlotFile, list[str]] | None:
+    """Where decoded crops are kept, if they take at most half of the disk's free room."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(file.parent).free + (file.stat().st_blocks * 512 if file.exists() else 0)
+    needed = 4 * size**2 * len(data.positions)
+    if not settings.cache_crops or distributed.anyone(needed > free / 2):
+        if settings.cache_crops:
+            sizes = f"{needed / 1e9:.3g} GB, more than half of {free / 1e9:.3g} GB that are free"
+            _LOG.warning("every epoch decodes its images anew: their crops would take %s", sizes)
+        return None
+    both = [f"{image} {mask}" for image, mask in zip(keys, content_keys(data.dataset["mask"]), strict=True)]
+    return SlotFile(file, identity="crops 1", slots=len(keys), shape=(4, size, size), dtype=torch.uint8), both
+
+
+def _first_process_first(open_data: Callable[[], TrainingData]) -> TrainingData:
+    """Lets one process draw or download what the others then find."""
+    if distributed.rank() > 0:
+        distributed.wait_for_all()
+    data = open_data()
+    if distributed.rank() == 0:
+        distributed.wait_for_all()
+    return data
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -126,12 +370,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--resume", action="store_true", help="go on with the run in that folder")
     parser.add_argument("--push", metavar="OWNER/NAME", help="push the bundle to the Hub at the end")
     parser.add_argument("--public", action="store_true", help="push to a public repository; private by default")
-    add_flags(parser)
-    args = parser.parse_args(argv)
-    command = shlex.join(["python", "-m", "training.pretrain", *(sys.argv[1:] if argv is None else argv)])
     try:
+        args, settings = parse(parser, argv)
+        command = shlex.join(["python", "-m", "training.pretrain", *(sys.argv[1:] if argv is None else argv)])
         with distributed.process_group():
-            signal = pretrain(from_flags(args), args.output, resume=args.resume, command=command)
+            signal = pretrain(settings, args.output, resume=args.resume, command=command)
             if args.push and not signal and distributed.rank() == 0:
                 print(push_run(args.output, args.push, public=args.public))
     except (InputError, OSError) as error:

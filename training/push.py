@@ -9,7 +9,7 @@ from pathlib import Path
 
 from adpretrain_hf.bundle import LAYOUT, BundlePusher
 from adpretrain_hf.errors import InputError
-from training.run_folder import RunFolder
+from training.run.folder import RunFolder
 
 
 def push_run(folder: str | Path, repository: str, *, public: bool = False) -> str:

@@ -21,7 +21,7 @@ from adpretrain_hf.errors import MissingPathError
 from adpretrain_hf.hub import RepositoryFiles
 from training.encoded import read_encoded, read_mask
 from training.real_iad_json import check_files, read_annotation
-from training.real_iad_trees import JSONS, choose, class_tree, layout_of_folder, layout_of_repository
+from training.real_iad_trees import JSONS, Layout, choose, class_tree, layout_of_folder, layout_of_repository
 
 __all__ = ["FEATURES", "load_real_iad", "read_encoded", "read_mask"]
 logger = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ FEATURES = Features(
         "view": Value("string"),
         "anomaly_class": Value("string"),
         "is_anomalous": Value("bool"),
+        "is_good": Value("bool"),
         "sample": Value("string"),
     }
 )
@@ -50,8 +51,9 @@ def load_real_iad(
 
     Columns: ``image`` and ``mask`` (``Image(decode=False)``: see ``read_encoded`` and ``read_mask``; the mask is None
     where there is none), ``category``, ``view`` (``"C1"`` to ``"C5"``), ``anomaly_class`` (of the json: ``"OK"`` or
-    such as ``"AK"``), ``is_anomalous`` and ``sample`` (``"S0001"``; counted anew in ``OK`` and each ``NG/<code>``).
-    An image is anomalous only if it has a mask: not every view of a damaged sample shows the damage.
+    such as ``"AK"``), ``is_anomalous``, ``is_good`` (below ``OK``: of an undamaged part) and ``sample`` (``"S0001"``;
+    counted anew in ``OK`` and each ``NG/<code>``). An image is anomalous only if it has a mask: not every view of a
+    damaged sample shows the damage.
 
     Args:
         source: a folder, or the id of a dataset repository on the Hub.
@@ -72,10 +74,21 @@ def load_real_iad(
     columns = zip(*rows, strict=True)
     # As Arrow arrays, or datasets would look for each file on the disk.
     arrays = {
-        name: pa.array(column, pa.bool_() if name == "is_anomalous" else pa.string())
+        name: pa.array(column, pa.bool_() if name.startswith("is_") else pa.string())
         for name, column in zip(FEATURES, columns, strict=True)
     }
     return Dataset.from_dict(arrays, features=FEATURES)
+
+
+def list_categories(source: str | Path, *, resolution: str = "512", token: str | bool | None = None) -> list[str]:
+    """The classes that a folder or a repository has at a resolution, in order; of the Hub's, no zip is downloaded.
+
+    Raises:
+        MissingPathError, InputError: see ``load_real_iad``.
+    """
+    root = Path(os.path.abspath(source))
+    layout = layout_of_folder(root) if root.is_dir() else _repository(str(source), token)[1]
+    return choose(layout, source, resolution, None)
 
 
 def _rows(root: Path, resolution: str, category: str) -> list[tuple[str | bool | None, ...]]:
@@ -90,6 +103,7 @@ def _rows(root: Path, resolution: str, category: str) -> list[tuple[str | bool |
             item.view,
             item.anomaly_class,
             item.mask is not None,
+            item.image.startswith("OK/"),
             item.sample,
         )
         for item in annotation.items
@@ -100,6 +114,16 @@ def _download(
     repo_id: str, resolution: str, categories: Sequence[str] | None, token: str | bool | None
 ) -> tuple[Path, list[str]]:
     """Downloads the zips that are asked for and not yet cached; returns their folder, and the classes."""
+    files, layout = _repository(repo_id, token)
+    wanted = choose(layout, repo_id, resolution, categories)
+    for category in wanted:
+        # Each member of a zip has a checksum, which is looked at when it is read.
+        files.file(f"realiad_{resolution}/{category}.zip")
+    return files.file(f"{JSONS}.zip").parent, wanted
+
+
+def _repository(repo_id: str, token: str | bool | None) -> tuple[RepositoryFiles, Layout]:
+    """A repository's files, its jsons downloaded, and which classes it has."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
@@ -108,12 +132,6 @@ def _download(
     files = RepositoryFiles(repo_id, token=token, probe=jsons, repo_type="dataset", contents="RealIAD")
     root = files.file(jsons).parent
     if files.names is not None:
-        layout = layout_of_repository(files.names)
-    else:
-        layout = layout_of_folder(root)
-        logger.warning("the Hub cannot be asked what %s holds: taking the classes that are cached as all", repo_id)
-    wanted = choose(layout, repo_id, resolution, categories)
-    for category in wanted:
-        # Each member of a zip has a checksum, which is looked at when it is read.
-        files.file(f"realiad_{resolution}/{category}.zip")
-    return root, wanted
+        return files, layout_of_repository(files.names)
+    logger.warning("the Hub cannot be asked what %s holds: taking the classes that are cached as all", repo_id)
+    return files, layout_of_folder(root)

@@ -1,77 +1,374 @@
-"""The references of every step, and what is measured on normal images before the first one."""
+"""The references of a training: which normal images may be drawn, their patches, and matching against them.
+
+Backbone and reference images never change, yet the released code encodes references anew for every use, about two
+thirds of its compute. Here every image of the pool is encoded once; its patches stay on the device if they fit a share
+of a GPU's memory, else in a file that is mapped into memory, from where those of the next step are copied ahead.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from adpretrain_hf.matching import nearest_residual
-from training import distributed
-from training.centers import normal_statistics
-from training.reference_cache import ReferenceCache
-from training.reference_pool import ReferencePool
-from training.settings import PretrainSettings
-from training.training_data import TrainingData
+from adpretrain_hf.errors import ImageError, InputError
+from adpretrain_hf.extractor import ADPretrainFeatureExtractor
+from adpretrain_hf.images import read_ahead, to_device, to_host
+from training.data.slots import SlotFile
+from training.run import distributed
+from training.seeds import generator, named_generator
 
+_DTYPE = torch.float16  # of the patches that are kept
+_SHARE = 0.5  # of a GPU's free memory that patches may take
+_BATCH = 64  # images that a GPU encodes at a time
 _CENTER_REFERENCES = 4  # of each normal image, as in the released code
-_STEP, _IMAGE, _CENTER = range(3)  # keep the seeds of the draws apart
+_SIMILARITIES = 2**28  # at a time: 1 GB
+_LOG = logging.getLogger(__name__)
 
 
-class References:
-    """Draws reference images of the same category and view, and looks their patches up.
+class ReferencePool:
+    """Normal images by category and view, at most some of each, to draw references from.
 
-    What is drawn follows from the seed, the epoch, the step and the image, so that it is the same for any number of
-    processes, and after a stop.
+    The published run draws from all normal images, whose patches take 100 GB at ViT-L and 224 px. A fixed pool of a few
+    dozen of each category and view keeps them in memory. Which images are in it follows from the seed, the category's
+    own images and their order alone, so that other categories may come and go.
 
     Args:
-        data: the data of the run.
-        pool: normal images to draw from.
-        cache: their patches.
-        settings: numbers of references, and the seed.
+        categories, views: of every image of the data set, by its position.
+        is_good: whether it may be a reference. The images of a damaged part are none, even where they show no damage
+            and count as normal: the released code, too, draws from the ``OK`` folders alone.
+        among: positions that may be used, e.g. those of the training images; all by default.
+        pool_size: N, images of each category and view; None for all.
+        seed: of the choice.
+
+    Attributes:
+        members: positions of the chosen images, in rising order; their places are the references' numbers.
+
+    Raises:
+        InputError: a category and view without a good image (all such are named), ``pool_size`` below 1, or not as
+            many views or labels as categories.
     """
 
     def __init__(
-        self, data: TrainingData, pool: ReferencePool, cache: ReferenceCache, settings: PretrainSettings
+        self,
+        categories: Sequence[str],
+        views: Sequence[str],
+        is_good: Sequence[bool],
+        *,
+        among: Iterable[int] | None = None,
+        pool_size: int | None = 64,
+        seed: int = 0,
     ) -> None:
-        self._categories, self._views = data.dataset["category"], data.dataset["view"]
-        self._pool, self._cache, self._settings = pool, cache, settings
-
-    def draw(self, positions: Sequence[int], epoch: int, step: int) -> list[list[Tensor]]:
-        """The reference patches of the images of a batch: for each, L x (K, C), K the same for all."""
-        seed = self._settings.seed
-        number = int(np.random.default_rng((seed, epoch, step, _STEP)).choice(self._settings.references))
-        return self._patches(positions, number, [(seed, epoch, position, _IMAGE) for position in positions])
-
-    def normal_residuals(self) -> Iterator[list[Tensor]]:
-        """The unscaled residuals of every normal image of the pool against four others: L x (1, C, 1, K)."""
-        for position in tqdm(self._pool.members, unit="image", desc="centres", disable=distributed.rank() > 0):
-            seeds = [(self._settings.seed, position, _CENTER)]
-            (patches,) = self._patches([position], _CENTER_REFERENCES, seeds)
-            tokens = self._cache.get([position])
-            yield [
-                nearest_residual(level.float().T[None, :, None], own.float())
-                for level, own in zip(tokens, patches, strict=True)
-            ]
-
-    def measure(self) -> tuple[list[Tensor], list[float]]:
-        """Normal centres (C,) of scaled residuals, and every level's scale: one over the mean length of a residual.
-
-        Without ``scale_residuals`` the scale is 1.
-        """
-        statistics = normal_statistics(self.normal_residuals())
-        scale = statistics.residual_scale() if self._settings.scale_residuals else (1.0,) * len(statistics.centers)
-        return [factor * center for factor, center in zip(scale, statistics.centers, strict=True)], list(scale)
-
-    def _patches(self, positions: Sequence[int], number: int, seeds: Sequence[tuple[int, ...]]) -> list[list[Tensor]]:
-        drawn = [
-            reference
-            for position, seed in zip(positions, seeds, strict=True)
-            for reference in self._pool.draw(
-                self._categories[position], self._views[position], number, np.random.default_rng(seed), exclude=position
+        if not len(categories) == len(views) == len(is_good):
+            raise InputError(
+                f"got {len(categories)} categories, {len(views)} views and {len(is_good)} labels, expected as "
+                "many of each: one for every image"
             )
-        ]
-        levels = [level.chunk(len(positions)) for level in self._cache.get(drawn)]
-        return [list(patches) for patches in zip(*levels, strict=True)]
+        if pool_size is not None and pool_size < 1:
+            raise InputError(f"pool_size is {pool_size}, expected at least 1, or None for all normal images")
+        self._kinds = list(zip(list(categories), list(views), strict=True))  # quicker than Arrow's columns
+        good = list(is_good)
+        positions = range(len(self._kinds)) if among is None else sorted(set(among))
+        groups: dict[tuple[str, str], list[int]] = {self._kinds[position]: [] for position in positions}
+        for position in positions:
+            if good[position]:
+                groups[self._kinds[position]].append(position)
+        chosen = {kind: _choose(kind, group, pool_size, seed) for kind, group in groups.items()}
+        self.members = sorted(position for group in chosen.values() for position in group)
+        self._places = {position: place for place, position in enumerate(self.members)}
+        self._groups = {kind: np.array([self._places[p] for p in group], np.int64) for kind, group in chosen.items()}
+        self._check()
+
+    def draw(self, position: int, number: int, random: np.random.Generator) -> np.ndarray:
+        """Draws references of an image's category and view, with replacement as published (released ``train.py``).
+
+        The image itself is not drawn where there is another one: its residual against itself is exactly 0, which no
+        image at test time has. The published run does not exclude it, but draws from hundreds of images, where it is
+        rarely met; in a small pool it often would be.
+
+        Args:
+            position: of the image in the data set.
+            number: how many; 1, 4 or 8 in the published run.
+            random: where chance comes from.
+
+        Returns:
+            (number,), int64, places in ``members``.
+        """
+        group = self._groups[self._kinds[position]]
+        own = self._places.get(position)
+        others = group[group != own] if own is not None and len(group) > 1 else group
+        return others[random.integers(len(others), size=number)]
+
+    def leave_out(self, unusable: Collection[int]) -> None:
+        """Draws some images no more, e.g. such that cannot be read; others do not take their place.
+
+        Raises:
+            InputError: none is left of a category and view.
+        """
+        gone = [self._places[position] for position in unusable]
+        self._groups = {kind: group[~np.isin(group, gone)] for kind, group in self._groups.items()}
+        self._check()
+
+    @property
+    def drawn(self) -> list[int]:
+        """The positions of the images that can be drawn, in rising order."""
+        return sorted(self.members[place] for group in self._groups.values() for place in group)
+
+    def _check(self) -> None:
+        empty = [f"{category} {view}" for (category, view), group in self._groups.items() if not len(group)]
+        if empty:
+            more = f" and {len(empty) - 10} more" if len(empty) > 10 else ""
+            raise InputError(
+                f"{len(empty)} categories and views have no good image to be a reference: "
+                f"{', '.join(empty[:10])}{more}. Add good images, or leave these categories out"
+            )
+
+
+def _choose(kind: tuple[str, str], group: list[int], pool_size: int | None, seed: int) -> list[int]:
+    if pool_size is None or len(group) <= pool_size:
+        return group
+    random = named_generator(seed, *kind)
+    return sorted(group[index] for index in random.choice(len(group), pool_size, replace=False))
+
+
+class ReferencePatches:
+    """The patches of all images of a pool, each encoded once, by one of the processes.
+
+    On a CPU images are encoded one at a time, so that an image's numbers do not depend on its company: a matrix product
+    of another number of rows may add up in another order.
+
+    Args:
+        extractor: whose backbone encodes; square images of its ``image_size``.
+        load: position in the data set -> prepared image (3, S, S); called in several threads.
+        pool: of the run; images that cannot be read are left out of it.
+        keys: for every position of the data set, a text that changes when the content of its image does.
+        file: where the patches are kept if they are not to stay on the device, and what is found there is used.
+        keep: use the file in any case.
+        precision: of autocast, ``"bfloat16"`` or ``"float32"``.
+        memory_gb: that the patches may take of a GPU's memory; half of what is free by default.
+
+    Raises:
+        InputError: no image is left of a category and view, patches that float16 cannot hold, or the disk is full.
+    """
+
+    def __init__(
+        self,
+        extractor: ADPretrainFeatureExtractor,
+        load: Callable[[int], Tensor],
+        pool: ReferencePool,
+        keys: Sequence[str],
+        *,
+        file: Path,
+        keep: bool = False,
+        precision: str = "float32",
+        memory_gb: float = 0.0,
+    ) -> None:
+        config, self._device, self._pool = extractor.config, extractor.device, pool
+        self._encode = functools.partial(_encode, extractor, precision)
+        self._load, self._keys = load, keys
+        shape = (len(config.layers), (config.image_size // config.patch_size) ** 2, config.hidden_size)
+        self._tokens: Tensor | None = None  # (N, L, K, C) on the device
+        if self._fits(len(pool.members) * int(np.prod(shape)) * _DTYPE.itemsize, memory_gb):
+            self._tokens = torch.empty(len(pool.members), *shape, dtype=_DTYPE, device=self._device)
+        self._file: SlotFile | None = None
+        if keep or self._tokens is None:
+            made_by = (config.fingerprint, extractor.backbone.digest(), precision, extractor.dtype, self._device.type)
+            identity = " ".join(map(str, made_by))
+            self._file = SlotFile(file, identity=identity, slots=len(pool.members), shape=shape, dtype=_DTYPE)
+        self._fill()
+
+    def gather(self, references: Tensor) -> list[Tensor]:
+        """The patches of B images' references below each other; nothing is waited for.
+
+        Args:
+            references: (B, R), places in the pool's ``members``, on the CPU.
+
+        Returns:
+            L tensors (B, R * K, C), float16, on the device.
+        """
+        if self._tokens is not None:
+            index = to_device(references, self._device, torch.int64)
+            return [self._tokens[:, level][index].flatten(1, 2) for level in range(self._tokens.shape[1])]
+        assert self._file is not None
+        values, flat = self._file.values, references.flatten()
+        levels = []
+        for level in range(values.shape[1]):
+            rows = torch.empty(len(flat), *values.shape[2:], dtype=_DTYPE, pin_memory=self._device.type == "cuda")
+            torch.index_select(values[:, level], 0, flat, out=rows)
+            levels.append(rows.to(self._device, non_blocking=True).unflatten(0, references.shape).flatten(1, 2))
+        return levels
+
+    def statistics(self, seed: int) -> NormalStatistics:
+        """Centres and mean lengths of the normal residuals (paper, section 3.4; released ``get_center``).
+
+        Of the pool's images, each against four others; the released code takes all normal images. Sums are in float64.
+
+        Raises:
+            InputError: residuals that are not finite, or all 0 at a level.
+        """
+        sums = lengths = torch.zeros((), dtype=torch.float64, device=self._device)
+        patches = 0
+        places = {position: place for place, position in enumerate(self._pool.members)}
+        positions = iter(tqdm(self._pool.drawn, unit="image", desc="centres", disable=distributed.rank() > 0))
+        for batch in iter(lambda: list(islice(positions, 16)), []):
+            drawn = [self._pool.draw(p, _CENTER_REFERENCES, generator(seed, "center", p)) for p in batch]
+            own = self.gather(torch.tensor([[places[position]] for position in batch]))
+            others = self.gather(torch.from_numpy(np.stack(drawn)))
+            residuals = torch.stack([nearest_residuals(*level) for level in zip(own, others, strict=True)])
+            sums = sums + residuals.sum(dim=(1, 2), dtype=torch.float64)
+            lengths = lengths + residuals.norm(dim=3).sum(dim=(1, 2), dtype=torch.float64)
+            patches += residuals[0, ..., 0].numel()
+        return NormalStatistics.of(sums / patches, (lengths / patches).tolist())
+
+    def _fits(self, size: int, memory_gb: float) -> bool:
+        """Whether the patches may stay on the GPUs, of all processes alike; on a CPU a file is memory as well."""
+        fits = False
+        if self._device.type == "cuda":
+            fits = size <= (memory_gb * 1e9 or _SHARE * torch.cuda.mem_get_info(self._device)[0])
+        return not distributed.anyone(not fits)
+
+    def _fill(self) -> None:
+        members, (rank, world_size) = self._pool.members, distributed.sharers(self._file is not None)
+        shares = torch.arange(len(members)).tensor_split(world_size)
+        missing = [place for place in shares[rank].tolist() if self._kept(place) is None]
+        if self._file is not None:
+            self._file.check_room(len(missing))
+        unreadable: list[int] = []
+        bar = tqdm(total=len(missing), unit="image", desc="references", disable=distributed.rank() > 0)
+        with bar:
+            for place, patches in self._encode_places(missing, unreadable):
+                if self._file is not None:
+                    self._file.write(place, self._keys[members[place]], patches)
+                elif self._tokens is not None:
+                    self._tokens[place] = to_device(patches, self._device, _DTYPE)
+                bar.update()
+        self._pool.leave_out(distributed.union(unreadable))  # waits for all
+        if self._file is None:
+            distributed.broadcast_shares(self._tokens, shares)
+        elif self._tokens is not None:
+            for place in range(len(members)):
+                if (kept := self._kept(place)) is not None:
+                    self._tokens[place] = to_device(kept, self._device, _DTYPE)
+
+    def _kept(self, place: int) -> Tensor | None:
+        return None if self._file is None else self._file.read(place, self._keys[self._pool.members[place]])
+
+    def _encode_places(self, places: Sequence[int], unreadable: list[int]) -> Iterator[tuple[int, Tensor]]:
+        """Encodes images of the pool, decoding ahead in threads: their places, and patches (L, K, C) on the CPU."""
+
+        def leave_out(place: int, error: ImageError) -> None:
+            _LOG.warning("left out as a reference: %s", error)
+            unreadable.append(self._pool.members[place])
+
+        batch_size = _BATCH if self._device.type == "cuda" else 1
+        calls = ((place, functools.partial(self._load, self._pool.members[place])) for place in places)
+        images = read_ahead(calls, 2 * batch_size + 2, leave_out)
+        batches = iter(lambda: list(islice(images, batch_size)), [])
+        encoded = ((batch, [self._encode(torch.stack([image for _, image in batch]))]) for batch in batches)
+        for batch, (patches,) in to_host(encoded, self._device):
+            for (place, _), own in zip(batch, patches, strict=True):
+                if not own.isfinite().all():
+                    raise InputError(
+                        f"the patches of reference image {self._pool.members[place]} do not fit {_DTYPE}, or are not "
+                        "finite: check the backbone, or use --normalize-tokens"
+                    )
+                yield place, own
+
+
+class NormalStatistics(NamedTuple):
+    """What normal residuals have in common.
+
+    Attributes:
+        centers: (L, C), float32: the mean residual.
+        mean_norms: L lengths: of a residual, on average.
+    """
+
+    centers: Tensor
+    mean_norms: list[float]
+
+    @classmethod
+    def of(cls, centers: Tensor, mean_norms: list[float]) -> NormalStatistics:
+        """Checks both, whose precision may be any."""
+        for level, length in enumerate(mean_norms):
+            if not 0 < length < float("inf"):
+                raise InputError(
+                    f"the normal residuals of level {level} are {length} long on average, expected a finite length > "
+                    "0: all references of a category and view are the same image, or an image or the backbone holds NaN"
+                )
+        return cls(centers.float(), mean_norms)
+
+
+@torch.no_grad()
+def match(tokens: Sequence[Tensor], patches: Sequence[Tensor], scales: Sequence[float]) -> list[Tensor]:
+    """Scaled residuals of both views of a batch, each image's against its own references.
+
+    Args:
+        tokens: L maps (2 B, C, h, w), the first views before the second.
+        patches: L tensors (B, K, C).
+        scales: L factors.
+
+    Returns:
+        L maps (2 B, C, h, w), float32.
+    """
+    residuals = []
+    for maps, own, scale in zip(tokens, patches, scales, strict=True):
+        (h, w), b = maps.shape[2:], len(own)
+        queries = maps.unflatten(0, (2, b)).permute(1, 0, 3, 4, 2).flatten(1, 3)  # (B, 2 h w, C)
+        rows = scale * nearest_residuals(queries, own)
+        residuals.append(rows.unflatten(1, (2, h, w)).permute(1, 0, 4, 2, 3).flatten(0, 1))
+    return residuals
+
+
+@torch.no_grad()
+def nearest_residuals(queries: Tensor, references: Tensor) -> Tensor:
+    """Subtracts from every patch of an image the nearest of its own references (paper, section 3.2).
+
+    One batched product finds them for all images, accumulated in float32. A GPU multiplies in the references' own
+    precision; what is nearest is the same as in float32 but for similarities that are equal to its rounding.
+
+    Args:
+        queries: (B, Q, C).
+        references: (B, K, C), float16.
+
+    Returns:
+        (B, Q, C), float32.
+    """
+    with torch.autocast(queries.device.type, enabled=False):
+        lengths = torch.linalg.vector_norm(references, dim=2, dtype=torch.float32).clamp_min(1e-12)
+        images = max(1, _SIMILARITIES // (queries.shape[1] * references.shape[1]))
+        index = torch.cat(
+            [
+                (_products(q, r) / length[:, None]).argmax(dim=2)
+                for q, r, length in zip(*(part.split(images) for part in (queries, references, lengths)), strict=True)
+            ]
+        )
+        nearest = references.gather(1, index[:, :, None].expand(-1, -1, references.shape[2]))
+        return queries.float() - nearest.float()
+
+
+def _products(queries: Tensor, references: Tensor) -> Tensor:
+    """(B, Q, C), (B, K, C) -> (B, Q, K), float32."""
+    if queries.is_cuda:
+        return torch.bmm(queries.to(references.dtype), references.mT, out_dtype=torch.float32)
+    return queries.float() @ references.float().mT
+
+
+@torch.no_grad()
+def _encode(extractor: ADPretrainFeatureExtractor, precision: str, images: Tensor) -> Tensor:
+    """(B, 3, S, S) -> (B, L, K, C), float16."""
+    with autocast(extractor.device, precision):
+        levels = extractor.encode(images)
+    return torch.stack([level.flatten(2).mT for level in levels], dim=1).to(_DTYPE)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Autocast to bfloat16, or none; weights stay float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")

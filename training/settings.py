@@ -1,4 +1,4 @@
-"""PretrainSettings: everything that a pretraining run depends on, as one dataclass and as flags."""
+"""PretrainSettings: everything that a pretraining run depends on, as one dataclass, as flags and as a YAML file."""
 
 from __future__ import annotations
 
@@ -8,13 +8,21 @@ import json
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from adpretrain_hf.errors import InputError
 
 
 def _setting(default: Any, help: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": help})
+
+
+def _free(default: Any, help: str) -> Any:
+    """A setting that a run may go on with another value of: where and how fast it runs, not what it comes to."""
+    return dataclasses.field(default=default, metadata={"help": help, "free": True})
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,7 @@ class PretrainSettings:
         InputError: a value is out of its range; the message names the flag.
     """
 
-    data: tuple[str, ...] = _setting(
+    data: tuple[str, ...] = _free(
         ("synthetic",),
         "RealIAD folders, a gated Hub repository (Real-IAD/Real-IAD), or 'synthetic'; several are joined",
     )
@@ -37,9 +45,11 @@ class PretrainSettings:
     validation_categories: tuple[str, ...] = _setting(
         (), "kept out of training, judge every epoch; each 8th by default"
     )
+    all_categories: bool = _setting(False, "train on the validation categories as well, as published")
     shots: int = _setting(8, "references of each validation category and view")
     exclude_categories: tuple[str, ...] = _setting((), "neither trained nor validated on, for a later test")
-    backbone: str = _setting("dinov2-base", "preset, transformers id or folder, open_clip:<arch>/<weights>, ...")
+    backbone: str = _setting("", "preset, transformers id or folder, open_clip:<arch>/<weights>, ...: dinov2-base")
+    init_from: str = _setting("", "bundle (id or folder) whose backbone and projectors are trained on")
     upstream: str = _setting("", "id on the Hub to record as the origin, where the backbone is a folder")
     image_size: int = _setting(0, "side in pixels; that of the backbone's configuration by default")
     levels: tuple[int, ...] = _setting((), "blocks counted from 1; the quarters of the depth by default")
@@ -48,57 +58,66 @@ class PretrainSettings:
     normalize_tokens: bool = _setting(True, "tokens of unit length before matching; the published run: no")
     scale_residuals: bool = _setting(True, "every level to a mean normal residual norm of 1; the published run: no")
     references: tuple[int, ...] = _setting((1, 4, 8), "reference images per image, drawn for every step")
-    pool_size: int = _setting(64, "normal images per category and view to draw references from; 0, as published: all")
+    pool_size: int = _setting(64, "good images per category and view to draw references from; 0, as published: all")
     paint_defects: float = _setting(0.0, "share of the normal images that get a painted defect; the published run: 0")
     plain_first: bool = _setting(False, "leave the first view as it is at test time; the published run augments both")
+    patch_labels: str = _setting("coverage", "one rule for both losses, or 'published': two, see training/README.md")
+    balanced: bool = _setting(False, "fill every batch up to a quarter of anomalous images; the published run: no")
     epochs: int = _setting(10, "passes over the training images")
+    max_steps: int = _setting(0, "end after so many optimiser steps; 0: after the epochs")
+    time_budget: float = _free(0.0, "end after so many minutes of training; 0: after the epochs")
     batch_size: int = _setting(32, "images of an optimiser step, over all processes")
     accumulate: int = _setting(1, "parts that a step is computed in; the losses compare patches within a part")
-    learning_rate: float = _setting(1e-4, "of Adam; a tenth after 70 %% of the steps and again after 90 %%")
+    learning_rate: float = _setting(1e-4, "of Adam; a tenth after 70 %% of the run and again after 90 %%")
     weight_decay: float = _setting(5e-4, "of Adam")
     clip_norm: float = _setting(0.0, "largest length of a step's gradient; 0, as published: any")
+    ema: float = _setting(0.0, "decay of a moving average of the weights, which is what is kept; 0, as published: none")
     angle_weight: float = _setting(1.0, "factor on the angle loss")
     temperature: float = _setting(0.15, "of the angle loss")
     margin: float = _setting(0.75, "between normal and anomalous norms")
     seed: int = _setting(0, "of the initial weights, the order, the references and the augmentation")
     precision: str = _setting("bfloat16", "of autocast, float32 or bfloat16; weights and losses are float32")
-    device: str = _setting("", "cpu, cuda, ...; the first GPU of each process if there is one")
-    workers: int = _setting(2, "processes that decode and augment, for each training process")
-    cache_gb: float = _setting(0.0, "memory for reference features, in GB; a share of what is free by default")
-    cache_folder: str = _setting("", "where reference features are kept between runs; a temporary folder by default")
-    checkpoint_minutes: float = _setting(10.0, "between checkpoints")
+    device: str = _free("", "cpu, cuda (each process its own GPU), ...; a GPU if there is one")
+    compile: bool = _free(False, "compile backbone and projectors: a minute at the start, then faster on a GPU")
+    workers: int = _free(2, "processes that decode, crop and paint, for each training process")
+    cache_gb: float = _free(0.0, "of a GPU's memory for the references' patches; half of what is free by default")
+    cache_crops: bool = _free(True, "keep decoded crops on the disk where it has room, for the epochs to come")
+    cache_folder: str = _free("", "where crops and patches are kept between runs; by default until this one ends")
+    checkpoint_minutes: float = _free(10.0, "between checkpoints")
+    tracker: str = _free("tensorboard", "tensorboard (if it is installed), wandb, mlflow or none")
 
     def __post_init__(self) -> None:
         for name in ("reference_tokens", "epochs", "batch_size", "accumulate", "shots"):
             self._require(getattr(self, name) >= 1, name, "an integer >= 1")
         for name in (
-            "image_size",
-            "pool_size",
-            "workers",
-            "seed",
-            "cache_gb",
-            "weight_decay",
-            "clip_norm",
-            "init_scale",
-            "angle_weight",
+            *("image_size", "pool_size", "workers", "seed", "cache_gb", "weight_decay", "clip_norm", "init_scale"),
+            *("angle_weight", "max_steps", "time_budget"),
         ):
             self._require(getattr(self, name) >= 0, name, "a number >= 0")
         for name in ("learning_rate", "temperature", "margin", "checkpoint_minutes"):
             self._require(getattr(self, name) > 0, name, "a number > 0")
         self._require(0 <= self.paint_defects <= 1, "paint_defects", "a share from 0 to 1")
+        self._require(0 <= self.ema < 1, "ema", "a number from 0 to below 1")
         self._require(bool(self.data), "data", "at least one source")
         self._require(bool(self.references) and min(self.references) >= 1, "references", "integers >= 1")
         self._require(self.precision in ("float32", "bfloat16"), "precision", "float32 or bfloat16")
+        self._require(self.patch_labels in ("coverage", "published"), "patch_labels", "coverage or published")
+        trackers = ("tensorboard", "wandb", "mlflow", "none")
+        self._require(self.tracker in trackers, "tracker", f"one of {', '.join(trackers)}")
         self._require(
             self.batch_size % self.accumulate == 0, "batch_size", f"a multiple of accumulate={self.accumulate}"
         )
+        fixed = ("backbone", "upstream", "image_size", "levels")
+        given = [name for name in fixed if self.init_from and getattr(self, name)]
+        self._require(not given, "init_from", f"no --{' and --'.join(given)} beside it: the bundle has its own")
 
     def _require(self, condition: bool, name: str, expected: str) -> None:
         if not condition:
-            raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)!r}, expected {expected}")
+            raise InputError(f"--{_flag(name)} is {getattr(self, name)!r}, expected {expected}")
 
     @classmethod
-    def _from_lists(cls, values: dict[str, Any]) -> PretrainSettings:
+    def from_values(cls, values: dict[str, Any]) -> PretrainSettings:
+        """The settings of these names, lists for tuples; the others are the defaults."""
         fixed: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
         return cls(**fixed)
 
@@ -114,36 +133,79 @@ class PretrainSettings:
             InputError: not settings, or those of another version.
         """
         try:
-            return cls._from_lists(json.loads(text))
+            return cls.from_values(json.loads(text))
         except (ValueError, TypeError, AttributeError) as error:
             raise InputError(f"these are not the settings of a pretraining run of this version: {error}") from error
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds a flag for every setting: ``--batch-size 32``, ``--levels 3 6 9 12``, ``--no-normalize-tokens``."""
-    types = typing.get_type_hints(PretrainSettings)
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[argparse.Namespace, PretrainSettings]:
+    """Reads settings from flags, and from the YAML file of the same names that ``--config`` names; flags win.
+
+    ``--batch-size 32``, ``--levels 3 6 9 12``, ``--no-normalize-tokens``; in the file ``batch-size: 32`` (or
+    ``batch_size``), ``levels: [3, 6, 9, 12]``, ``normalize-tokens: false``.
+
+    Args:
+        parser: with the program's other flags.
+        argv: the words; those of the command line by default.
+
+    Returns:
+        The other flags, and the settings.
+
+    Raises:
+        InputError: see ``PretrainSettings``; or the file cannot be read, or names what is no setting.
+    """
+    parser.add_argument("--config", type=Path, help="YAML file of settings, named as the flags; flags win")
+    kinds = typing.get_type_hints(PretrainSettings)
     for field in dataclasses.fields(PretrainSettings):
-        flag, options = f"--{field.name.replace('_', '-')}", {"default": field.default, "help": field.metadata["help"]}
-        kind = types[field.name]
+        flag, options = f"--{_flag(field.name)}", {"default": field.default, "help": field.metadata["help"]}
+        kind = kinds[field.name]
         if kind is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
         elif typing.get_origin(kind) is tuple:
             parser.add_argument(flag, nargs="+", type=typing.get_args(kind)[0], **options)
         else:
             parser.add_argument(flag, type=kind, **options)
-
-
-def from_flags(args: argparse.Namespace) -> PretrainSettings:
-    """The settings that parsed flags stand for.
-
-    Raises:
-        InputError: see ``PretrainSettings``.
-    """
-    names = [field.name for field in dataclasses.fields(PretrainSettings)]
-    return PretrainSettings._from_lists({name: getattr(args, name) for name in names})
+    config = parser.parse_known_args(argv)[0].config
+    if config is not None:
+        parser.set_defaults(**_read_config(config, kinds))
+    args = parser.parse_args(argv)
+    return args, PretrainSettings.from_values({name: getattr(args, name) for name in kinds})
 
 
 def differing(old: PretrainSettings, new: PretrainSettings) -> Sequence[str]:
-    """The flags in which two settings differ, as texts ``--name old -> new``."""
-    before, after = dataclasses.asdict(old), dataclasses.asdict(new)
-    return [f"--{n.replace('_', '-')} {before[n]!r} -> {after[n]!r}" for n in before if before[n] != after[n]]
+    """The flags in which two settings differ that decide what a run comes to, as texts ``--name old -> new``."""
+    names = [field.name for field in dataclasses.fields(PretrainSettings) if "free" not in field.metadata]
+    pairs = ((name, getattr(old, name), getattr(new, name)) for name in names)
+    return [f"--{_flag(name)} {before!r} -> {after!r}" for name, before, after in pairs if before != after]
+
+
+def _flag(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _read_config(file: Path, kinds: dict[str, Any]) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{file} cannot be read as YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{file} holds {content!r:.80}, expected settings such as 'batch-size: 32'")
+    values = {str(name).replace("-", "_"): value for name, value in content.items()}
+    unknown = sorted(values.keys() - kinds.keys())
+    if unknown:
+        raise InputError(f"{file} names {unknown}, which are no settings: expected some of {sorted(kinds)}")
+    return {name: _converted(file, name, value, kinds[name]) for name, value in values.items()}
+
+
+def _converted(file: Path, name: str, value: Any, kind: Any) -> Any:
+    """A value of the file as a flag gives it, numbers for texts included (``resolution: 512``)."""
+    if typing.get_origin(kind) is tuple:
+        values = value if isinstance(value, list) else [value]
+        return [_converted(file, name, one, typing.get_args(kind)[0]) for one in values]
+    usable = isinstance(value, bool) if kind is bool else isinstance(value, (int, float, str))
+    try:
+        if usable and not (kind is int and isinstance(value, float) and value != int(value)):
+            return kind(value)
+    except ValueError:
+        pass
+    raise InputError(f"{file}: {name} is {value!r}, expected {kind.__name__}")

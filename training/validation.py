@@ -1,7 +1,8 @@
-"""Judging every epoch on categories that are not trained on, and keeping the best weights for each variant."""
+"""Judging every epoch on the validation categories, and keeping the best weights for each variant."""
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,20 +13,21 @@ import numpy as np
 from tqdm import tqdm
 
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
-from training import distributed
-from training.checkpoint import Progress
+from training.data.sources import TrainingData
 from training.few_shot import encode_cells, find_cells, score_cells
 from training.few_shot_cells import Cell, EncodedCell
 from training.few_shot_summary import METRICS
-from training.reporting import Reporter
-from training.run_folder import RunFolder
+from training.run import distributed
+from training.run.checkpoint import Progress
+from training.run.folder import RunFolder
+from training.run.reporting import Reporter, scores_text
 from training.settings import PretrainSettings
-from training.training_data import TrainingData
 
 # Each variant goes with the detector that it is chosen under (paper, appendix; released code).
 DETECTOR_OF = {"angle": "PatchCore", "norm": "FeatureNorm"}
 _SEEDS = (0, 1)  # draws of references
 _IMAGES = 40  # of a cell, normal and anomalous ones each: enough to choose an epoch by
+_LOG = logging.getLogger(__name__)
 
 Scores = dict[str, dict[str, float]]  # by detector and metric
 
@@ -38,6 +40,9 @@ class Validation:
         run: where the best weights go.
         data: the data and the names of the validation categories.
         extractor: whose projectors are judged; the tokens of the images are computed now and kept in float16.
+
+    Raises:
+        InputError: no validation category has enough images.
     """
 
     def __init__(
@@ -47,25 +52,37 @@ class Validation:
         self._cells: list[EncodedCell] = []
         if distributed.rank() == 0:
             cells = [_some(cell, settings.seed) for cell in find_cells(data.dataset, data.validation, settings.shots)]
-            encoded = encode_cells(extractor, data.dataset, cells, seeds=_SEEDS, shots=settings.shots)
+            encoded = encode_cells(
+                extractor,
+                data.dataset,
+                cells,
+                seeds=_SEEDS,
+                shots=settings.shots,
+                on_error=lambda name, error: _LOG.warning("left out of the validation: %s", error),
+            )
             self._cells = list(tqdm(encoded, total=len(cells), unit="cell", desc="validation images"))
 
     def end_epoch(self, progress: Progress, reporter: Reporter, unreadable: Sequence[str]) -> None:
-        """Scores the epoch that has just ended, keeps the weights where they are the best so far, and counts it."""
-        scores = self.scores() if distributed.rank() == 0 else {}
+        """Scores the epoch that has just ended, and keeps the weights where they are the best so far."""
+        scores = self.scores(self._extractor) if distributed.rank() == 0 else {}
         for variant, detector in DETECTOR_OF.items():
             self._keep_best(variant, scores.get(detector, {}), progress)
         record: dict[str, Any] = {"epoch": progress.epoch + 1, "validation": scores, "unreadable": list(unreadable)}
-        progress.history.append(record | reporter.end_epoch(progress.epoch, scores))
-        progress.epoch, progress.step = progress.epoch + 1, 0
+        untrained = f" (untrained: {scores_text(progress.baseline)})"
+        progress.history.append(record | reporter.end_epoch(progress.epoch, scores, untrained))
         if distributed.rank() == 0:
             self._run.write_metrics(progress)
         distributed.wait_for_all()
 
-    def scores(self) -> Scores:
-        """Means over the cells, by detector and metric."""
-        self._extractor.projectors.zero_grad(set_to_none=True)  # or their constants are computed again for every cell
-        rows = score_cells(self._extractor, self._cells, features=["pretrained"], detectors=list(DETECTOR_OF.values()))
+    def baseline(self) -> Scores:
+        """What the residuals score that the projectors are given: new projectors are the identity."""
+        extractor = self._extractor
+        return self.scores(ADPretrainFeatureExtractor(extractor.config, extractor.backbone).to(extractor.device))
+
+    def scores(self, extractor: ADPretrainFeatureExtractor) -> Scores:
+        """Means over the cells of the first process, by detector and metric."""
+        extractor.projectors.zero_grad(set_to_none=True)  # or their constants are computed again for every cell
+        rows = score_cells(extractor, self._cells, features=["pretrained"], detectors=list(DETECTOR_OF.values()))
         by_detector = defaultdict(list)
         for row in rows:
             by_detector[row["detector"]].append(row)
@@ -89,4 +106,4 @@ def _some(cell: Cell, seed: int) -> Cell:
     def choose(positions: list[int]) -> list[int]:
         return sorted(random.permutation(positions)[:_IMAGES].tolist())
 
-    return replace(cell, normal=choose(cell.normal), anomalous=choose(cell.anomalous))
+    return replace(cell, normal=choose(sorted(cell.good)), anomalous=choose(cell.anomalous))

@@ -11,4 +11,4 @@ from adpretrain_hf.images.preprocessing import (
     to_pixels,
 )
 from adpretrain_hf.images.sources import RunImages, list_images, named_sources, open_images
-from adpretrain_hf.images.transfer import default_device, to_device, to_host
+from adpretrain_hf.images.transfer import begin_copy, default_device, to_device, to_host

@@ -1,4 +1,4 @@
-"""What a core does with a training image: bytes, and the time to decode it and to make two augmented views of it.
+"""What a core does with a training image: bytes, and the time to decode and crop it.
 
     python -m tests.benchmarks.bench_reading
 
@@ -17,10 +17,10 @@ import torch
 
 from adpretrain_hf import ADPretrainConfig
 from adpretrain_hf.images import read_image
+from training.data.samples import Item, Samples
 from training.encoded import read_encoded
 from training.real_iad import load_real_iad
-from training.sampler import Item
-from training.samples import Samples
+from training.references import ReferencePool
 from training.synthetic.generate import generate
 
 
@@ -28,15 +28,16 @@ def main() -> None:
     """Prints one line for each resolution."""
     torch.set_num_threads(1)
     config = ADPretrainConfig.preset("dinov2-large")
-    print("| resolution | bytes of an image | decode | decode, crop, two views |\n|---|---|---|---|")
+    print("| resolution | bytes of an image | decode | decode, crop |\n|---|---|---|---|")
     for size in (256, 512, 1024):
         with TemporaryDirectory() as folder:
             dataset = load_real_iad(generate(folder, categories=2, normals=4, size=size), resolution=str(size))
-            samples = Samples(dataset, range(len(dataset)), config)
+            pool = ReferencePool(*(dataset[name] for name in ("category", "view", "is_good")))
+            samples = Samples(dataset, range(len(dataset)), config, pool)
             encoded = [read_encoded(image) for image in dataset["image"]]
             decode = _seconds(lambda data: read_image(data, "image"), encoded)
-            views = _seconds(samples.__getitem__, [Item(number, 0) for number in range(len(dataset))])
-        print(f"| {size} px | {mean(map(len, encoded)) / 1e3:.0f} kB | {1e3 * decode:.1f} ms | {1e3 * views:.1f} ms |")
+            crops = _seconds(samples.__getitem__, [Item(number, 0, 8) for number in range(len(dataset))])
+        print(f"| {size} px | {mean(map(len, encoded)) / 1e3:.0f} kB | {1e3 * decode:.1f} ms | {1e3 * crops:.1f} ms |")
 
 
 def _seconds(call: Callable[[Any], object], arguments: Sequence[Any]) -> float:

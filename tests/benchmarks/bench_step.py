@@ -24,19 +24,18 @@ import torch
 from torch import Tensor
 
 from adpretrain_hf import ADPretrainFeatureExtractor
+from adpretrain_hf.images import normalize
 from tests.benchmarks.peak_memory import peak_memory
 from tests.benchmarks.published import PublishedProjectors, encode_references, published_residual
 from training import synthetic
+from training.data.augment import augment
+from training.data.samples import Collate, Item, Samples
 from training.initialisation import initialise
+from training.losses import level_losses
 from training.real_iad import load_real_iad
-from training.reference_cache import ReferenceCache
-from training.reference_encoding import ReferenceEncoder
-from training.sampler import Item
-from training.samples import Collate, Samples
-from training.settings import PretrainSettings
-from training.step import PretrainStep, autocast
+from training.references import ReferencePatches, ReferencePool, autocast, match
 
-PARTS = ("decode, augment", "backbone", "references", "match", "project", "loss", "backward", "update")
+PARTS = ("decode, crop", "augment", "backbone", "references", "match", "project", "loss", "backward", "update")
 
 
 class Clock:
@@ -79,48 +78,42 @@ class Bench:
         precision: str,
         device: str = "cpu",
     ) -> None:
-        self.device = device
-        self.settings = PretrainSettings(references=(references,), precision=precision)
+        self.device, self.precision = device, precision
         self.extractor = ADPretrainFeatureExtractor.from_backbone(backbone, num_reference_tokens=tokens)
         initialise(self.extractor.projectors, 1.0)  # new ones are the identity, which any computation gets right
         self.projectors = self.extractor.to(device).projectors.requires_grad_()
         dataset = load_real_iad(synthetic.generate(folder / "data", categories=2, normals=8), resolution="256")
-        self.samples = Samples(dataset, range(len(dataset)), self.extractor.config)
+        pool = ReferencePool(*(dataset[name] for name in ("category", "view", "is_good")))
+        self.samples = Samples(dataset, range(len(dataset)), self.extractor.config, pool, plain_first=True)
         normals = [n for n, anomalous in enumerate(dataset["is_anomalous"]) if not anomalous]
         anomalous = [n for n in range(len(dataset)) if n not in normals]
-        self.positions = [*anomalous[: batch_size // 2], *normals[: batch_size - batch_size // 2]]
-        self.references = [normals[(7 * k) % len(normals)] for k in range(batch_size * references)]
-        encoder = ReferenceEncoder(
-            self.extractor,
-            self.samples.load_normal,
-            dtype=torch.float32,
-            autocast=torch.bfloat16 if precision == "bfloat16" else None,
+        positions = [*anomalous[: batch_size // 2], *normals[: batch_size - batch_size // 2]]
+        self.items = [Item(position, 0, references) for position in positions]
+        keys, file = list(map(str, range(len(dataset)))), folder / "references.bin"
+        self.patches = ReferencePatches(
+            self.extractor, self.samples.load_normal, pool, keys, file=file, precision=precision
         )
-        self.cache = ReferenceCache(encoder, list(map(str, range(len(dataset)))), memory_bytes=10**10)
-        self.cache.fill(self.references)
+        self.members = pool.members
         self.collate = Collate(self.extractor.config.patch_size)
-        self.levels = len(self.extractor.config.layers)
-        self.centers = [torch.zeros(self.extractor.config.hidden_size, device=device)] * self.levels
+        self.centers = torch.zeros(len(self.extractor.config.layers), self.extractor.config.hidden_size, device=device)
 
     def cached(self, clock: Clock) -> float:
         """One step as the training program makes it."""
-
-        def look_up() -> list[list[Tensor]]:
-            levels = [level.chunk(len(self.positions)) for level in self.cache.get(self.references)]
-            return [list(patches) for patches in zip(*levels, strict=True)]
-
-        step = PretrainStep(self.extractor, self.projectors, self.centers, self.settings)
-        return self._step(clock, self.projectors, look_up, step.residuals)
+        scales = [1.0] * len(self.centers)
+        return self._step(
+            clock, self.projectors, self.patches.gather, lambda tokens, patches: match(tokens, patches, scales)
+        )
 
     def released(self, clock: Clock, *, need_weights: bool = True) -> float:
         """The same step as the released code makes it; see ``PublishedProjectors`` for ``need_weights``."""
 
-        def encode_anew() -> list[list[Tensor]]:
-            images = torch.stack([self.samples.load_normal(position) for position in self.references])
-            with autocast(self.extractor.device, self.settings.precision):
-                return [encode_references(self.extractor.encode, part) for part in images.chunk(len(self.positions))]
+        def encode_anew(references: Tensor) -> list[list[Tensor]]:
+            positions = [self.members[place] for place in references.flatten().tolist()]
+            images = torch.stack([self.samples.load_normal(position) for position in positions])
+            with autocast(self.extractor.device, self.precision):
+                return [encode_references(self.extractor.encode, part) for part in images.chunk(len(references))]
 
-        def match(tokens: list[Tensor], references: list[list[Tensor]]) -> list[Tensor]:
+        def match_each(tokens: list[Tensor], references: list[list[Tensor]]) -> list[Tensor]:
             images = len(references)
             return [
                 torch.cat(
@@ -129,29 +122,31 @@ class Bench:
                 for level, maps in enumerate(tokens)
             ]
 
-        return self._step(clock, PublishedProjectors(self.projectors, need_weights), encode_anew, match)
+        return self._step(clock, PublishedProjectors(self.projectors, need_weights), encode_anew, match_each)
 
-    def _step(self, clock: Clock, projectors: Any, references: Callable[[], Any], match: Callable[..., Any]) -> float:
+    def _step(self, clock: Clock, projectors: Any, look_up: Callable[..., Any], find: Callable[..., Any]) -> float:
         optimizer = torch.optim.Adam(self.projectors.parameters(), lr=0.0)
-        step = PretrainStep(self.extractor, projectors, self.centers, self.settings)
-        with clock("decode, augment"):
-            batch = self.collate([self.samples[Item(position, 0)] for position in self.positions])
-        with clock("backbone"):
-            tokens = step.encode(batch)
+        config, device = self.extractor.config, self.extractor.device
+        with clock("decode, crop"):
+            batch = self.collate([self.samples[item] for item in self.items])
+        with clock("augment"):
+            views = augment(batch.images.to(device), batch.augmentations)
+        with clock("backbone"), torch.no_grad(), autocast(device, self.precision):
+            tokens = self.extractor.encode(normalize(views, config.mean, config.std))
         with clock("references"):
-            patches = references()
+            patches = look_up(batch.references)
         with clock("match"), torch.no_grad():
-            residuals = match(tokens, patches)
-        with clock("project"), autocast(self.extractor.device, self.settings.precision):
+            residuals = find(tokens, patches)
+        with clock("project"), autocast(device, self.precision):
             features = projectors(residuals)
         with clock("loss"):
-            loss = step.loss(features, batch)
+            loss = sum(level_losses(features, batch.labels, self.centers))
         with clock("backward"):
-            loss.total.backward()
+            loss.backward()
         with clock("update"):
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return float(loss.total.detach())
+        return float(loss.detach())
 
 
 def report(clocks: dict[str, Clock]) -> str:

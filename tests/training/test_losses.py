@@ -17,9 +17,8 @@ from torch import Tensor
 from adpretrain_hf.errors import InputError
 from tests.processes import start
 from training import losses
-from training.centers import normal_statistics
-from training.distributed import process_group
-from training.losses import angle_loss, norm_loss
+from training.losses import angle_loss, level_losses, norm_loss
+from training.run.distributed import process_group
 
 QUICK = settings(max_examples=60, deadline=None, database=None)
 NORM_CASES = ("mixed", "nonormal", "noanomaly", "large", "tiny")
@@ -214,7 +213,7 @@ def test_shapes_that_do_not_belong_together_are_refused() -> None:
 
 
 def test_labels_must_be_bool() -> None:
-    with pytest.raises(InputError, match=r"labels of torch.int64, expected torch.bool"):
+    with pytest.raises(InputError, match=r"labels of torch.int64 .*, expected torch.bool"):
         norm_loss(torch.zeros(2, 4), torch.tensor([0, 1]))
 
 
@@ -283,53 +282,47 @@ def test_processes_share_the_work_and_agree(shared, block):
         torch.testing.assert_close(torch.cat([part[name][1] for part in found], dim=1), gradient)
 
 
-# Centres: the mean of all patches however they come in batches, and what has no mean
-
-
-def residuals(images: int, channels: int = 5, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return [
-        (scale * (1 + torch.randn(images, channels, 3, 4, generator=generator))).to(dtype) for scale in (0.1, 1.0, 30.0)
-    ]
+# Patches that are ignored, and both losses over the levels as a training step takes them
 
 
 @QUICK
-@given(sizes=st.lists(st.integers(1, 4), min_size=1, max_size=5), channels=st.integers(1, 6))
-def test_statistics_do_not_depend_on_the_batches(sizes: list[int], channels: int) -> None:
-    levels = residuals(sum(sizes), channels)
-    batches = zip(*(level.split(sizes) for level in levels), strict=True)
-    statistics = normal_statistics(batches)
-    assert statistics.mean_norms.shape == (3,) and len(statistics.centers) == 3
-    for level, center, norm in zip(levels, *statistics, strict=True):
-        rows = level.double().permute(0, 2, 3, 1).reshape(-1, channels)
-        assert center.dtype == torch.float32
-        torch.testing.assert_close(center, rows.mean(0).float(), atol=1e-7, rtol=1e-6)
-        torch.testing.assert_close(norm, rows.norm(dim=1).mean(), atol=0, rtol=1e-6)
+@given(batch=batches, ignored=st.integers(0, 2**24 - 1))
+def test_ignored_patches_are_as_if_they_were_not_there(batch: tuple, ignored: int) -> None:
+    first, second, labels = random_batch(*batch)
+    left_out = torch.tensor([bool(ignored >> place & 1) for place in range(len(labels))])
+    if left_out.all():
+        return
+    kept = [tensor[~left_out] for tensor in (first, second, labels)]
+    whole = angle_loss(first, second, labels, center=None, ignored=left_out) + norm_loss(
+        first, labels, ignored=left_out
+    )
+    torch.testing.assert_close(whole, angle_loss(*kept, center=None) + norm_loss(kept[0], kept[2]))
+    whole.backward()
+    assert not first.grad[left_out].any()
 
 
-def test_scaled_residuals_have_length_one_on_average() -> None:
-    levels = residuals(3)
-    scale = normal_statistics([levels]).residual_scale()
-    assert len(scale) == 3 and all(isinstance(one, float) for one in scale)
-    for level, factor in zip(levels, scale, strict=True):
-        assert (factor * level).norm(dim=1).mean().item() == pytest.approx(1, abs=1e-6)
+@pytest.mark.parametrize("ignored", [torch.zeros(4), torch.zeros(5, dtype=torch.bool)])
+def test_ignored_must_be_bool_and_of_every_patch(ignored: Tensor) -> None:
+    features, labels = torch.ones(4, 3), torch.zeros(4, dtype=torch.bool)
+    with pytest.raises(InputError, match=r"expected torch.bool of \(4,\)"):
+        norm_loss(features, labels, ignored=ignored)
 
 
-def test_many_half_precision_batches_add_up_without_drift() -> None:
-    level = torch.full((1, 2, 16, 16), 0.1, dtype=torch.bfloat16)
-    statistics = normal_statistics([level] for _ in range(3000))
-    assert torch.equal(statistics.centers[0], level[0, :, 0, 0].float())
-    assert statistics.mean_norms.item() == pytest.approx(level[0, :, 0, 0].float().norm().item(), rel=1e-6)
-
-
-def test_nothing_has_no_mean() -> None:
-    with pytest.raises(InputError, match="no residuals were given: expected those of at least one normal image"):
-        normal_statistics([])
-
-
-@pytest.mark.parametrize(("value", "text"), [(0.0, "0.0"), (float("nan"), "nan"), (float("inf"), "inf")])
-def test_residuals_without_a_length_are_refused(value: float, text: str) -> None:
-    levels = residuals(2)
-    levels[1] = torch.full_like(levels[1], value)
-    with pytest.raises(InputError, match=rf"level 1 are {text} long on average, expected a finite length > 0"):
-        normal_statistics([levels])
+def test_level_losses_are_those_of_every_level_and_view() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = [torch.randn(4, 6, 3, 5, generator=generator) for _ in range(3)]  # 2 B, C, h, w
+    labels = torch.randint(3, (2, 2, 3, 5), generator=generator).byte()
+    centers = torch.randn(3, 6, generator=generator)
+    angle, norm = level_losses(features, labels, centers, temperature=0.2, margin=0.5)
+    (anomalous, norm_anomalous), (ignored, norm_ignored) = (
+        (labels == 1).flatten(1).unbind(),
+        (labels == 2).flatten(1).unbind(),
+    )
+    expected_angle, expected_norm = torch.zeros(()), torch.zeros(())
+    for level, center in zip(features, centers, strict=True):
+        first, second = (view.permute(0, 2, 3, 1).flatten(0, 2) for view in level.chunk(2))
+        expected_angle += angle_loss(first, second, anomalous, center=center, temperature=0.2, ignored=ignored)
+        for view in (first, second):
+            expected_norm += norm_loss(view, norm_anomalous, margin=0.5, ignored=norm_ignored)
+    torch.testing.assert_close(angle, expected_angle)
+    torch.testing.assert_close(norm, expected_norm)

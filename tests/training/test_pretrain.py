@@ -30,7 +30,7 @@ from tests.tiny import save_tiny
 from training import synthetic
 from training.pretrain import main
 from training.push import main as push
-from training.settings import PretrainSettings, add_flags, differing, from_flags
+from training.settings import PretrainSettings, differing, parse
 
 OWNER = next(iter(TOKENS))
 VARIANTS = {"angle": "model.safetensors", "norm": "model.norm.safetensors"}
@@ -150,6 +150,25 @@ def test_needs_resume_to_go_on(whole, flags, capsys):
     assert "holds a run already: give --resume" in capsys.readouterr().err
 
 
+def test_goes_on_elsewhere(whole, flags, synthetic_set, tmp_path):
+    """Other workers, another place of the data and of the run: the same bits."""
+    run, moved = tmp_path / "run", shutil.copytree(synthetic_set, tmp_path / "moved")
+    words = ["--output", str(run), *flags]
+    stopper = threading.Thread(target=stop_after_checkpoint_of_epoch, args=(run, signal.SIGTERM))
+    stopper.start()
+    assert main(words) == 128 + signal.SIGTERM
+    stopper.join()
+    assert main([*words, "--resume", "--data", str(moved), "--workers", "0", "--no-cache-crops"]) == 0
+    assert_same_bits(whole, run)
+
+
+def test_does_not_go_on_with_other_data(whole, flags, tmp_path, capsys):
+    run = shutil.copytree(whole, tmp_path / "run")
+    other = synthetic.generate(tmp_path / "other", categories=2, normals=6, defects_per_family=1, progress=False)
+    assert main(["--output", str(run), "--resume", *flags, "--data", str(other)]) == 1
+    assert f"the run in {run} was begun with other data than --data {other}" in capsys.readouterr().err
+
+
 def test_refuses_to_go_on_with_other_settings(whole, flags, capsys):
     assert main(["--output", str(whole), "--resume", *flags, "--seed", "4"]) == 1
     assert "has other settings, so it cannot go on: --seed 0 -> 4" in capsys.readouterr().err
@@ -244,6 +263,73 @@ def test_push_of_an_unfinished_run(tmp_path, capsys):
     assert "is not finished: there is no bundle yet" in capsys.readouterr().err
 
 
+def test_a_start_that_was_refused_leaves_no_trace(flags, tmp_path, capsys):
+    words = ["--output", str(tmp_path / "run"), *flags, "--epochs", "1"]
+    assert main([*words, "--levels", "99"]) == 1
+    assert "99" in capsys.readouterr().err
+    assert main(words) == 0
+    (run,) = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert "--levels" not in run["command"]
+    assert "--levels" not in (tmp_path / "run" / "bundle" / "README.md").read_text()
+
+
+def test_levels_are_looked_at_before_data_are_drawn(tiny_folder, tmp_path, capsys):
+    words = ["--data", "synthetic", "--backbone", str(tiny_folder), "--levels", "99"]
+    assert main(["--output", str(tmp_path / "run"), *words]) == 1
+    assert "99" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unreadable_image_is_left_out_wherever_it_is_met(flags, synthetic_set, tmp_path, caplog):
+    data = shutil.copytree(synthetic_set, tmp_path / "data")
+    for folder in sorted((data / "realiad_256").iterdir()):  # of training and of validation, reference or not
+        path = min(folder.glob("OK/*/*.jpg"))
+        path.write_bytes(path.read_bytes()[:100])
+    assert main(["--output", str(tmp_path / "run"), *flags, "--data", str(data), "--epochs", "1"]) == 0
+    (epoch,) = json.loads((tmp_path / "run" / "metrics.json").read_text())["epochs"]
+    assert len(epoch["unreadable"]) == 1
+    assert "left out as a reference" in caplog.text
+    assert "left out of the validation" in caplog.text
+
+
+def test_ends_after_its_steps_or_its_time(flags, tmp_path):
+    for name, *limit in (("steps", "--max-steps", "3"), ("time", "--time-budget", "1e-9")):
+        assert main(["--output", str(tmp_path / name), *flags, *limit]) == 0
+        assert len(json.loads((tmp_path / name / "metrics.json").read_text())["epochs"]) == 1
+        assert ADPretrainFeatureExtractor.from_pretrained(tmp_path / name / "bundle", variant="norm").variant == "norm"
+    card = (tmp_path / "steps" / "bundle" / "README.md").read_text()
+    assert "3 steps of 8 images" in card
+
+
+def test_training_goes_on_from_a_bundle(whole, flags, tmp_path, capsys):
+    backbone = flags.index("--backbone")
+    rest = [*flags[:backbone], "--init-from", str(whole / "bundle"), *flags[backbone + 4 :]]
+    assert main(["--output", str(tmp_path / "run"), *rest, "--max-steps", "1", "--learning-rate", "1e-9"]) == 0
+    before, after = (ADPretrainFeatureExtractor.from_pretrained(run / "bundle") for run in (whole, tmp_path / "run"))
+    assert after.config.residual_scale == before.config.residual_scale
+    for name, tensor in before.projectors.state_dict().items():
+        torch.testing.assert_close(after.projectors.state_dict()[name], tensor, rtol=1e-2, atol=1e-4)
+
+
+def test_untrained_residuals_stand_beside_every_epoch(whole):
+    metrics = json.loads((whole / "metrics.json").read_text())
+    assert set(metrics["baseline"]) == {"PatchCore", "FeatureNorm"}
+    assert "| untrained | PatchCore |" in (whole / "bundle" / "README.md").read_text()
+
+
+def test_all_categories_are_trained_on_and_the_card_says_so(flags, tmp_path):
+    words = ["--output", str(tmp_path / "run"), *flags, "--max-steps", "1", "--all-categories"]
+    assert main(words) == 0
+    assert "They were trained on as well." in (tmp_path / "run" / "bundle" / "README.md").read_text()
+
+
+def test_the_cache_of_a_run_ends_with_it(whole, flags, tmp_path):
+    assert not (whole / "cache").exists()
+    words = [*flags, "--max-steps", "1", "--cache-folder", str(tmp_path / "cache")]
+    assert main(["--output", str(tmp_path / "run"), *words]) == 0
+    assert sorted(path.name.partition("-")[0] for path in (tmp_path / "cache").iterdir()) == ["crops", "references"]
+
+
 def test_errors_are_one_line(flags, tmp_path, capsys):
     assert main(["--output", str(tmp_path / "run"), *flags, "--categories", "nothing"]) == 1
     assert "pretrain: error: --categories names ['nothing'], expected some of" in capsys.readouterr().err
@@ -252,18 +338,16 @@ def test_errors_are_one_line(flags, tmp_path, capsys):
 # Settings: flags, JSON, and errors that name the flag
 
 
-def parse(*words: str) -> PretrainSettings:
-    parser = argparse.ArgumentParser()
-    add_flags(parser)
-    return from_flags(parser.parse_args(words))
+def read(*words: str) -> PretrainSettings:
+    return parse(argparse.ArgumentParser(), words)[1]
 
 
 def test_no_flags_are_the_defaults():
-    assert parse() == PretrainSettings()
+    assert read() == PretrainSettings()
 
 
 def test_flags_of_every_kind():
-    settings = parse(
+    settings = read(
         "--data",
         "a",
         "synthetic",
@@ -283,10 +367,39 @@ def test_flags_of_every_kind():
 
 def test_every_flag_has_help():
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add_flags(parser)
+    parse(parser, [])
     text = parser.format_help()
     for field in dataclasses.fields(PretrainSettings):
         assert f"--{field.name.replace('_', '-')}" in text
+
+
+def test_a_yaml_file_holds_settings_and_flags_win(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "resolution: 512\nlevels: [2, 4]\ndata: a\nnormalize-tokens: false\nlearning_rate: 1e-3\nepochs: 3\n"
+    )
+    expected = PretrainSettings(
+        levels=(2, 4), data=("a",), normalize_tokens=False, learning_rate=1e-3, epochs=5, resolution="512"
+    )
+    assert read("--config", str(file), "--epochs", "5") == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epoch: 3", r"run.yaml names \['epoch'\], which are no settings: expected some of \['accumulate'"),
+        ("epochs: many", "run.yaml: epochs is 'many', expected int"),
+        ("epochs: 2.5", "run.yaml: epochs is 2.5, expected int"),
+        ("balanced: 3", "run.yaml: balanced is 3, expected bool"),
+        ("levels: [a]", "run.yaml: levels is 'a', expected int"),
+        ("just text", "run.yaml holds 'just text', expected settings such as 'batch-size: 32'"),
+        ("a: [", "run.yaml cannot be read as YAML"),
+    ],
+)
+def test_a_yaml_file_with_mistakes_is_refused(tmp_path, text, message):
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read("--config", str(tmp_path / "run.yaml"))
 
 
 def test_settings_come_back_from_json():
@@ -301,7 +414,10 @@ def test_json_that_holds_no_settings_is_refused(text):
 
 
 def test_settings_that_differ_name_their_flags():
-    old, new = PretrainSettings(), PretrainSettings(batch_size=8, levels=(1,))
+    old, new = (
+        PretrainSettings(),
+        PretrainSettings(batch_size=8, levels=(1,), workers=7, device="cuda", data=("moved",)),
+    )
     assert differing(old, new) == ["--levels () -> (1,)", "--batch-size 32 -> 8"]
 
 
@@ -317,6 +433,13 @@ def test_settings_that_differ_name_their_flags():
         ({"precision": "float16"}, "--precision is 'float16', expected float32 or bfloat16"),
         ({"batch_size": 6, "accumulate": 4}, "--batch-size is 6, expected a multiple of accumulate=4"),
         ({"data": ()}, "--data is"),
+        ({"ema": 1.0}, "--ema is 1.0, expected a number from 0 to below 1"),
+        ({"patch_labels": "both"}, "--patch-labels is 'both', expected coverage or published"),
+        ({"tracker": "none of these"}, "--tracker is .*, expected one of tensorboard, wandb, mlflow, none"),
+        (
+            {"init_from": "org/bundle", "levels": (1,), "image_size": 32},
+            "expected no --image_size and --levels beside it",
+        ),
     ],
 )
 def test_settings_out_of_range_name_their_flag(change, message):

@@ -18,7 +18,7 @@ from tests.training.real_iad_tree import RealIADClass, pack_jsons
 from training.real_iad import FEATURES, load_real_iad, read_encoded
 
 API = HfApi(token="hf_owner")
-COLUMNS = ["image", "mask", "category", "view", "anomaly_class", "is_anomalous", "sample"]
+COLUMNS = ["image", "mask", "category", "view", "anomaly_class", "is_anomalous", "is_good", "sample"]
 
 
 @pytest.fixture
@@ -60,7 +60,11 @@ class TestFolder:
                 anomalous = code == "AK" and view < 3
                 row = {"image": {"bytes": None, "path": f"{stem}.jpg"}, "category": "ballast", "view": f"C{view}"}
                 row["mask"] = {"bytes": None, "path": f"{stem}.png"} if anomalous else None
-                row |= {"anomaly_class": "AK" if anomalous else "OK", "is_anomalous": anomalous}
+                row |= {
+                    "anomaly_class": "AK" if anomalous else "OK",
+                    "is_anomalous": anomalous,
+                    "is_good": code == "OK",
+                }
                 expected.append(row | {"sample": f"S000{sample}"})
         assert list(dataset) == expected
 

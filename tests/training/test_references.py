@@ -1,7 +1,9 @@
-"""References of a step: who may be one, encoded to the same bits in any company, drawn anew for every image."""
+"""References: who may be one, patches that are each image's own whatever happens, and matching against them."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +12,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
-from adpretrain_hf import ADPretrainFeatureExtractor
 from adpretrain_hf.errors import ImageError, InputError
 from adpretrain_hf.matching import nearest_residual, to_rows
 from tests.conftest import make_extractor
-from tests.tiny import save_tiny
-from tests.training.references import make_encoder
-from training.content_keys import content_keys
-from training.reference_cache import ReferenceCache
-from training.reference_encoding import ReferenceEncoder
-from training.reference_pool import ReferencePool
-from training.references import References
-from training.samples import Samples
-from training.settings import PretrainSettings
-from training.training_data import TrainingData, load_training_data
+from tests.processes import kill, start
+from training.references import NormalStatistics, ReferencePatches, ReferencePool, match, nearest_residuals
 
 # The pool: who is in it, what is drawn, and what is said where nothing can be
 
@@ -36,33 +29,36 @@ IMAGES = st.lists(
 
 
 def pool_of(images: list[tuple[str, str, bool]], **options: Any) -> ReferencePool:
-    """A pool of images, each given as category, view and whether it is anomalous."""
-    categories, views, is_anomalous = zip(*images, strict=True) if images else ((), (), ())
-    return ReferencePool(categories, views, is_anomalous, **options)
+    """A pool of images, each given as category, view and whether it is good."""
+    categories, views, is_good = zip(*images, strict=True) if images else ((), (), ())
+    return ReferencePool(categories, views, is_good, **options)
 
 
-def images(number: int, category: str = "bolt", view: str = "C1", anomalous: bool = False) -> list:
-    return [(category, view, anomalous)] * number
+def images(number: int, category: str = "bolt", view: str = "C1", good: bool = True) -> list:
+    return [(category, view, good)] * number
+
+
+def drawn(pool: ReferencePool, position: int, number: int, seed: int = 0) -> list[int]:
+    """The positions that are drawn for an image."""
+    return [pool.members[place] for place in pool.draw(position, number, np.random.default_rng(seed))]
 
 
 @given(IMAGES, st.integers(1, 6) | st.none(), st.integers(0, 3), st.integers(1, 8))
-def test_only_normal_images_of_the_same_category_and_view_are_drawn(given_images, pool_size, seed, number):
-    keys = {image[:2] for image in given_images}
-    normal = {key: [p for p, image in enumerate(given_images) if image == (*key, False)] for key in keys}
-    if not all(normal.values()):
-        with pytest.raises(InputError, match="no normal image"):
+def test_only_good_images_of_the_same_category_and_view_are_drawn(given_images, pool_size, seed, number):
+    kinds = {image[:2] for image in given_images}
+    good = {kind: [p for p, image in enumerate(given_images) if image == (*kind, True)] for kind in kinds}
+    if not all(good.values()):
+        with pytest.raises(InputError, match="no good image"):
             pool_of(given_images, pool_size=pool_size)
         return
     pool = pool_of(given_images, pool_size=pool_size, seed=seed)
-    members = pool.members
-    assert members == sorted(set(members))
-    for key, positions in normal.items():
-        own = [p for p in members if p in positions]
-        assert len(own) == min(len(positions), pool_size or len(positions))
-        for exclude in (None, *own):
-            drawn = pool.draw(*key, number, np.random.default_rng(seed), exclude=exclude)
-            assert len(drawn) == number and set(drawn) <= set(own)
-            assert exclude is None or exclude not in drawn or own == [exclude]
+    assert pool.members == pool.drawn == sorted(set(pool.members))
+    for position, image in enumerate(given_images):
+        own = [p for p in pool.members if p in good[image[:2]]]
+        assert len(own) == min(len(good[image[:2]]), pool_size or len(given_images))
+        found = drawn(pool, position, number, seed)
+        assert len(found) == number and set(found) <= set(own)
+        assert position not in found or own == [position]
 
 
 def test_a_pool_is_a_fixed_random_choice():
@@ -84,245 +80,195 @@ def test_two_views_choose_apart_and_other_categories_do_not_matter():
 
 def test_draws_are_with_replacement_uniform_and_follow_the_generator():
     pool = pool_of(images(5))
-    drawn = pool.draw("bolt", "C1", 20_000, np.random.default_rng(0), exclude=3)
-    assert drawn == pool.draw("bolt", "C1", 20_000, np.random.default_rng(0), exclude=3)
-    assert drawn != pool.draw("bolt", "C1", 20_000, np.random.default_rng(1), exclude=3)
-    shares = np.bincount(drawn, minlength=5) / 20_000
-    assert shares == pytest.approx([0.25, 0.25, 0.25, 0, 0.25], abs=0.02)
-    assert all(isinstance(position, int) for position in drawn)
+    found = drawn(pool, 3, 20_000)
+    assert found == drawn(pool, 3, 20_000)
+    assert found != drawn(pool, 3, 20_000, seed=1)
+    assert np.bincount(found, minlength=5) / 20_000 == pytest.approx([0.25, 0.25, 0.25, 0, 0.25], abs=0.02)
 
 
 def test_an_image_is_its_own_reference_only_where_it_is_alone():
-    assert pool_of(images(1)).draw("bolt", "C1", 3, np.random.default_rng(0), exclude=0) == [0, 0, 0]
-    assert pool_of(images(2)).draw("bolt", "C1", 3, np.random.default_rng(0), exclude=0) == [1, 1, 1]
-
-
-def test_an_anomalous_image_or_one_outside_the_pool_excludes_nothing():
-    pool = pool_of(images(1) + images(1, anomalous=True))
-    assert pool.draw("bolt", "C1", 2, np.random.default_rng(0), exclude=1) == [0, 0]
+    assert drawn(pool_of(images(1)), 0, 3) == [0, 0, 0]
+    assert drawn(pool_of(images(2)), 0, 3) == [1, 1, 1]
+    assert drawn(pool_of(images(1) + images(1, good=False)), 1, 2) == [0, 0]
 
 
 def test_a_pool_among_some_positions():
-    mixed = images(4) + images(2, "cap", anomalous=True)
+    mixed = images(4) + images(2, "cap", good=False)
     assert pool_of(mixed, among=[3, 1, 1]).members == [1, 3]
-    with pytest.raises(InputError, match=r"1 categories and views have no normal image .*: cap C1\."):
+    with pytest.raises(InputError, match=r"1 categories and views have no good image .*: cap C1\."):
         pool_of(mixed)
 
 
-def test_a_pool_without_what_cannot_be_read():
+def test_what_cannot_be_read_is_drawn_no_more():
     pool = pool_of(images(3) + images(1, "cap"))
-    smaller = pool.without([1])
-    assert smaller.members == [0, 2, 3] and pool.members == [0, 1, 2, 3]
-    assert set(smaller.draw("bolt", "C1", 50, np.random.default_rng(0))) == {0, 2}
-    with pytest.raises(InputError, match="no normal image to be a reference: cap C1"):
-        pool.without([3])
+    pool.leave_out([1])
+    assert pool.members == [0, 1, 2, 3] and pool.drawn == [0, 2, 3]
+    assert set(drawn(pool, 1, 50)) == {0, 2}
+    with pytest.raises(InputError, match="no good image to be a reference: cap C1"):
+        pool.leave_out([3])
 
 
 def test_a_pool_says_what_it_lacks():
     with pytest.raises(InputError, match=r"12 categories .*: bolt0 C1, .*, bolt9 C1 and 2 more"):
-        pool_of([(f"bolt{number}", "C1", True) for number in range(12)])
+        pool_of([(f"bolt{number}", "C1", False) for number in range(12)])
     with pytest.raises(InputError, match="got 2 categories, 1 views and 2 labels"):
-        ReferencePool(["a", "b"], ["C1"], [False, False])
+        ReferencePool(["a", "b"], ["C1"], [True, True])
     with pytest.raises(InputError, match="pool_size is 0, expected at least 1, or None"):
         pool_of(images(1), pool_size=0)
-    with pytest.raises(InputError, match="no references of category 'cap' and view 'C1'"):
-        pool_of(images(1)).draw("cap", "C1", 1, np.random.default_rng(0))
 
 
-# The encoder: the same bits in any company, errors that name the image
+# Patches: each image's own, encoded once, whatever was there before and whoever else encodes
 
 
-def random_encoder(extractor: Any, size: int = 32, **options: Any) -> ReferenceEncoder:
-    """An encoder of random images."""
-    images = torch.randn(20, 3, size, size, generator=torch.Generator().manual_seed(0))
-    return ReferenceEncoder(extractor, lambda position: images[position], **options)
+PICTURES = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+KEYS = [f"image {number}" for number in range(8)]
 
 
-def encoded(encoder: ReferenceEncoder, positions: list[int]) -> dict[int, Tensor]:
-    return dict(encoder.encode(positions))
+class Loads:
+    """Gives the pictures, and counts how often."""
+
+    def __init__(self, broken: Sequence[int] = ()) -> None:
+        self.positions: list[int] = []
+        self.broken = broken
+
+    def __call__(self, position: int) -> Tensor:
+        self.positions.append(position)
+        if position in self.broken:
+            raise ImageError(f"{position}.png cannot be read")
+        return PICTURES[position]
 
 
-def mix_the_batch(module: nn.Module, inputs: Any, maps: list[Tensor]) -> list[Tensor]:
-    """Makes tokens depend on the rest of the batch, as the order of sums can, but plainly."""
-    return [level + level.mean(0, keepdim=True) for level in maps]
+def patches_of(
+    backbone: Path, file: Path, load: Loads | None = None, keys: Sequence[str] = KEYS, **options: Any
+) -> ReferencePatches:
+    extractor = make_extractor(backbone, **options)
+    return ReferencePatches(extractor, load or Loads(), pool_of(images(8)), keys, file=file)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_encoded_patches_are_the_rounded_tokens(extractor, dtype):
-    encoder = random_encoder(extractor, dtype=dtype)
-    patches = encoded(encoder, [4, 2])
-    assert list(patches) == [4, 2] and encoder.shape == (4, 16, 32)
-    for position, own in patches.items():
-        image = encoder._load(position)[None]
-        expected = torch.stack([to_rows(level) for level in extractor.encode(image)]).to(dtype)
-        assert own.dtype == dtype and torch.equal(own, expected)
+def expected(backbone: Path, places: Sequence[int], **options: Any) -> list[Tensor]:
+    extractor = make_extractor(backbone, **options)
+    alone = [extractor.encode(PICTURES[place : place + 1]) for place in places]
+    return [torch.cat([to_rows(level) for level in levels]).half() for levels in zip(*alone, strict=True)]
 
 
-@pytest.mark.parametrize("batch_size", [1, 8])
-@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
-def test_encoded_bits_do_not_depend_on_the_company(extractor, batch_size, autocast):
-    encoder = random_encoder(extractor, batch_size=batch_size, autocast=autocast)
-    together, backwards = encoded(encoder, list(range(20))), encoded(encoder, list(range(20))[::-1])
-    for position in range(20):
-        (alone,) = encoded(encoder, [position]).values()
-        assert torch.equal(alone, together[position]) and torch.equal(alone, backwards[position])
+def test_gathered_patches_are_what_encoding_an_image_alone_gives(tiny_folder, tmp_path):
+    patches = patches_of(tiny_folder, tmp_path / "r.bin")
+    levels = patches.gather(torch.tensor([[3, 1, 3], [0, 7, 2]]))
+    assert [tuple(level.shape) for level in levels] == [(2, 3 * 16, 32)] * 4
+    for level, first, second in zip(
+        levels, expected(tiny_folder, [3, 1, 3]), expected(tiny_folder, [0, 7, 2]), strict=True
+    ):
+        assert torch.equal(level, torch.stack([first, second]))
 
 
-def test_batches_are_given_up_where_rows_depend_on_each_other(extractor, caplog):
-    assert random_encoder(extractor, batch_size=1).batch_size == 1 and not caplog.records
-    extractor.backbone.register_forward_hook(mix_the_batch)
-    encoder = random_encoder(extractor, batch_size=8)
-    assert encoder.batch_size == 1 and "one by one: in batches of 8" in caplog.text
-    together = encoded(encoder, [1, 2, 3])
-    assert all(torch.equal(encoded(encoder, [p])[p], together[p]) for p in (1, 2, 3))
+def test_a_later_start_encodes_only_what_has_changed(tiny_folder, tmp_path):
+    first = patches_of(tiny_folder, tmp_path / "r.bin", loads := Loads())
+    assert sorted(loads.positions) == list(range(8))
+    again = patches_of(tiny_folder, tmp_path / "r.bin", loads := Loads(), [*KEYS[:5], "touched", *KEYS[6:]])
+    assert loads.positions == [5]
+    index = torch.arange(8)[None]
+    assert all(map(torch.equal, first.gather(index), again.gather(index)))
+    assert len(list(tmp_path.iterdir())) == 1
 
 
-def pixels_alone(module: nn.Module, inputs: tuple[Tensor], maps: list[Tensor]) -> list[Tensor]:
-    """Tokens that are the patches' corner pixels: no sum, whose order could depend on the batch."""
-    return [inputs[0][:, :1, ::8, ::8].expand_as(level) for level in maps]
+@pytest.mark.parametrize("change", [{"image_size": 64}, {"layers": (1, 2)}, {"normalize_tokens": False}])
+def test_another_extractor_is_not_served_from_the_old_file(tiny_folder, tmp_path, change, monkeypatch):
+    patches_of(tiny_folder, tmp_path / "r.bin")
+    monkeypatch.setattr(
+        "tests.training.test_references.PICTURES", torch.randn(8, 3, *[change.get("image_size", 32)] * 2)
+    )
+    patches = patches_of(tiny_folder, tmp_path / "r.bin", loads := Loads(), **change)
+    assert sorted(loads.positions) == list(range(8))
+    for level, alone in zip(patches.gather(torch.tensor([[4]])), expected(tiny_folder, [4], **change), strict=True):
+        assert torch.equal(level[0], alone)
 
 
-def test_batches_are_used_where_rows_are_independent_and_filled_up(extractor):
-    sizes = []
-    extractor.backbone.register_forward_hook(pixels_alone)
-    encoder = random_encoder(extractor, batch_size=8)
-    assert encoder.batch_size == 8
-    extractor.backbone.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
-    assert len(encoded(encoder, list(range(11)))) == 11
-    assert sizes == [8, 8]
+def test_images_that_cannot_be_read_are_drawn_no_more(tiny_folder, tmp_path, caplog):
+    extractor, pool = make_extractor(tiny_folder), pool_of(images(8))
+    ReferencePatches(extractor, Loads(broken=(2, 6)), pool, KEYS, file=tmp_path / "r.bin")
+    assert pool.drawn == [0, 1, 3, 4, 5, 7]
+    assert "left out as a reference: 2.png cannot be read" in caplog.text
 
 
-def test_the_callers_autocast_and_gradients_do_not_matter(extractor):
-    encoder = random_encoder(extractor)
-    plain = encoded(encoder, [0])[0]
-    with torch.autocast("cpu", torch.bfloat16), torch.enable_grad():
-        assert torch.equal(encoded(encoder, [0])[0], plain)
-    assert not plain.requires_grad
-    assert not torch.equal(encoded(random_encoder(extractor, autocast=torch.bfloat16), [0])[0], plain)
+def fill(backbone: Path, file: Path) -> None:
+    patches_of(backbone, file)
 
 
-def test_fingerprint_tells_apart_what_gives_other_bits(tmp_path, tiny_folder, extractor):
-    changed_in_memory = make_extractor(tiny_folder)
-    with torch.no_grad():
-        next(changed_in_memory.backbone.parameters()).add_(1)
-    encoders = [
-        random_encoder(extractor),
-        random_encoder(extractor, dtype=torch.bfloat16),
-        random_encoder(extractor, autocast=torch.bfloat16),
-        random_encoder(make_extractor(tiny_folder, image_size=64)),
-        random_encoder(make_extractor(tiny_folder, layers=(1, 2))),
-        random_encoder(make_extractor(tiny_folder, normalize_tokens=False)),
-        random_encoder(make_extractor(tiny_folder).double()),
-        random_encoder(make_extractor(save_tiny(tmp_path / "other", seed=1))),
-        random_encoder(changed_in_memory),
-    ]
-    fingerprints = [encoder.fingerprint for encoder in encoders]
-    assert len(set(fingerprints)) == len(encoders)
-    other_projectors = make_extractor(tiny_folder, seed=5)
-    assert random_encoder(other_projectors).fingerprint == fingerprints[0]
+def test_killed_while_it_encodes_it_goes_on(tiny_folder, tmp_path):
+    whole = patches_of(tiny_folder, tmp_path / "whole.bin").gather(torch.arange(8)[None])
+    for _ in range(3):
+        process = start(fill, tiny_folder, tmp_path / "r.bin")
+        while not (tmp_path / "r.bin").exists() and process.is_alive():
+            process.join(0.002)
+        kill(process)
+    assert all(map(torch.equal, patches_of(tiny_folder, tmp_path / "r.bin").gather(torch.arange(8)[None]), whole))
 
 
-def test_an_unreadable_image_is_named(tiny_folder, image_folder):
-    for path in (image_folder / "sub").iterdir():
-        path.rename(image_folder / path.name)
-    (image_folder / "sub").rmdir()
-    (image_folder / "1.png").write_bytes(b"no image")
-    encoder = make_encoder(tiny_folder, image_folder)
-    with pytest.raises(ImageError, match=r"1.png cannot be read"):
-        encoded(encoder, [0, 1, 2])
-    errors: list[tuple[int, str]] = []
-    left = dict(encoder.encode([0, 1, 2], lambda position, error: errors.append((position, str(error)))))
-    assert list(left) == [0, 2] and errors[0][0] == 1 and "1.png" in errors[0][1]
+def test_two_processes_may_fill_one_file(tiny_folder, tmp_path):
+    whole = patches_of(tiny_folder, tmp_path / "whole.bin").gather(torch.arange(8)[None])
+    processes = [start(fill, tiny_folder, tmp_path / "r.bin") for _ in range(2)]
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    found = patches_of(tiny_folder, tmp_path / "r.bin", loads := Loads()).gather(torch.arange(8)[None])
+    assert not loads.positions
+    assert all(map(torch.equal, found, whole))
 
 
-def test_a_file_that_cannot_be_opened_is_an_image_error(extractor, tmp_path: Path):
-    encoder = ReferenceEncoder(extractor, lambda position: torch.load(tmp_path / "gone.pt"))
-    with pytest.raises(ImageError, match=r"reference image 3 cannot be read: .*gone.pt"):
-        encoded(encoder, [3])
-
-
-def test_an_encoder_says_what_it_cannot_take(extractor):
-    with pytest.raises(InputError, match="dtype is torch.int8, expected one of"):
-        random_encoder(extractor, dtype=torch.int8)
-    with pytest.raises(InputError, match="batch_size is 0, expected at least 1"):
-        random_encoder(extractor, batch_size=0)
-    with pytest.raises(InputError, match=r"images of shapes \[\(3, 40, 40\)\], expected \(3, 32, 32\)"):
-        encoded(random_encoder(extractor, size=40), [0])
-
-
-def test_tokens_that_float16_cannot_hold_are_refused(tiny_folder):
+def test_tokens_that_float16_cannot_hold_are_refused(tiny_folder, tmp_path):
     extractor = make_extractor(tiny_folder, normalize_tokens=False)
     extractor.backbone.register_forward_hook(lambda module, inputs, maps: [1e5 * level for level in maps])
-    with pytest.raises(InputError, match=r"image 2 do not fit torch.float16, .*use bfloat16"):
-        encoded(random_encoder(extractor), [2])
-    assert encoded(random_encoder(extractor, dtype=torch.bfloat16), [2])[2].isfinite().all()
+    with pytest.raises(InputError, match=r"image 0 do not fit torch.float16, .*use --normalize-tokens"):
+        ReferencePatches(extractor, Loads(), pool_of(images(8)), KEYS, file=tmp_path / "r.bin")
 
 
-# Of a step: the same in any batch and process, of the image's own kind, never the image itself
+# Matching: the choice and the numbers of the package's, for all images at once
 
 
-@pytest.fixture(scope="module")
-def data(synthetic_set) -> TrainingData:
-    return load_training_data(PretrainSettings(data=(str(synthetic_set),), resolution="256"), Path("unused"))
+@pytest.mark.parametrize("at_a_time", [2**28, 1])
+def test_every_image_is_compared_with_its_own_references(monkeypatch, at_a_time):
+    monkeypatch.setattr("training.references._SIMILARITIES", at_a_time)
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(6, 5, 2, 4, generator=generator)  # 2 B, C, h, w
+    references = torch.randn(3, 7, 5, generator=generator).half()
+    (got,) = match([maps], [references], [2.0])
+    for view, image in itertools.product(range(2), range(3)):
+        row = 3 * view + image
+        alone = nearest_residual(maps[row : row + 1], references[image].float())
+        torch.testing.assert_close(got[row : row + 1], 2 * alone)
 
 
-def make_references(data: TrainingData, backbone: Path, **changes) -> tuple[References, ReferenceCache]:
-    settings = PretrainSettings(**({"references": (1, 3), "seed": 5} | changes))
-    extractor = ADPretrainFeatureExtractor.from_backbone(str(backbone), image_size=64, num_reference_tokens=8)
-    samples = Samples(data.dataset, data.positions, extractor.config)
-    columns = (data.dataset[name] for name in ("category", "view", "is_anomalous"))
-    pool = ReferencePool(*columns, among=data.positions)
-    encoder = ReferenceEncoder(extractor, samples.load_normal, dtype=torch.float32)
-    cache = ReferenceCache(encoder, content_keys(data.dataset["image"]), memory_bytes=10**8)
-    return References(data, pool, cache, settings), cache
+def test_products_are_of_float32_whatever_autocast_says():
+    queries, references = torch.randn(2, 9, 64), torch.randn(2, 33, 64).half()
+    plain = nearest_residuals(queries, references)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(nearest_residuals(queries, references), plain)
 
 
-def test_references_do_not_depend_on_the_rest_of_the_batch(data, tiny_folder):
-    references, _ = make_references(data, tiny_folder)
-    positions = data.positions[:6]
-    together = references.draw(positions, 2, 7)
-    for position, own in zip(positions, together, strict=True):
-        (alone,) = make_references(data, tiny_folder)[0].draw([position], 2, 7)
-        assert all(torch.equal(one, other) for one, other in zip(own, alone, strict=True))
+def test_a_reference_of_length_zero_is_not_nearest():
+    references = torch.cat([torch.zeros(1, 1, 4), torch.ones(1, 1, 4)], dim=1).half()
+    assert not nearest_residuals(torch.ones(1, 3, 4), references).any()
 
 
-def test_numbers_are_drawn_for_each_step_and_images_anew_for_each_epoch(data, tiny_folder):
-    references, _ = make_references(data, tiny_folder)
-    rows = [len(references.draw(data.positions[:1], 0, step)[0][0]) // 64 for step in range(20)]
-    assert set(rows) == {1, 3}
-    fixed, _ = make_references(data, tiny_folder, references=(3,))
-    first, second = (fixed.draw(data.positions[:4], epoch, 0) for epoch in (0, 1))
-    assert any(not torch.equal(one[0], other[0]) for one, other in zip(first, second, strict=True))
+# Statistics: of the pool's images against others, in closed form
 
 
-def test_references_are_normal_images_of_the_same_kind_and_never_the_image_itself(data, tiny_folder):
-    references, cache = make_references(data, tiny_folder, references=(2,))
-    rows = data.dataset.select(data.positions)
-    for position, row in list(zip(data.positions, rows, strict=True))[:8]:
-        kin = [
-            other
-            for other, its in zip(data.positions, rows, strict=True)
-            if other != position and its["view"] == row["view"] and not its["is_anomalous"]
-        ]
-        allowed = [cache.get([other])[0] for other in kin]
-        (own,) = references.draw([position], 0, 0)
-        for part in own[0].chunk(2):
-            assert any(torch.equal(part, patches) for patches in allowed)
+def test_statistics_are_the_means_over_all_patches(tiny_folder, tmp_path):
+    patches = patches_of(tiny_folder, tmp_path / "r.bin")
+    statistics = patches.statistics(seed=3)
+    from training.seeds import generator
+
+    residuals: list[list[Tensor]] = []
+    for position in range(8):
+        others = patches._pool.draw(position, 4, generator(3, "center", position))
+        own, references = expected(tiny_folder, [position]), expected(tiny_folder, others.tolist())
+        residuals.append([nearest_residuals(o[None], r[None])[0] for o, r in zip(own, references, strict=True)])
+    for level, rows in enumerate(zip(*residuals, strict=True)):
+        torch.testing.assert_close(statistics.centers[level], torch.cat(rows).mean(dim=0))
+        assert statistics.mean_norms[level] == pytest.approx(float(torch.cat(rows).norm(dim=1).mean()))
 
 
-def test_measured_scale_makes_normal_residuals_one_long(data, tiny_folder):
-    references, cache = make_references(data, tiny_folder)
-    centers, scale = references.measure()
-    residuals = list(references.normal_residuals())
-    for level, (factor, center) in enumerate(zip(scale, centers, strict=True)):
-        rows = factor * torch.cat([residual[level][0, :, 0].T for residual in residuals])
-        assert rows.norm(dim=1).mean().item() == pytest.approx(1, rel=1e-5)
-        torch.testing.assert_close(rows.mean(dim=0), center, rtol=1e-4, atol=1e-5)
-    unscaled = make_references(data, tiny_folder, scale_residuals=False)[0].measure()
-    assert unscaled[1] == [1.0] * 4
-    torch.testing.assert_close(unscaled[0][2] * scale[2], centers[2], rtol=1e-4, atol=1e-5)
-    assert (
-        nearest_residual(cache.get([data.positions[0]])[0].T[None, :, None], cache.get([data.positions[0]])[0])
-        .eq(0)
-        .all()
-    )
+@pytest.mark.parametrize(("value", "text"), [(0.0, "0.0"), (float("nan"), "nan"), (float("inf"), "inf")])
+def test_residuals_without_a_length_are_refused(value, text):
+    with pytest.raises(InputError, match=rf"normal residuals of level 1 are {text} long on average, expected a finite"):
+        NormalStatistics.of(torch.zeros(2, 3), [1.0, value])

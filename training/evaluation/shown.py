@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from adpretrain_hf.images import Preprocessor, read_image
+from training.data.samples import published_labels
 from training.evaluation.cells import Cell
 from training.evaluation.data_sets import Sample
 from training.evaluation.measure import Predicted
 from training.evaluation.results import PatchSample, Shown
 from training.metrics import pixel_auroc
-from training.views import patch_labels_by_count
 
 _BEST, _WORST = 2, 2
 _PATCHES = 300  # of each kind
@@ -68,7 +68,7 @@ def sample_patches(cell: Cell, features: Tensor, masks: np.ndarray, patch_size: 
         masks: (N, S, S), bool.
         patch_size: in pixels.
     """
-    labels = patch_labels_by_count(torch.from_numpy(masks), patch_size).flatten().numpy()
+    labels = published_labels(torch.from_numpy(masks), patch_size)[0].bool().flatten().numpy()
     rows = features.permute(0, 2, 3, 1).flatten(0, 2)
     random = np.random.default_rng(cell.seed)
     kinds = [np.flatnonzero(labels == kind) for kind in (False, True)]

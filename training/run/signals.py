@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 from types import FrameType
 
@@ -15,22 +17,27 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal = 0
+        self._over = multiprocessing.Event()
 
     def __enter__(self) -> StopRequest:
         self._before = {one: signal.signal(one, self._note) for one in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._over.set()
         for one, handler in self._before.items():
             signal.signal(one, handler)
+
+    def leave_to_parent(self, worker: int = 0) -> None:
+        """Lets a data worker ignore signals that all processes get, while the loop still needs its last batches."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, self._end_if_over)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number
 
-
-def leave_to_parent(worker: int = 0) -> None:
-    """Lets a data worker ignore signals: a terminal sends them to all, and the loop still needs its last batches."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    def _end_if_over(self, number: int, frame: FrameType | None) -> None:
+        if self._over.is_set():
+            os._exit(0)

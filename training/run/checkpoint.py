@@ -29,18 +29,31 @@ class Progress:
         step: optimiser steps of this epoch that are done.
         history: one record for every epoch that is done.
         best: for every variant, the epoch that it was taken from and its score.
+        baseline: validation scores of the untrained residuals, by detector and metric.
         residual_scale: of the extractor's configuration, measured when the run began.
+        data: digest of the images' names; a run goes on with the same data, wherever they lie.
+        steps_done: optimiser steps of all epochs.
+        seconds: of training so far, over all starts.
     """
 
     epoch: int = 0
     step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, dict[str, float]] = field(default_factory=dict)
+    baseline: dict[str, dict[str, float]] = field(default_factory=dict)
     residual_scale: list[float] = field(default_factory=list)
+    data: str = ""
+    steps_done: int = 0
+    seconds: float = 0.0
 
 
 def save_checkpoint(
-    path: Path, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer, centers: list[Tensor]
+    path: Path,
+    progress: Progress,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    centers: Tensor,
+    averaged: nn.Module | None = None,
 ) -> None:
     """Writes a checkpoint; the one that was there stays whole until the new one is.
 
@@ -49,7 +62,8 @@ def save_checkpoint(
         progress: where the run stands.
         model: whose weights are trained.
         optimizer: its state per parameter is kept; its learning rate is a function of the step.
-        centers: L x (C,), the normal centres.
+        centers: (L, C), the normal centres.
+        averaged: the moving average of the weights, if there is one.
 
     Raises:
         OSError: it cannot be written, for example because the disk is full; the one that was there is untouched.
@@ -57,8 +71,9 @@ def save_checkpoint(
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for number, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": torch.as_tensor(value) for name, value in state.items()}
-    tensors |= {f"center.{level}": center for level, center in enumerate(centers)}
-    tensors |= _random_tensors()
+    if averaged is not None:
+        tensors |= {f"averaged.{name}": tensor for name, tensor in averaged.state_dict().items()}
+    tensors |= {"centers": centers} | _random_tensors()
     # Copies, for safetensors refuses tensors that share memory.
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     scalars = {name: value for name, value in _numpy_state().items() if name != "key"}
@@ -67,8 +82,10 @@ def save_checkpoint(
         save_file(tensors, temporary, metadata={_FORMAT: json.dumps(about)})
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Progress, list[Tensor]]:
-    """Puts a checkpoint's state into model, optimiser and random generators; returns progress and centres (C,).
+def load_checkpoint(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, averaged: nn.Module | None = None
+) -> tuple[Progress, Tensor]:
+    """Puts a checkpoint's state into models, optimiser and random generators; returns progress and centres (L, C).
 
     Raises:
         InputError: not a checkpoint, damaged, or of another model.
@@ -79,12 +96,12 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         model.load_state_dict(_below(tensors, "model."))
         optimizer.load_state_dict(_optimizer_state(optimizer, _below(tensors, "optimizer.")))
+        if averaged is not None:
+            averaged.load_state_dict(_below(tensors, "averaged."))
         _restore_random(tensors, about)
-        progress = Progress(**about["progress"])
+        return Progress(**about["progress"]), tensors["centers"]
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise InputError(f"{path} is not a checkpoint of this run: {error}") from error
-    centers = _below(tensors, "center.")
-    return progress, [centers[str(level)] for level in range(len(centers))]
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -11,9 +11,8 @@ import torch
 from torch import nn
 
 from adpretrain_hf.errors import InputError
-from training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from training.reporting import Reporter
-from training.step import StepLoss
+from training.run.checkpoint import Progress, load_checkpoint, save_checkpoint
+from training.run.reporting import Reporter
 
 
 def make(seed: int = 0) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -30,7 +29,7 @@ def advance(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> N
 
 
 PROGRESS = Progress(epoch=2, step=5, history=[{"loss": 1.5}], best={"angle": 0.7}, residual_scale=[1.25, 0.1])
-CENTERS = [torch.arange(3.0), torch.ones(3)]
+CENTERS = torch.arange(6.0).view(2, 3)
 
 
 @pytest.fixture
@@ -49,15 +48,15 @@ def test_a_checkpoint_goes_on_bit_by_bit(saved):
     progress, centers = load_checkpoint(path, other, its_optimizer)
     advance(other, its_optimizer, 4)
     assert progress == PROGRESS
-    assert all(torch.equal(a, b) for a, b in zip(centers, CENTERS, strict=True))
+    assert torch.equal(centers, CENTERS)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
     assert (np.random.random(3).tolist(), random.random()) == after
 
 
 def test_a_checkpoint_before_the_first_step(tmp_path):
     model, optimizer = make()
-    save_checkpoint(tmp_path / "c.safetensors", Progress(), model, optimizer, [])
-    assert load_checkpoint(tmp_path / "c.safetensors", *make(1)) == (Progress(), [])
+    save_checkpoint(tmp_path / "c.safetensors", Progress(), model, optimizer, CENTERS)
+    assert load_checkpoint(tmp_path / "c.safetensors", *make(1))[0] == Progress()
 
 
 def test_a_checkpoint_of_another_model_is_refused(saved):
@@ -80,9 +79,9 @@ def test_a_failed_write_leaves_the_last_checkpoint(saved, monkeypatch):
     def fail(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("training.checkpoint.save_file", fail)
+    monkeypatch.setattr("training.run.checkpoint.save_file", fail)
     with pytest.raises(OSError, match="checkpoint.safetensors cannot be written: .*No space left"):
-        save_checkpoint(path, Progress(), model, optimizer, [])
+        save_checkpoint(path, Progress(), model, optimizer, CENTERS)
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
@@ -96,7 +95,7 @@ def test_images_per_second_leave_validation_out(tmp_path, monkeypatch):
     with Reporter(tmp_path, total=64) as reporter:
         for _ in range(2):
             now += 4
-            reporter.step(StepLoss(*[torch.tensor(1.0)] * 3), 32)
+            reporter.step(torch.ones(3), 32)
         reporter.end_steps()
         now += 100  # validation
         assert reporter.end_epoch(0, {})["images_per_second"] == pytest.approx(8)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch import distributed as dist
+
+from adpretrain_hf.images import default_device
 
 # The first process validates and fills the cache while the others wait.
 _PATIENCE = timedelta(hours=6)
@@ -23,8 +25,11 @@ def process_group() -> Iterator[None]:
         yield
         return
     # gloo carries what the processes agree on beside the GPUs' work, without waiting for it.
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=_PATIENCE)
+    # nccl wants a GPU for each process; gloo lets several share one, slowly, which is enough to try things out.
+    own_gpus = torch.cuda.is_available() and _local("LOCAL_WORLD_SIZE", 1) <= torch.cuda.device_count()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(_local("LOCAL_RANK", 0) % torch.cuda.device_count())
+    dist.init_process_group("cpu:gloo,cuda:nccl" if own_gpus else "gloo", timeout=_PATIENCE)
     try:
         yield
     finally:
@@ -42,12 +47,12 @@ def world_size() -> int:
 
 
 def local_device(name: str) -> torch.device:
-    """The device of this process: ``name`` if it is given, else its own GPU, else the CPU."""
-    if name:
-        return torch.device(name)
-    return (
-        torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
-    )
+    """The device of this process: ``name`` if it is given, else the GPU if there is one, else the CPU.
+
+    ``"cuda"`` is each process's own GPU.
+    """
+    device = torch.device(name or default_device())
+    return torch.device("cuda", torch.cuda.current_device()) if device == torch.device("cuda") else device
 
 
 def wait_for_all() -> None:
@@ -57,11 +62,39 @@ def wait_for_all() -> None:
 
 def anyone(flag: bool) -> bool:
     """Whether the flag is set in any process; all must call it."""
+    return totals(int(flag))[0] > 0
+
+
+def totals(*numbers: int) -> list[int]:
+    """Sums over the processes; all must call it. On the CPU: no GPU is waited for."""
     if not dist.is_initialized():
-        return flag
-    shared = torch.tensor([flag], dtype=torch.int32)
-    dist.all_reduce(shared, dist.ReduceOp.MAX)
-    return bool(shared)
+        return list(numbers)
+    shared = torch.tensor(numbers)
+    dist.all_reduce(shared)
+    return shared.tolist()
+
+
+def union(own: Sequence[Any]) -> list[Any]:
+    """What any process has, in the order of the processes; all must call it."""
+    if not dist.is_initialized():
+        return list(own)
+    parts: list[Any] = [None] * world_size()
+    dist.all_gather_object(parts, list(own))
+    return list(dict.fromkeys(one for part in parts for one in part))
+
+
+def sharers(of_machine: bool) -> tuple[int, int]:
+    """This process's number among those that share a work, and theirs: of this machine alone, or of all."""
+    if not of_machine or not dist.is_initialized():
+        return rank(), world_size()
+    return _local("LOCAL_RANK", 0), _local("LOCAL_WORLD_SIZE", 1)
+
+
+def broadcast_shares(rows: Tensor | None, shares: Sequence[Tensor]) -> None:
+    """Gives every process the rows that the others have made: those of ``shares[rank]``, each a range of places."""
+    for source, places in enumerate(shares if world_size() > 1 else ()):
+        if rows is not None and len(places):
+            dist.broadcast(rows[places[0] : places[-1] + 1], source)
 
 
 def gather_rows(rows: Tensor) -> Tensor:
@@ -96,6 +129,10 @@ def sum_of_all(own: Tensor) -> Tensor:
 def own_part(rows: Tensor) -> Tensor:
     """This process's share of rows that all have: (N, ...) -> (about N / world size, ...), together all of them."""
     return rows.tensor_split(world_size())[rank()]
+
+
+def _local(name: str, default: int) -> int:
+    return int(os.environ.get(name, default))
 
 
 class _ExchangeRows(torch.autograd.Function):

@@ -1,0 +1,230 @@
+"""SlotFile: what is read is what was written, whatever happened in between."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from adpretrain_hf.errors import InputError
+from tests.processes import kill, start
+from training.data.slots import SlotFile, content_keys
+
+SHAPE = (2, 3, 4)
+KEY = "image 1"
+
+
+def open_file(path: Path | None, **changes: Any) -> SlotFile:
+    return SlotFile(
+        path, **({"identity": "one backbone", "slots": 10, "shape": SHAPE, "dtype": torch.float16} | changes)
+    )
+
+
+def values(seed: int, shape: tuple[int, ...] = SHAPE, dtype: torch.dtype = torch.float16) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("named", [True, False])
+def test_what_is_written_is_read(tmp_path: Path, dtype: torch.dtype, named: bool) -> None:
+    file = open_file(tmp_path / "new" / "a.bin" if named else None, dtype=dtype)
+    assert [file.read(slot, KEY) for slot in range(10)] == [None] * 10
+    for slot in (7, 0, 9):
+        assert torch.equal(file.write(slot, KEY, values(slot, dtype=dtype)), values(slot, dtype=dtype))
+    for slot in range(10):
+        found = file.read(slot, KEY)
+        assert found is None if slot not in (7, 0, 9) else torch.equal(found, values(slot, dtype=dtype))
+
+
+def test_another_object_sees_it_at_once(tmp_path: Path) -> None:
+    first, second = open_file(tmp_path / "a.bin"), open_file(tmp_path / "a.bin")
+    first.write(4, KEY, values(4))
+    assert torch.equal(second.read(4, KEY), values(4)) and second.read(5, KEY) is None
+
+
+def test_it_is_sparse_and_a_temporary_one_has_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_file(tmp_path / "a.bin", slots=10**6, shape=(4, 256, 64)).write(0, KEY, values(0, (4, 256, 64)))
+    status = (tmp_path / "a.bin").stat()
+    assert status.st_size > 1e11 and status.st_blocks * 512 < 1e6
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    open_file(None).write(0, KEY, values(0))
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+def test_a_slot_counts_only_with_its_entry_and_intact(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "a.bin"
+    open_file(path).write(3, KEY, values(3))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:32] + bytes(160) + whole[192:])  # killed before the entry was written
+    assert open_file(path).read(3, KEY) is None and not caplog.records
+    start = len(whole) - 7 * 48
+    for torn in (start, start + 47, 32 + 3 * 16 + 9):  # a page that did not reach the disk, a bad block, half an entry
+        path.write_bytes(whole[:torn] + bytes([whole[torn] ^ 255]) + whole[torn + 1 :])
+        file = open_file(path)
+        assert file.read(3, KEY) is None
+        assert "slot 3 are damaged" in caplog.text
+        assert torch.equal(file.write(3, KEY, values(3)), values(3)) and path.read_bytes() == whole
+
+
+def test_threads_make_and_fill_it_at_the_same_time(tmp_path: Path) -> None:
+    barrier, errors = threading.Barrier(8), []
+
+    def fill() -> None:
+        try:
+            barrier.wait()
+            file = open_file(tmp_path / "a.bin")
+            for slot in np.random.default_rng().permutation(10).tolist():
+                found = file.read(slot, KEY)
+                errors.extend([] if found is None or torch.equal(found, values(slot)) else [slot])
+                file.write(slot, KEY, values(slot))
+        except InputError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=fill) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert all(torch.equal(open_file(tmp_path / "a.bin").read(slot, KEY), values(slot)) for slot in range(10))
+
+
+MANY = {"slots": 80, "shape": (2**20,)}
+
+
+def fill_many(path: Path) -> None:
+    file = open_file(path, **MANY)
+    for slot in range(80):
+        file.write(slot, KEY, torch.full((2**20,), slot + 1.0, dtype=torch.float16))
+
+
+def test_killed_at_any_moment_no_half_slot_counts(tmp_path: Path) -> None:
+    counts, random = [], np.random.default_rng(0)
+    for number in range(4):
+        path = tmp_path / f"{number}.bin"
+        writer = start(fill_many, path)
+        while not path.exists():
+            time.sleep(0.001)
+        time.sleep(random.uniform(0, 0.1))
+        kill(writer)
+        file = open_file(path, **MANY)
+        found = [file.read(slot, KEY) for slot in range(80)]
+        counts.append(sum(one is not None for one in found))
+        assert all(one is None or bool((one == slot + 1).all()) for slot, one in enumerate(found))
+        path.unlink()
+    assert min(counts) < 80
+
+
+def test_a_file_of_other_contents_is_begun_anew(tmp_path: Path) -> None:
+    for changes in ({"identity": "another backbone"}, {"shape": (4, 3, 4)}, {"slots": 11}, {"dtype": torch.bfloat16}):
+        open_file(tmp_path / "a.bin").write(0, KEY, values(0))
+        changed = open_file(tmp_path / "a.bin", **changes)
+        assert changed.read(0, KEY) is None
+        assert (tmp_path / "a.bin").stat().st_blocks * 512 <= 8192
+    open_file(tmp_path / "a.bin").write(0, KEY, values(0))
+    os.truncate(tmp_path / "a.bin", 4000)
+    assert open_file(tmp_path / "a.bin").read(0, KEY) is None
+
+
+def test_an_image_that_has_changed_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
+    file = open_file(tmp_path / "a.bin")
+    file.write(2, "image 1, 5 bytes", values(1))
+    assert open_file(tmp_path / "a.bin").read(2, "image 1, 6 bytes") is None
+    size = (tmp_path / "a.bin").stat().st_size
+    file.write(2, "image 1, 6 bytes", values(2))
+    assert file.read(2, "image 1, 5 bytes") is None
+    assert torch.equal(open_file(tmp_path / "a.bin").read(2, "image 1, 6 bytes"), values(2))
+    assert (tmp_path / "a.bin").stat().st_size == size
+
+
+def test_made_but_not_yet_sized_by_a_process_that_was_killed(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.touch()
+    assert torch.equal(open_file(path).write(0, KEY, values(0)), values(0))
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"a.bin cannot be opened or written: .*Choose another --cache-folder"):
+        open_file(tmp_path / "file" / "a.bin")
+
+
+def fill(file: SlotFile, shape: tuple[int, ...]) -> None:
+    for slot in range(10):
+        file.write(slot, KEY, values(slot, shape))
+
+
+def test_a_full_disk_is_an_error_not_a_crash(mount_disk: Callable[[str], Path]) -> None:
+    small_disk = mount_disk("400k")
+    shape = (64, 1024)  # 128 kB
+    file = open_file(small_disk / "a.bin", shape=shape)
+    with pytest.raises(InputError, match=r"the disk has .* GB left, and 0.00131 GB are to be written"):
+        file.check_room(10)
+    file.check_room(1)
+    with pytest.raises(InputError, match=r"a.bin cannot be written, the disk is full: .*takes 0.131 MB"):
+        fill(file, shape)
+    again = open_file(small_disk / "a.bin", shape=shape)
+    found = [again.read(slot, KEY) for slot in range(10)]
+    assert sum(one is not None for one in found) == 3
+    assert all(one is None or torch.equal(one, values(slot, shape)) for slot, one in enumerate(found))
+
+
+# Keys of contents
+
+
+def key_of(path: object = None, data: bytes | None = None) -> str:
+    entry: dict[str, Any] = {"bytes": data, "path": None if path is None else str(path)}
+    (key,) = content_keys([entry])
+    return key
+
+
+def test_key_of_a_file_changes_with_its_name_size_and_time(tmp_path: Path) -> None:
+    path, other = tmp_path / "a.png", tmp_path / "b.png"
+    for name in (path, other):
+        name.write_bytes(b"content")
+        os.utime(name, ns=(5, 5))
+    before = key_of(path)
+    assert before == key_of(path) != key_of(other)
+    path.write_bytes(b"changed")
+    os.utime(path, ns=(5, 6))
+    touched = key_of(path)
+    path.write_bytes(b"longer content")
+    os.utime(path, ns=(5, 5))
+    assert len({before, touched, key_of(path)}) == 3
+    path.unlink()
+    assert key_of(path).endswith("missing")
+
+
+def test_key_of_bytes_is_of_the_bytes_alone() -> None:
+    assert key_of(data=b"content") == key_of("some name", b"content") != key_of(data=b"Content")
+
+
+def test_key_of_a_member_of_a_zip_is_of_its_content(tmp_path: Path) -> None:
+    archive = tmp_path / "a.zip"
+
+    def key_with(content: bytes) -> str:
+        with zipfile.ZipFile(archive, "w") as opened:
+            opened.writestr("bolt/OK/1.jpg", content)
+        return key_of(f"zip://bolt/OK/1.jpg::{archive}")
+
+    assert key_with(b"content") == key_with(b"content") != key_with(b"Content")
+    with pytest.raises(InputError, match="has no member bolt/OK/2.jpg"):
+        key_of(f"zip://bolt/OK/2.jpg::{archive}")
+    archive.write_bytes(b"no zip")
+    with pytest.raises(InputError, match="cannot be read as a zip"):
+        key_of(f"zip://bolt/OK/1.jpg::{archive}")
+
+
+def test_key_of_nothing_is_refused() -> None:
+    with pytest.raises(InputError, match="neither bytes nor a path"):
+        key_of()

@@ -1,0 +1,1 @@
+"""What a run trains on: sources, crops kept on the disk, samples with their labels, augmented views."""

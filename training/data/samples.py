@@ -1,0 +1,350 @@
+"""Training samples, made in the data workers: encoded images -> crops with painted defects and labelled patches.
+
+Which images a step sees, its references and all that is drawn follow from the seed, the epoch, the step and the image
+alone: a run that was stopped finds its place, and any number of processes sees the same. The device gets the crops in 8
+bits and makes both views of them itself (``training/data/augment.py``).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from datasets import Dataset
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils import data
+
+from adpretrain_hf.config import ADPretrainConfig
+from adpretrain_hf.errors import ImageError, InputError
+from adpretrain_hf.images import Preprocessor, decode_image, to_pixels
+from training.data.augment import draw_augmentation
+from training.data.slots import SlotFile
+from training.encoded import read_encoded, read_mask
+from training.references import ReferencePool
+from training.seeds import generator
+from training.synthetic.defects import FAMILIES, paint_defect
+
+NORMAL, ANOMALOUS, IGNORED = 0, 1, 2  # labels of patches
+_PUBLISHED_THRESHOLD = 32
+_LOG = logging.getLogger(__name__)
+_COVERED = 1 / 8  # the published threshold's share of a patch of 16 px
+
+
+class Item(NamedTuple):
+    """One image of a batch.
+
+    Attributes:
+        position: in the data set.
+        epoch: counted from 0.
+        references: how many images it is compared with.
+    """
+
+    position: int
+    epoch: int
+    references: int
+
+
+@dataclass
+class Batch:
+    """B training images.
+
+    Attributes:
+        images: (B, 3, S, S), uint8.
+        augmentations: (B, 2, 10), float32; see ``draw_augmentation``.
+        labels: (2, B, h, w), uint8, of the patches for the angle and for the norm loss: normal, anomalous or ignored.
+        references: (B, R), int64, the images of the pool that each is compared with.
+        unreadable: what was wrong with images of the batch that others stand in for.
+    """
+
+    images: Tensor
+    augmentations: Tensor
+    labels: Tensor
+    references: Tensor
+    unreadable: list[str]
+
+    def pin_memory(self) -> Batch:
+        """Puts all in memory from which a GPU takes its copy while the CPU goes on."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            setattr(self, field.name, value.pin_memory() if isinstance(value, Tensor) else value)
+        return self
+
+
+@dataclass
+class Sample:
+    """One training image: a crop (3, S, S) uint8, its mask (S, S) bool, and what was drawn for it."""
+
+    image: Tensor
+    mask: Tensor
+    augmentation: Tensor
+    references: Tensor
+    unreadable: str | None
+
+
+class Samples(data.Dataset[Any]):
+    """Decodes, crops and paints the images of a data set, and draws their augmentation and references.
+
+    An image that cannot be read is replaced by the next training image that can, so that batches keep their size, and
+    reported once an epoch, where it was asked for.
+
+    Args:
+        dataset: from ``load_real_iad``.
+        positions: of the training images in the data set.
+        config: gives the size; ``resize_mode`` is taken to be ``"crop"``.
+        pool: of the references.
+        seed: of the run.
+        paint_defects: share of the normal images that get a painted defect.
+        plain_first: see ``draw_augmentation``.
+        crops: keeps (4, S, S) uint8, crop and mask, so that an image is decoded once; and the key of every image.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        positions: Sequence[int],
+        config: ADPretrainConfig,
+        pool: ReferencePool,
+        *,
+        seed: int = 0,
+        paint_defects: float = 0.0,
+        plain_first: bool = False,
+        crops: tuple[SlotFile, Sequence[str]] | None = None,
+    ) -> None:
+        self._dataset, self._pool, self._seed, self._crops = dataset, pool, seed, crops
+        self._paint_defects, self._plain_first = paint_defects, plain_first
+        self._next = dict(zip(positions, [*positions[1:], *positions[:1]], strict=True))
+        self._preprocessor = Preprocessor(config)
+
+    def __len__(self) -> int:
+        return len(self._next)
+
+    def __getitem__(self, item: Item) -> Sample:
+        position, unreadable = item.position, None
+        for _ in range(len(self)):
+            try:
+                return self._sample(position, item, unreadable)
+            except ImageError as error:
+                unreadable = unreadable or str(error)
+                position = self._next[position]
+        raise InputError(f"no image of the data set can be read. {unreadable}")
+
+    def load_normal(self, position: int) -> Tensor:
+        """An image as references are made of: prepared as at test time, (3, S, S)."""
+        entry = self._dataset[position]["image"]
+        return self._preprocessor.prepare(_read(entry), str(entry["path"])).tensor
+
+    def _sample(self, position: int, item: Item, unreadable: str | None) -> Sample:
+        random = generator(self._seed, "sample", item.epoch, position)
+        image, mask = self._crop(position)
+        if not mask.any() and random.random() < self._paint_defects:
+            image, mask = _paint(image, random)
+        augmentation = draw_augmentation(random, plain_first=self._plain_first)
+        references = torch.from_numpy(self._pool.draw(position, item.references, random))
+        return Sample(image, mask, augmentation, references, unreadable)
+
+    def _crop(self, position: int) -> tuple[Tensor, Tensor]:
+        """What the network sees of an image, (3, S, S) uint8, and of its mask, (S, S) bool."""
+        if self._crops is None:
+            return self._decode(position)
+        file, keys = self._crops
+        kept = file.read(position, keys[position])
+        if kept is not None:
+            return kept[:3].clone(), kept[3] > 0  # no view of the file: painting would write to it
+        image, mask = self._decode(position)
+        try:
+            file.write(position, keys[position], torch.cat([image, mask[None].byte()]))
+        except InputError as error:
+            _LOG.warning("crops are kept no more: %s", error)
+            self._crops = None
+        return image, mask
+
+    def _decode(self, position: int) -> tuple[Tensor, Tensor]:
+        row = self._dataset[position]
+        image = _read(row["image"])
+        crop = to_pixels(self._preprocessor.crop(image))
+        if not row["mask"]:
+            return crop, torch.zeros(crop.shape[1:], dtype=torch.bool)
+        mask = read_mask(row["mask"])
+        if mask.size != image.size:
+            raise ImageError(
+                f"the mask {row['mask']['path']} has {mask.size[0]} x {mask.size[1]} pixels, its image "
+                f"{row['image']['path']} {image.size[0]} x {image.size[1]}: expected the same"
+            )
+        return crop, torch.from_numpy(np.asarray(self._preprocessor.crop_mask(mask)) != 0)
+
+
+class Collate:
+    """Puts samples together and labels their patches.
+
+    Args:
+        patch_size: of the backbone, in pixels.
+        published: label by the two published rules rather than by coverage.
+    """
+
+    def __init__(self, patch_size: int, *, published: bool = False) -> None:
+        self._patch_size, self._label = patch_size, published_labels if published else coverage_labels
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        return Batch(
+            images=torch.stack([sample.image for sample in samples]),
+            augmentations=torch.stack([sample.augmentation for sample in samples]),
+            labels=self._label(torch.stack([sample.mask for sample in samples]), self._patch_size),
+            references=torch.stack([sample.references for sample in samples]),
+            unreadable=[sample.unreadable for sample in samples if sample.unreadable],
+        )
+
+
+class EpochBatches(data.Sampler[list[Item]]):
+    """The batches of one epoch for one process.
+
+    All processes go through one random order. Of every global batch, part by part, each takes its contiguous share:
+    the images of a step do not depend on the number of processes. A rest smaller than a batch is left for the next
+    epoch's order.
+
+    Args:
+        positions: of the training images in the data set.
+        batch_size: images of a step, over all processes.
+        references: numbers of references, of which one is drawn for every step.
+        accumulate: parts that a step is computed in.
+        seed: of the order.
+        epoch: counted from 0.
+        first_step: steps of this epoch that are done already.
+        rank, world_size: of the processes.
+        anomalous: positions of anomalous images, of which every batch is to hold at least a quarter; where there are
+            too few they come more than once an epoch, and some normal images not at all. None leaves it to chance.
+
+    Raises:
+        InputError: fewer images than a batch, or a batch that cannot be shared evenly.
+    """
+
+    def __init__(
+        self,
+        positions: Sequence[int],
+        *,
+        batch_size: int,
+        references: Sequence[int] = (8,),
+        accumulate: int = 1,
+        seed: int = 0,
+        epoch: int = 0,
+        first_step: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        anomalous: Sequence[int] | None = None,
+    ) -> None:
+        if len(positions) < batch_size:
+            raise InputError(
+                f"{len(positions)} training images do not fill one batch of {batch_size}: lower --batch-size"
+            )
+        if batch_size % (accumulate * world_size):
+            raise InputError(
+                f"--batch-size {batch_size} cannot be shared by {world_size} processes in {accumulate} parts: expected "
+                f"a multiple of {accumulate * world_size}"
+            )
+        random = generator(seed, "order", epoch)
+        steps = len(positions) // batch_size
+        order = random.permutation(positions)[: steps * batch_size].reshape(steps, batch_size)
+        if anomalous is not None:
+            order = _balance(order, np.asarray(anomalous), random)
+        numbers = generator(seed, "references", epoch).choice(references, steps)
+        shares = order.reshape(steps, accumulate, world_size, -1)[:, :, rank]
+        self._batches = [
+            [Item(int(position), epoch, int(number)) for position in share]
+            for number, step in list(zip(numbers, shares, strict=True))[first_step:]
+            for share in step
+        ]
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        return iter(self._batches)
+
+    def __len__(self) -> int:
+        """The number of batches that are left, parts of a step counted one by one."""
+        return len(self._batches)
+
+
+def check_unreadable(number: int, images: int, messages: Sequence[str]) -> None:
+    """Tells a few damaged files from data that are damaged.
+
+    Args:
+        number: images of an epoch that could not be read, over all processes.
+        images: of the epoch.
+        messages: what was wrong with some of them.
+
+    Raises:
+        InputError: they are more than 0.1 % of the images and more than ten, or more than a tenth.
+    """
+    if number > max(0.001 * images, min(10, 0.1 * images)):
+        listed = "\n  ".join(messages[:10])
+        raise InputError(
+            f"{number} of {images} images cannot be read: get the data again, or leave those images out. Some of them:"
+            f"\n  {listed}"
+        )
+
+
+def published_labels(masks: Tensor, patch_size: int) -> Tensor:
+    """The labels of the released code, by two rules.
+
+    For the angle loss a patch is anomalous if more than 32 of its pixels are, whatever its size: 16 % of a patch of 14
+    px, half of one of 8. For the norm loss the mask is down-sampled by nearest neighbour, each patch its first pixel,
+    so that a defect between those pixels counts as normal.
+
+    Args:
+        masks: (B, H, W), bool.
+        patch_size: side of a patch, in pixels.
+
+    Returns:
+        (2, B, H / patch_size, W / patch_size), uint8: for the angle and for the norm loss.
+
+    Raises:
+        InputError: H or W is not a multiple of ``patch_size``.
+    """
+    counts = _anomalous_pixels(masks, patch_size)
+    nearest = F.interpolate(masks[:, None].float(), size=counts.shape[1:], mode="nearest")[:, 0].bool()
+    return torch.stack([counts > _PUBLISHED_THRESHOLD, nearest]).byte()
+
+
+def coverage_labels(masks: Tensor, patch_size: int) -> Tensor:
+    """One rule for both losses: anomalous from an eighth of the patch, normal without one anomalous pixel.
+
+    What lies between is ignored; only the most covered patches of an image whose defect covers no patch that far are
+    anomalous all the same, so that no defect goes unseen. Arguments, result and errors as of ``published_labels``.
+    """
+    counts = _anomalous_pixels(masks, patch_size)
+    enough = counts.amax(dim=(1, 2), keepdim=True).clamp(min=1, max=_COVERED * patch_size**2)
+    labels = (counts >= enough).byte() * ANOMALOUS + ((counts > 0) & (counts < enough)).byte() * IGNORED
+    return labels.expand(2, *labels.shape).contiguous()
+
+
+def _anomalous_pixels(masks: Tensor, patch_size: int) -> Tensor:
+    height, width = masks.shape[-2:]
+    if height % patch_size or width % patch_size:
+        raise InputError(f"got masks of {height} x {width} pixels, expected multiples of the patch size {patch_size}")
+    return masks.unflatten(2, (-1, patch_size)).unflatten(1, (-1, patch_size)).sum(dim=(2, 4))
+
+
+def _balance(order: np.ndarray, anomalous: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Replaces normal images of batches (steps, B) until a quarter of each is anomalous."""
+    steps, batch_size = order.shape
+    quarter = -(-batch_size // 4)
+    is_anomalous = np.isin(order, anomalous)
+    order = np.take_along_axis(order, np.argsort(~is_anomalous, axis=1, kind="stable"), axis=1)  # these first
+    passes = [random.permutation(anomalous) for _ in range(-(-steps * quarter // len(anomalous)))]
+    spare = np.concatenate(passes)[: steps * quarter].reshape(steps, quarter)
+    kept = np.sort(is_anomalous, axis=1)[:, ::-1][:, :quarter]
+    order[:, :quarter] = np.where(kept, order[:, :quarter], spare)
+    return random.permuted(order, axis=1)
+
+
+def _read(entry: Mapping[str, Any]) -> Image.Image:
+    return decode_image(read_encoded(entry), str(entry["path"]))
+
+
+def _paint(image: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+    family = str(random.choice(list(FAMILIES)))
+    painted, mask = paint_defect(image.permute(1, 2, 0).numpy(), family, random)
+    return torch.from_numpy(painted).permute(2, 0, 1).contiguous(), torch.from_numpy(mask) > 0

@@ -1,0 +1,206 @@
+"""SlotFile: tensors of one shape in a memory-mapped file that several processes fill and read at once.
+
+Layout: 32 bytes that identify the content, an index of 16 bytes for each slot, then the slots, from a multiple of 4,096
+bytes. The file is sparse: a slot that was never written takes no room on the disk.
+
+An index entry is written after its slot and holds the key of what the slot was made of, and its checksum. A slot counts
+only if both are right: an image that has changed is made again in its place, and so is whatever a process that was
+killed, a machine that crashed or a failing disk left behind. It is checked when a process reads it for the first time.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import functools
+import hashlib
+import logging
+import mmap
+import os
+import struct
+import tempfile
+import weakref
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adpretrain_hf.errors import InputError
+
+_ENTRY = struct.Struct("<QQ")
+_WRITTEN = 1 << 32  # tells a checksum of 0 from an entry that was never written
+_HEADER = 32
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_LOG = logging.getLogger(__name__)
+
+
+class SlotFile:
+    """A fixed number of tensors on the disk.
+
+    Args:
+        path: the file, made if it is not there, and anew if it is of other contents; None for one without a name in the
+            system's folder for temporary files (``TMPDIR``), which is gone with the process, however that ends.
+        identity: what the contents of all slots depend on.
+        slots: how many tensors.
+        shape: of each.
+        dtype: of each.
+
+    Attributes:
+        values: (slots, *shape), the file's own memory: read it only, and only slots that ``read`` or ``write`` gave.
+
+    Raises:
+        InputError: the file cannot be made or opened.
+    """
+
+    def __init__(
+        self, path: Path | None, *, identity: str, slots: int, shape: Sequence[int], dtype: torch.dtype
+    ) -> None:
+        self._name = str(path or f"a temporary file in {tempfile.gettempdir()}")
+        self._slot_bytes = prod(shape) * dtype.itemsize
+        self._start = -(-(_HEADER + slots * _ENTRY.size) // mmap.PAGESIZE) * mmap.PAGESIZE
+        self._intact: dict[int, int] = {}
+        size = self._start + slots * self._slot_bytes
+        try:
+            self._descriptor = _open(path)
+            weakref.finalize(self, os.close, self._descriptor)
+            self._prepare(size, hashlib.sha256(f"{identity} {slots} {shape} {dtype}".encode()).digest())
+            self._map = mmap.mmap(self._descriptor, size)  # it is read only; torch warns of maps that are read-only
+        except OSError as error:
+            raise self._explained(error) from error
+        values = torch.frombuffer(self._map, dtype=dtype, offset=self._start, count=slots * prod(shape))
+        self.values = values.view(slots, *shape)
+
+    def read(self, slot: int, key: str) -> Tensor | None:
+        """The tensor of a slot, in the file's own memory, or None if it is to be written yet, or of another key."""
+        digest = _digest(key)
+        if self._intact.get(slot) == digest:
+            return self.values[slot]
+        found, checksum = _ENTRY.unpack(os.pread(self._descriptor, _ENTRY.size, _HEADER + slot * _ENTRY.size))
+        # Only written pages may be touched: where a disk is full, reading a hole of a map can end the process.
+        if not checksum or found != digest:
+            return None
+        if checksum != _checksum(self.values[slot]):
+            _LOG.warning("%s: the data of slot %d are damaged; they are made again", self._name, slot)
+            return None
+        self._intact[slot] = digest
+        return self.values[slot]
+
+    def write(self, slot: int, key: str, values: Tensor) -> Tensor:
+        """Fills a slot and returns it as ``read`` does; another process may do the same at the same time.
+
+        Raises:
+            InputError: the disk is full, or fails.
+        """
+        # Not through the map: where a disk is full, writing to it would end the process.
+        digest = _digest(key)
+        try:
+            self._write_at(self._start + slot * self._slot_bytes, _bytes(values))
+            entry = _ENTRY.pack(digest, _checksum(values))
+            self._write_at(_HEADER + slot * _ENTRY.size, memoryview(entry))
+        except OSError as error:
+            raise self._explained(error) from error
+        self._intact[slot] = digest
+        return self.values[slot]
+
+    def check_room(self, number: int) -> None:
+        """Raises InputError if the disk has no room for that many more slots."""
+        status = os.fstatvfs(self._descriptor)
+        free, needed = status.f_bavail * status.f_frsize, number * self._slot_bytes
+        if needed > free:
+            raise InputError(
+                f"{self._name}: the disk has {free / 1e9:.3g} GB left, and {needed / 1e9:.3g} GB are to be written. "
+                f"{self._remedy()}"
+            )
+
+    def _prepare(self, size: int, identity: bytes) -> None:
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX)  # one process begins the file anew, the others find it
+        if os.pread(self._descriptor, _HEADER, 0) != identity or os.fstat(self._descriptor).st_size != size:
+            os.ftruncate(self._descriptor, 0)
+            os.ftruncate(self._descriptor, size)
+            self._write_at(0, memoryview(identity))
+        fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+
+    def _write_at(self, offset: int, data: memoryview) -> None:
+        while data:
+            written = os.pwrite(self._descriptor, data, offset)
+            offset, data = offset + written, data[written:]
+
+    def _explained(self, error: OSError) -> InputError:
+        if error.errno in _FULL:
+            return InputError(f"{self._name} cannot be written, the disk is full: {error}. {self._remedy()}")
+        return InputError(f"{self._name} cannot be opened or written: {error}. Choose another --cache-folder")
+
+    def _remedy(self) -> str:
+        return f"Free some room, or choose another --cache-folder; each slot takes {self._slot_bytes / 1e6:.3g} MB"
+
+
+def content_keys(entries: Iterable[Mapping[str, Any] | None]) -> list[str]:
+    """One text for each image that changes when its content does, without reading any image.
+
+    A file goes by its path, size and time of change, a member of a zip by its name, size and checksum in the zip's
+    directory, bytes by their sha256; None by nothing.
+
+    Args:
+        entries: of an ``Image(decode=False)`` column: ``bytes``, or the ``path`` of a file or of a zip's member,
+            ``zip://<member>::<zip>``.
+
+    Raises:
+        InputError: a zip cannot be read, or lacks a member.
+    """
+    directories = functools.cache(_directory)  # each zip's is read once, and forgotten when the keys are made
+    return ["" if entry is None else _key(entry, directories) for entry in entries]
+
+
+def _key(entry: Mapping[str, Any], directories: Any) -> str:
+    if entry["bytes"] is not None:
+        return f"bytes {hashlib.sha256(entry['bytes']).hexdigest()}"
+    path = entry["path"]
+    if path is None:
+        raise InputError("an image has neither bytes nor a path: expected one of them")
+    if not path.startswith("zip://"):
+        return _file_key(path)
+    member, _, archive = path.removeprefix("zip://").partition("::")
+    if member not in directories(archive):
+        raise InputError(f"{archive} has no member {member}: it is another zip than the one the data set was made from")
+    return f"{path} {directories(archive)[member]}"
+
+
+def _file_key(path: str) -> str:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return f"{path} missing"  # an error only when it is read
+    return f"{path} {status.st_size} {status.st_mtime_ns}"
+
+
+def _directory(archive: str) -> dict[str, str]:
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            return {member.filename: f"{member.file_size} {member.CRC:08x}" for member in opened.infolist()}
+    except (OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"{archive} cannot be read as a zip: {error}") from error
+
+
+def _open(path: Path | None) -> int:
+    if path is None:
+        with tempfile.TemporaryFile(prefix="slots-") as file:
+            return os.dup(file.fileno())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+
+
+def _bytes(values: Tensor) -> memoryview:
+    return values.contiguous().flatten().view(torch.uint8).numpy().data
+
+
+def _digest(key: str) -> int:
+    return int.from_bytes(hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=8).digest(), "little")
+
+
+def _checksum(values: Tensor) -> int:
+    return _WRITTEN | zlib.crc32(_bytes(values))
