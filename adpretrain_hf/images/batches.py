@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from adpretrain_hf.errors import ImageError, InputError
-from adpretrain_hf.images.decode import ImageSource, read_image
+from adpretrain_hf.images.decode import ImageSource, encoded, read_image
 from adpretrain_hf.images.preprocessing import PreparedImage, Preprocessor, check_prepared, is_prepared
 from adpretrain_hf.images.sources import named_sources
 
@@ -69,10 +69,11 @@ def stack(batch: list[PreparedImage]) -> Tensor:
 
 
 def _call(preprocessor: Preprocessor, source: ImageSource, name: str) -> Callable[[], PreparedImage]:
-    if callable(source) or isinstance(source, (str, Path, bytes)):
-        return partial(preprocessor.prepare, source, name)
     # A camera's buffer or the frame of a film may hold another picture as soon as the next one is asked for.
     try:
+        source = encoded(source, name)
+        if callable(source) or isinstance(source, (str, Path, bytes)):
+            return partial(preprocessor.prepare, source, name)
         return partial(preprocessor.prepare, read_image(source, name), name)
     except ImageError as error:
         return partial(_raise, error)

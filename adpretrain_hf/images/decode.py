@@ -5,14 +5,20 @@ What images may be, and what is done with them:
 - EXIF orientation is applied.
 - Grey, palette, CMYK and YCbCr images become RGB as Pillow converts them; an alpha channel is dropped, the colours
   below it stay as they are stored.
-- 16-bit grey (and 32-bit integer) images are scaled from the full range 0..65535 to 8 bits. A camera that uses 12 of
-  the 16 bits gives dark images: scale such images before.
-- Float images are refused: their range is not known.
-- Arrays are (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), tensors the same with the channels first; uint8 or uint16.
-- Bytes are those of an image file.
+- 16-bit grey (and 32-bit integer) images are scaled from the full range 0..65535 to 8 bits, packed ones of 12 bits from
+  0..4095. A camera that uses 12 of the 16 bits gives dark images: scale such images before.
+- Float images are refused: their range is not known. So are TIFFs of signed integers, of integers of 32 bits, and of
+  whatever else Pillow does not read as the tags say.
+- Of several pages or frames the first is read, and a warning is logged; the first picture of a JPEG is all of it.
+- Metadata that cannot be read are passed over, and a warning is logged.
+- Arrays are (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), tensors the same with the channels first; uint8 or uint16. Their
+  colours are RGB: OpenCV's BGR is turned by ``array[..., ::-1]``.
+- Bytes are those of an image file, and so are what a buffer or an open file holds, from its beginning.
 """
 
+import contextlib
 import io
+import logging
 import os
 import struct
 import zlib
@@ -22,14 +28,28 @@ from typing import Any, Union
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from adpretrain_hf.errors import ImageError, MissingPathError
+from adpretrain_hf.images.tiff import check_tags, describe, grey_range, mixed_up, open_by_libtiff
+
+logger = logging.getLogger(__name__)
 
 ImageSource = Union[str, Path, bytes, Image.Image, np.ndarray, Tensor, Callable[[], Any]]
 # Pillow goes by content, and some of its many readers start other programs: only these are ever tried.
 _FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM")
+# How the stored pixels come upright, by EXIF orientation.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 # What Pillow's readers raise on damaged files.
 _DAMAGED = (OSError, RuntimeError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError)
 _UNREADABLE = (*_DAMAGED, MemoryError, struct.error, zlib.error, Image.DecompressionBombError)
@@ -49,6 +69,7 @@ def read_image(source: ImageSource, name: str) -> Image.Image:
     if isinstance(source, (np.ndarray, Tensor)):
         array = _channels_last(source, name) if isinstance(source, Tensor) else source
         return _to_rgb(_from_array(array, name), name)
+    source = encoded(source, name)
     if isinstance(source, bytes):
         return decode_image(source, name)
     if isinstance(source, Image.Image):
@@ -63,6 +84,26 @@ def read_image(source: ImageSource, name: str) -> Image.Image:
     return _upright(_open(Path(source), str(source)), name)
 
 
+def encoded(source: Any, name: str) -> Any:
+    """The bytes of a file that lies in a buffer or is open; anything else as it is.
+
+    Raises:
+        ImageError: it cannot be read, or is open as text.
+    """
+    if isinstance(source, (bytearray, memoryview)):
+        return bytes(source)
+    if not (hasattr(source, "read") and hasattr(source, "seek")):
+        return source
+    try:
+        source.seek(0)
+        data = source.read()
+    except (OSError, ValueError) as error:  # closed, or nothing that can be read again
+        raise ImageError(f"{name} cannot be read: {error}") from error
+    if not isinstance(data, bytes):
+        raise ImageError(f"{name} is open as text, expected a file that is open for bytes ('rb')")
+    return data
+
+
 def decode_image(data: bytes, name: str) -> Image.Image:
     """Reads the bytes of an image file as an upright RGB image.
 
@@ -73,11 +114,21 @@ def decode_image(data: bytes, name: str) -> Image.Image:
 
 
 def _upright(image: Image.Image, name: str) -> Image.Image:
+    black, white = 0, 65535
+    if isinstance(image, TiffImageFile):
+        check_tags(image, name)
+        black, white = grey_range(image)
     try:
-        upright = ImageOps.exif_transpose(image)
+        image.load()
     except _UNREADABLE as error:
         raise ImageError(f"{name} cannot be decoded: {error}") from error
-    return _to_rgb(upright, name)
+    try:
+        Image.Exif().load(image.info.get("exif", b""))  # Pillow tells of damage the first time only, if at all
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except _UNREADABLE as error:
+        logger.warning("%s has EXIF data that cannot be read (%s): it is taken as it is stored", name, error)
+        turn = None
+    return _to_rgb(image.copy() if turn is None else image.transpose(turn), name, black, white)
 
 
 class _Bytes(io.BytesIO):
@@ -88,22 +139,58 @@ class _Bytes(io.BytesIO):
 
 def _open(file: Path | io.BytesIO, name: str) -> Image.Image:
     try:
-        image = Image.open(file, formats=_FORMATS)
-        image.load()
+        return _load(file, name)
     except Image.DecompressionBombError as error:
         advice = "If it can be trusted, set PIL.Image.MAX_IMAGE_PIXELS"
         raise ImageError(f"{name} is refused, for it would need too much memory: {error} {advice}") from error
     except _UNREADABLE as error:
-        raise ImageError(f"{name} cannot be read as an image: {error or type(error).__name__}") from error
+        with contextlib.suppress(*_UNREADABLE):
+            image = _load(_without_metadata(file), name)
+            logger.warning("%s has metadata that cannot be read (%s): they are passed over", name, error)
+            return image
+        reason: object = error or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            with contextlib.suppress(*_UNREADABLE):
+                reason = describe(file) or reason
+        raise ImageError(f"{name} cannot be read as an image: {reason}") from error
+
+
+def _load(file: Path | io.BytesIO, name: str) -> Image.Image:
+    image: Image.Image = Image.open(file, formats=_FORMATS)
+    pages: int | str = 1
+    try:
+        pages = getattr(image, "n_frames", 1)
+    except _UNREADABLE:
+        pages = "one is damaged"
+        image = Image.open(file, formats=_FORMATS)  # the other stands at the damaged page
+    if isinstance(image, TiffImageFile) and mixed_up(image):
+        image = open_by_libtiff(file)
+    image.load()
+    if pages != 1 and image.format != "MPO":
+        logger.warning("%s has several pages or frames (%s): only the first is read", name, pages)
     return image
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+def _without_metadata(file: Path | io.BytesIO) -> io.BytesIO:
+    """A PNG with nothing but its pixels and its EXIF data; ValueError if it is none."""
+    data = file.read_bytes() if isinstance(file, Path) else file.getvalue()
+    if not data.startswith(b"\x89PNG\r\n\x1a\n"):
+        raise ValueError("no PNG")
+    chunks, start = [data[:8]], 8
+    while start < len(data):
+        (length,) = struct.unpack_from(">I", data, start)
+        chunk, start = data[start : start + length + 12], start + length + 12
+        if not chunk[4] & 0x20 or chunk[4:8] == b"eXIf":  # decoders need those that begin with a capital, no others
+            chunks.append(chunk)
+    return _Bytes(b"".join(chunks))
+
+
+def _to_rgb(image: Image.Image, name: str, black: int = 0, white: int = 65535) -> Image.Image:
     if image.mode == "RGB":
         return image
     try:
         if image.mode.startswith("I"):
-            return Image.fromarray(_to_eight_bits(np.asarray(image), name)).convert("RGB")
+            return Image.fromarray(_to_eight_bits(np.asarray(image), name, black, white)).convert("RGB")
         if image.mode == "F":
             raise ImageError(f"{name} holds floats, whose range is not known: convert it to 8 or 16 bits")
         # By way of RGBA, or a palette with a transparent colour warns.
@@ -114,11 +201,13 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         raise ImageError(f"{name} of mode {image.mode!r} cannot be converted to RGB: {error}") from error
 
 
-def _to_eight_bits(values: np.ndarray, name: str) -> np.ndarray:
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > 65535:
-        raise ImageError(f"{name} holds values from {low} to {high}, expected 16 bits, 0 to 65535")
-    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+def _to_eight_bits(values: np.ndarray, name: str, black: int = 0, white: int = 65535) -> np.ndarray:
+    low, high, most = int(values.min()), int(values.max()), max(black, white)
+    if low < 0 or high > most:
+        bits = most.bit_length()
+        raise ImageError(f"{name} holds values from {low} to {high}, expected {bits} bits, 0 to {most}")
+    brightness = values.astype(np.uint32) if white else most - values.astype(np.uint32)
+    return ((brightness * 255 + most // 2) // most).astype(np.uint8)
 
 
 def _from_array(array: np.ndarray, name: str) -> Image.Image:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from adpretrain_hf.errors import ImageError, InputError, MissingPathError
-from adpretrain_hf.images.decode import ImageSource
+from adpretrain_hf.images.decode import ImageSource, encoded
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -44,15 +44,17 @@ def named_sources(images: Any) -> tuple[Iterable[tuple[ImageSource, str]], int |
 
     Args:
         images: a path, a folder, a PIL image, an array (H, W), (H, W, C) or (B, H, W, C), a uint8 tensor (C, H, W) or
-            (B, C, H, W), the bytes of a file, or any iterable of single images or of pairs of a name and an image, or
-            a name and a function that returns it; the iterable is read only as far as it is asked. Also an array or a
-            pandas column of paths.
+            (B, C, H, W), the bytes of a file or a buffer or open file that holds them, or any iterable of single images
+            or of pairs of a name and an image, or a name and a function that returns it; the iterable is read only as
+            far as it is asked. Also an array or a pandas column of paths. Arrays and tensors are RGB.
 
     Raises:
         InputError: there is none.
+        ImageError: an open file cannot be read.
     """
     if hasattr(images, "to_numpy"):  # a column of pandas, or a table of one column
         images = images.to_numpy()
+    images = encoded(images, "the image")
     if isinstance(images, (str, Path)):
         images = list_images(images) if os.path.isdir(images) else [Path(images)]
     elif isinstance(images, np.ndarray) and images.dtype.kind in "OU":  # paths

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
+import io
 import itertools
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -375,3 +376,22 @@ def test_batches_go_to_a_gpu_and_back():
     for (number, (tensor,)), batch in zip(to_host(moved, device), batches, strict=True):
         assert tensor.device.type == "cpu"
         assert torch.equal(tensor, batch), number
+
+
+@pytest.mark.parametrize("wrap", [bytes, bytearray, memoryview, io.BytesIO])
+def test_files_in_memory_are_images_like_the_files(tmp_path: Path, wrap: Callable[[bytes], object]) -> None:
+    random_image(3).save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    (expected,) = next(iter(PreparedBatches(tmp_path / "a.png", CROP, 4)))
+    for images in (wrap(data), [wrap(data)], [("mine", lambda: wrap(data))]):
+        (prepared,) = next(iter(PreparedBatches(images, CROP, 4)))
+        assert torch.equal(prepared.tensor, expected.tensor)
+
+
+def test_a_closed_file_is_an_image_that_cannot_be_used(tmp_path: Path) -> None:
+    closed = io.BytesIO(b"")
+    closed.close()
+    errors: dict[str, str] = {}
+    batches = PreparedBatches([closed, random_image(0)], CROP, 4, lambda name, error: errors.update({name: str(error)}))
+    assert [image.name for batch in batches for image in batch] == ["image 1"]
+    assert list(errors) == ["image 0"] and errors["image 0"].startswith("image 0 cannot be read: ")
