@@ -162,7 +162,7 @@ class ADPretrainFeatureExtractor(nn.Module, BundleMixin):
         """
         if not is_prepared(images):
             images = self.preprocess(images)
-        check_prepared(images, self.config.patch_size)
+        check_prepared(images, self.config)
         features = self.projectors(self.residuals(self.encode(images), references))
         return dict(zip(self.layers, features, strict=True))
 

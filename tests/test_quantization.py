@@ -43,10 +43,10 @@ def test_an_image_against_itself_keeps_no_residual(extractors):
 
 
 def test_a_reference_of_float32_is_forgotten(extractor):
-    quantised = quantize(extractor.set_reference(torch.rand(1, 3, 32, 32)))
+    quantised = quantize(extractor.set_reference(torch.randn(1, 3, 32, 32)))
     assert quantised is extractor
     with pytest.raises(InputError, match="no reference"):
-        quantised(torch.rand(1, 3, 32, 32))
+        quantised(torch.randn(1, 3, 32, 32))
 
 
 def test_it_cannot_be_saved(extractors, tmp_path):

@@ -48,7 +48,7 @@ class PreparedBatches:
             raise InputError(f"batch_size is {batch_size!r}, expected an integer >= 1")
         self.total: int | None
         if is_prepared(images):
-            check_prepared(images, preprocessor.config.patch_size)
+            check_prepared(images, preprocessor.config)
             size = (images.shape[2], images.shape[3])
             named = ((tensor, f"image {number}") for number, tensor in enumerate(images))
             prepared: Iterable[PreparedImage] = (PreparedImage(*one, size, (0, 0, *size)) for one in named)

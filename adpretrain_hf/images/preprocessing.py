@@ -4,6 +4,7 @@ The released features were made with PIL's bicubic resizing of 8-bit pixels; res
 measurably. Which images can be read, and how, is in ``decode.py``.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -143,17 +144,21 @@ def is_prepared(images: Any) -> bool:
     return isinstance(images, Tensor) and images.is_floating_point()
 
 
-def check_prepared(images: Tensor, patch_size: int) -> Tensor:
+def check_prepared(images: Tensor, config: ADPretrainConfig) -> Tensor:
     """Returns a batch of prepared images if the network can take it.
+
+    Values are looked at only while they are on the CPU: from a GPU the answer would have to be waited for. ``score``
+    notices there what is not finite in its results.
 
     Args:
         images: (B, 3, H, W), floats.
-        patch_size: in pixels.
+        config: gives the patch size, mean and std.
 
     Raises:
-        InputError: wrong axes, channels or size, or (for tensors on the CPU) NaN or infinite values.
+        InputError: wrong axes, channels or size, or (for tensors on the CPU) values that are NaN, infinite, or those of
+            pixels that were not normalised.
     """
-    shape = tuple(images.shape)
+    shape, patch_size = tuple(images.shape), config.patch_size
     if images.ndim != 4 or shape[1] != 3:
         raise InputError(f"got a float tensor of shape {shape}, expected (B, 3, H, W): prepared images, RGB")
     if shape[0] == 0:
@@ -162,8 +167,20 @@ def check_prepared(images: Tensor, patch_size: int) -> Tensor:
         expected = f"a height and width that are multiples of the patch size {patch_size}"
         advice = "resize them, or give them unprepared"
         raise InputError(f"got images of {shape[2]} x {shape[3]} pixels, expected {expected}: {advice}")
-    # On a GPU the answer would have to be waited for; there, score() notices it in the results.
-    at_hand = images.device.type == "cpu" and not torch.compiler.is_compiling()
-    if at_hand and not images.sum(dtype=torch.double).isfinite():
-        raise InputError(f"the prepared images of shape {shape} hold NaN or infinite values")
+    if images.device.type == "cpu" and not torch.compiler.is_compiling():
+        low, high = (float(value) for value in images.detach().aminmax())
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise InputError(f"the prepared images of shape {shape} hold NaN or infinite values")
+        # Prepared images have values on both sides of 0, the mean; one colour alone is no picture, but a dummy.
+        if 0 <= low < high and min(config.mean) > 0 and not _is_of_pixels(images, config):
+            advice = "normalise them by the extractor's mean and std, or give uint8 pixels, PIL images or paths"
+            raise InputError(f"the float images hold {low:.3g} to {high:.3g}, pixels that are not normalised: {advice}")
     return images
+
+
+def _is_of_pixels(images: Tensor, config: ADPretrainConfig) -> bool:
+    """Whether it is what ``normalize`` makes of 8-bit pixels, which may also all be brighter than the mean."""
+    shift, scale = (torch.tensor(values).view(3, 1, 1) for values in (config.mean, config.std))
+    pixels = (images.float() * scale + shift) * 255
+    rounding = 255 * torch.finfo(images.dtype).eps
+    return bool(pixels.max() < 256 + rounding and (pixels - pixels.round()).abs().max() < 0.01 + rounding)

@@ -63,7 +63,7 @@ def export_onnx(
     example = torch.zeros(2, 3, height, width, dtype=extractor.dtype, device=extractor.device)
     program = torch.onnx.export(
         FeaturesAndMap(extractor).eval(),
-        (check_prepared(example, extractor.config.patch_size),),
+        (check_prepared(example, extractor.config),),
         dynamo=True,
         dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
         input_names=["images"],

@@ -90,7 +90,7 @@ def _drain(results: Iterable[object]) -> None:
 
 
 def _memory(paths: Sequence[Path]) -> Row:
-    extractor = tiny_extractor().set_reference(torch.rand(1, 3, 224, 224))
+    extractor = tiny_extractor().set_reference(torch.randn(1, 3, 224, 224))
     _drain(extractor.extract(paths[:DIFFERENT], progress=False))
     results, parts = extractor.extract(paths, progress=False), list[Peak]()
     while len(parts) * IMAGES < len(paths):

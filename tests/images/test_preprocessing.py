@@ -228,7 +228,7 @@ def test_any_small_image_is_prepared_or_refused_by_name(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 def test_prepared_images_pass_unchanged(dtype: torch.dtype) -> None:
     images = torch.randn(2, 3, 16, 24).to(dtype)
-    assert check_prepared(images, 8) is images
+    assert check_prepared(images, CROP) is images
     assert is_prepared(images)
 
 
@@ -240,23 +240,23 @@ def test_what_is_not_yet_prepared(images: object) -> None:
 @pytest.mark.parametrize("shape", [(3, 16, 16), (16, 16), (), (1, 1, 3, 16, 16), (2, 1, 16, 16), (2, 4, 16, 16)])
 def test_prepared_images_with_wrong_axes_or_channels(shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match=r"got a float tensor of shape \(.*\), expected \(B, 3, H, W\)"):
-        check_prepared(torch.zeros(shape), 8)
+        check_prepared(torch.zeros(shape), CROP)
 
 
 def test_channels_last_is_refused() -> None:
     with pytest.raises(InputError, match=r"shape \(2, 16, 16, 3\), expected \(B, 3, H, W\)"):
-        check_prepared(torch.zeros(2, 16, 16, 3), 8)
+        check_prepared(torch.zeros(2, 16, 16, 3), CROP)
 
 
 @pytest.mark.parametrize(("height", "width"), [(15, 16), (16, 17), (0, 16), (16, 0), (4, 4), (8, 4)])
 def test_prepared_images_that_patches_do_not_fill(height: int, width: int) -> None:
     with pytest.raises(InputError, match=f"got images of {height} x {width} pixels, .* multiples of the patch size 8"):
-        check_prepared(torch.zeros(1, 3, height, width), 8)
+        check_prepared(torch.zeros(1, 3, height, width), CROP)
 
 
 def test_an_empty_prepared_batch() -> None:
     with pytest.raises(InputError, match="got a batch of 0 images, expected at least one"):
-        check_prepared(torch.zeros(0, 3, 16, 16), 8)
+        check_prepared(torch.zeros(0, 3, 16, 16), CROP)
 
 
 @QUICK
@@ -270,14 +270,53 @@ def test_one_value_that_is_not_finite_is_enough(values: list[float], data: st.Da
     for value in values:  # also both infinities, which would cancel out
         images.view(-1)[data.draw(st.integers(0, images.numel() - 1))] = value
     with pytest.raises(InputError, match=r"shape \(2, 3, 16, 16\) hold NaN or infinite values"):
-        check_prepared(images, 8)
+        check_prepared(images, CROP)
 
 
 def test_large_finite_values_are_no_overflow() -> None:
     half = torch.full((2, 3, 64, 64), 6e4, dtype=torch.float16)
     single = torch.full((2, 3, 64, 64), 3e38)
-    for images in (half, single):
-        assert check_prepared(images, 8) is images
+    for images in (half, single, -half, -single):
+        assert check_prepared(images, CROP) is images
+
+
+PIXELS = torch.from_numpy(np.array(random_image(0, 32, 32))).permute(2, 0, 1)[None]
+
+
+@pytest.mark.parametrize(
+    ("most", "dtype"),
+    [(1, torch.float32), (1, torch.float16), (1, torch.float64), (255, torch.float32), (255, torch.bfloat16)],
+)
+def test_float_pixels_are_not_taken_for_prepared_images(most: int, dtype: torch.dtype) -> None:
+    for pixels in (PIXELS, torch.nn.functional.interpolate(PIXELS.float(), size=(24, 24), mode="bilinear")):
+        images = pixels.to(dtype) / 255 * most
+        with pytest.raises(InputError, match="pixels that are not normalised: normalise them by the extractor's mean"):
+            check_prepared(images, CROP)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("preset", ["dinov2-base", "clip-base", "siglip"])
+def test_a_bright_image_of_little_contrast_is_taken_though_its_values_are_from_0_to_1(
+    preset: str, dtype: torch.dtype
+) -> None:
+    config = CROP.replace(mean=(0.5,) * 3, std=(0.5,) * 3) if preset == "siglip" else ADPretrainConfig.preset(preset)
+    array = np.random.default_rng(0).integers(130, 160, (config.image_size, config.image_size, 3), dtype=np.uint8)
+    images = Preprocessor(config)(array)
+    assert 0 <= images.min() < images.max() <= 1
+    assert check_prepared(images.to(dtype), config).dtype == dtype
+
+
+def test_values_of_one_colour_are_taken_and_so_are_pixels_that_need_no_normalising() -> None:
+    for value in (0.0, 0.5, 1.0):
+        check_prepared(torch.full((1, 3, 16, 16), value), CROP)
+    check_prepared(PIXELS / 255, CROP.replace(mean=(0.0,) * 3, std=(1.0,) * 3))
+
+
+def test_values_on_another_device_are_not_asked_for() -> None:
+    images = torch.empty(1, 3, 16, 16, device="meta")  # whose values nobody has: reading one is an error
+    assert check_prepared(images, CROP) is images
+    with pytest.raises(InputError, match="multiples of the patch size 8"):
+        check_prepared(images[..., :-1], CROP)
 
 
 def test_the_extractor_checks_prepared_images(extractor: ADPretrainFeatureExtractor) -> None:
@@ -290,6 +329,7 @@ def test_the_extractor_checks_prepared_images(extractor: ADPretrainFeatureExtrac
             (good[:, :2], r"expected \(B, 3, H, W\)"),
             (good[..., :-1], "multiples of the patch size 8"),
             (good / 0, "NaN or infinite"),
+            (torch.linspace(0, 1, 3072).view(1, 3, 32, 32), "hold 0 to 1, pixels that are not normalised"),
         ]:
             with pytest.raises(InputError, match=message):
                 call(images)

@@ -223,7 +223,7 @@ def test_two_processes_do_what_one_does(whole, flags, tmp_path):
     one, two = (json.loads((run / "metrics.json").read_text())["epochs"] for run in (whole, tmp_path / "run"))
     for alone, together in zip(one, two, strict=True):
         assert together["loss"] == pytest.approx(alone["loss"], rel=1e-5)
-    images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     features = []
     for run in (whole, tmp_path / "run"):
         extractor = ADPretrainFeatureExtractor.from_pretrained(run / "bundle", variant="norm")
