@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from adpretrain_hf.errors import ImageError, InputError, MissingPathError
 
@@ -73,12 +73,15 @@ def read_mask(entry: Mapping[str, Any]) -> Image.Image:
     """
     data = read_encoded(entry)
     try:
-        with Image.open(io.BytesIO(data), formats=("PNG", "BMP", "TIFF")) as image:
+        with Image.open(io.BytesIO(data), formats=("PNG", "BMP", "TIFF", "PPM")) as image:
             # Alpha says where a mask is opaque, not where a defect is.
             opaque = image.convert(image.mode[:-1]) if image.mode in ("LA", "RGBA") else image
             values = np.asarray(opaque) != 0
+    except UnidentifiedImageError as error:  # whose text is the address of the data in memory
+        expected = "a PNG, BMP, TIFF or PGM image; JPEG and WebP do not keep 0 where there is no defect"
+        raise ImageError(f"the mask {entry['path']} cannot be read: expected {expected}") from error
     except (*_UNREADABLE_MASK, Image.DecompressionBombError) as error:
-        raise ImageError(f"the mask {entry['path']} cannot be read as a PNG image: {error}") from error
+        raise ImageError(f"the mask {entry['path']} cannot be read: {error}") from error
     defect = values.any(axis=2) if values.ndim == 3 else values
     return Image.fromarray(defect.astype(np.uint8) * 255)
 

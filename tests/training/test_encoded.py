@@ -205,5 +205,22 @@ class TestMasks:
             if data == "cut"
             else data
         )
-        with pytest.raises(ImageError, match="^the mask mask.png cannot be read as a PNG image"):
+        with pytest.raises(ImageError, match="^the mask mask.png cannot be read: ") as caught:
             read_mask({"bytes": data, "path": "mask.png"})
+        assert " at 0x" not in str(caught.value)
+
+    @pytest.mark.parametrize("kind", ["JPEG", "WEBP", "GIF"])
+    def test_what_does_not_keep_zeros_is_refused_by_name(self, kind):
+        data = io.BytesIO()
+        Image.fromarray(DEFECT).save(data, kind)
+        with pytest.raises(ImageError) as caught:
+            read_mask({"bytes": data.getvalue(), "path": "truth/7.jpg"})
+        expected = "a PNG, BMP, TIFF or PGM image; JPEG and WebP do not keep 0 where there is no defect"
+        assert str(caught.value) == f"the mask truth/7.jpg cannot be read: expected {expected}"
+
+    @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM"])
+    def test_kinds(self, kind):
+        data = io.BytesIO()
+        Image.fromarray(DEFECT).save(data, kind)
+        mask = read_mask({"bytes": data.getvalue(), "path": "mask"})
+        assert np.array_equal(np.asarray(mask), np.where(DEFECT > 0, 255, 0))

@@ -49,7 +49,7 @@ def make_category(data_set: str, name: str, train: Iterable[Sample], test: Itera
 
     Raises:
         InputError: no normal image to train on, not both normal and anomalous ones to test on, an image or a mask that
-            is not there, or masks of some anomalous images only.
+            is not there or of a lossy kind, or masks of some anomalous images only.
     """
     in_order = [sorted(samples, key=lambda sample: sample.image) for samples in (train, test)]
     category = Category(data_set, name, tuple(in_order[0]), tuple(in_order[1]))
@@ -73,6 +73,9 @@ def _refuse_missing(category: Category, where: str) -> None:
     )
     masks = [sample.mask for sample in category.test if sample.mask]
     refuse([str(mask) for mask in masks if not mask.is_file()], f"masks of {where} are missing", remedy)
+    lossy = [str(mask) for mask in masks if mask.suffix.lower() in (".jpg", ".jpeg", ".webp", ".gif")]
+    exact = "whatever is not 0 is a defect, and they do not keep 0: convert them to PNG, 0 where there is none"
+    refuse(lossy, f"masks of {where} are no PNG, BMP, TIFF or PGM", exact)
     if masks:  # without any, images alone are measured
         without = [str(sample.image) for sample in category.test if sample.is_anomalous and not sample.mask]
         refuse(without, f"anomalous images of {where} have no mask, others do", remedy)

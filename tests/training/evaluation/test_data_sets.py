@@ -368,6 +368,18 @@ def test_missing_masks_are_listed(tmp_path):
         read_category("btad", tmp_path / "btad", "03")
 
 
+@pytest.mark.parametrize("data_set", ["mvtecad", "mpdd", "folder"])
+@pytest.mark.parametrize("suffix", [".jpg", ".WEBP"])
+def test_masks_of_a_lossy_kind_are_listed_before_anything_is_fitted(tmp_path, data_set, suffix):
+    mask = make_mvtecad(tmp_path) / "bottle/ground_truth/broken/001_mask.png"
+    Image.open(mask).save(mask.with_suffix(suffix))
+    mask.unlink()
+    with pytest.raises(
+        InputError, match=rf"1 masks of the .* are no PNG, BMP, TIFF or PGM: .*\n  .*001_mask\{suffix}$"
+    ):
+        read_category(data_set, tmp_path, "bottle")
+
+
 def test_masks_without_an_image_are_listed(tmp_path):
     root = make_mvtecad(tmp_path)
     (root / "bottle/test/broken/001.png").unlink()
