@@ -8,7 +8,7 @@ INT8 = "int8"
 
 
 def add_bundle(parser: argparse.ArgumentParser) -> None:
-    """The bundle, and how it is loaded."""
+    """The bundle and how it is loaded, and how images are read."""
     parser.add_argument("bundle", help="a bundle: a folder, or an id on the Hub")
     parser.add_argument("--variant", help="which projectors, e.g. angle or norm; the bundle's default if not given")
     parser.add_argument("--revision", help="branch, tag or commit of the bundle on the Hub")
@@ -21,6 +21,12 @@ def add_bundle(parser: argparse.ArgumentParser) -> None:
         help="precision in memory; on a CPU bfloat16 is fast with AVX-512 or AMX instructions for it, int8 elsewhere",
     )
     parser.add_argument("--batch-size", type=positive, default=16, help="images at a time")
+    parser.add_argument(
+        "--max-pixels",
+        type=positive,
+        metavar="N",
+        help="refuse images of more than twice as many pixels, as PIL.Image.MAX_IMAGE_PIXELS does; 89478485 by default",
+    )
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:

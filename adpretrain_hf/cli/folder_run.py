@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from adpretrain_hf.cli.arguments import INT8
@@ -137,6 +138,7 @@ def run_on_ray(args: Namespace, *, features: bool) -> int:
         bundle=os.path.abspath(args.bundle) if os.path.isdir(args.bundle) else args.bundle,
         references=bank,
         device=args.device,
+        max_pixels=args.max_pixels,
         **_choices(args),
     )
     return finish(args.output, len(images.names), errors)
@@ -161,7 +163,9 @@ def prepare(args: Namespace) -> tuple[RunImages, ADPretrainFeatureExtractor, dic
 
 
 def load(args: Namespace) -> ADPretrainFeatureExtractor:
-    """Loads the extractor onto the device."""
+    """Loads the extractor onto the device, and lets images be as large as the options say."""
+    if args.max_pixels is not None:
+        Image.MAX_IMAGE_PIXELS = args.max_pixels
     device = args.device or default_device()
     try:
         torch.empty(1, device=device)

@@ -141,7 +141,7 @@ def _open(file: Path | io.BytesIO, name: str) -> Image.Image:
     try:
         return _load(file, name)
     except Image.DecompressionBombError as error:
-        advice = "If it can be trusted, set PIL.Image.MAX_IMAGE_PIXELS"
+        advice = "If it can be trusted, set PIL.Image.MAX_IMAGE_PIXELS (--max-pixels)"
         raise ImageError(f"{name} is refused, for it would need too much memory: {error} {advice}") from error
     except _UNREADABLE as error:
         with contextlib.suppress(*_UNREADABLE):

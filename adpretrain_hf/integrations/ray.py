@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from adpretrain_hf.errors import ImageError, InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
@@ -41,6 +42,8 @@ class ADPretrainScores:
         column: of the images: encoded bytes, paths, or arrays (H, W, 3) of uint8.
         batch_size: images at a time in the network, however many a batch of Ray holds.
         read: makes an image of a value of the column, where that is none itself.
+        max_pixels: ``PIL.Image.MAX_IMAGE_PIXELS`` in the actor's process; images of more than twice as many pixels are
+            refused.
         **from_pretrained: what ``ADPretrainFeatureExtractor.from_pretrained`` takes, such as ``variant`` and
             ``device``, by default the actor's GPU if it has one; ``dtype`` may also be ``"int8"``.
     """
@@ -55,8 +58,11 @@ class ADPretrainScores:
         column: str = "bytes",
         batch_size: int = 16,
         read: Callable[[Any], ImageSource] = lambda value: value,
+        max_pixels: int | None = None,
         **from_pretrained: Any,
     ) -> None:
+        if max_pixels is not None:
+            Image.MAX_IMAGE_PIXELS = max_pixels
         from_pretrained.setdefault("device", default_device())
         if in_8_bits := from_pretrained.get("dtype") == "int8":
             from_pretrained["dtype"] = "float32"

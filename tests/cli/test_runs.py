@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from adpretrain_hf import ADPretrainFeatureExtractor
@@ -289,6 +290,32 @@ def test_run_goes_on_past_images_that_cannot_be_used(
         features = extractor(image_folder / "sub" / "4.jpg")
         saved = load_file(results(output, command)["sub/4.jpg"])
         torch.testing.assert_close(saved, {name: level[0] for name, level in features.items()}, rtol=0, atol=1e-6)
+
+
+@both_commands
+def test_max_pixels_says_how_large_images_may_be(
+    command: str, bundle: Path, bank: Path, image_folder: Path, output: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2**20)
+    random_image(7, 80, 80).save(image_folder / "large.png")
+    arguments = (command, bundle, image_folder, "--reference", bank, "--output", output)
+    assert run(*arguments, "--max-pixels", 3199) == 1  # 6400 are more than twice as many
+    assert list(results(output, command)) == GOOD
+    assert "large.png is refused, for it would need too much memory" in capsys.readouterr().err
+    assert run(*arguments, "--max-pixels", 3200) == 0
+    assert list(results(output, command)) == sorted([*GOOD, "large.png"])
+
+
+def test_max_pixels_holds_for_references(
+    bundle: Path, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2**20)
+    arguments = ("reference", bundle, image_folder, "--output", tmp_path / "bank.safetensors")
+    assert run(*arguments, "--max-pixels", 10) == 1
+    assert "is refused, for it would need too much memory" in capsys.readouterr().err
+    assert run(*arguments, "--max-pixels", 10**6) == 0
 
 
 @both_commands

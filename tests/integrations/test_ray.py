@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from adpretrain_hf import ADPretrainFeatureExtractor
@@ -223,6 +224,18 @@ def test_scores_on_ray_are_those_of_one_process_to_the_bit(
     assert np.isnan(failed["score"]) and report["failures"] == [{"image": "whole.png", "error": failed["error"]}]
     assert json.loads((on_ray / "run.json").read_text()) == report["settings"] | {"format": "parquet"}
     assert {path.suffix for path in on_ray.iterdir()} == {".parquet", ".json", ".safetensors"}
+
+
+@pytest.mark.usefixtures("two_workers")
+def test_max_pixels_reaches_the_workers(
+    bundle: Path, bank: Path, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    assert (
+        run("score", bundle, image_folder, "--reference", bank, "--output", tmp_path, "--ray", "--max-pixels", 10) == 1
+    )
+    errors = [row["error"] for row in rows_of(tmp_path).values()]
+    assert errors and all("is refused, for it would need too much memory" in error for error in errors)
 
 
 @pytest.mark.usefixtures("two_workers")
