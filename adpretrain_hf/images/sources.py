@@ -1,8 +1,9 @@
 """Whatever a caller calls images, as single ones with names: folders, paths, pictures, arrays, data sets."""
 
+import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,24 +18,69 @@ from adpretrain_hf.images.decode import ImageSource, encoded
 if TYPE_CHECKING:
     from datasets import Dataset
 
+_LOG = logging.getLogger(__name__)
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"))
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """All images below a folder in order of their paths; hidden files and folders are passed over.
+    """All images below a folder in order of their paths, by their suffixes; there is at least one.
+
+    Links to files and folders are followed, each folder once. Hidden files and what a NAS, a Mac or Windows leaves
+    beside images is passed over; a warning names images among it, links that lead nowhere, and files of other suffixes.
 
     Raises:
         MissingPathError: no such folder.
-        InputError: no image in it.
+        InputError: no image in it, or a folder in it cannot be read.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise MissingPathError(f"no such folder: {folder}")
-    files = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    paths = sorted(path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    paths = find_images(folder)
     if not paths:
         raise InputError(f"no images in {folder}: expected files ending in {', '.join(sorted(SUFFIXES))}")
     return paths
+
+
+def find_images(folder: str | Path) -> list[Path]:
+    """What ``list_images`` lists, where there need not be any."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise MissingPathError(f"no such folder: {folder}")
+    passed_over: dict[str, list[str]] = {}
+    images = sorted(_walk(folder, passed_over))
+    for why, names in passed_over.items():
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        _LOG.warning("%s: passed over %s: %s%s", folder, why, ", ".join(sorted(names)[:5]), more)
+    return images
+
+
+def _walk(folder: Path, passed_over: dict[str, list[str]]) -> Iterator[Path]:
+    folders, links, seen = [folder], list[Path](), set[tuple[int, int]]()
+    while folders or links:
+        at = folders.pop() if folders else links.pop()  # a folder goes by its own name before that of a link to it
+        try:
+            status = os.stat(at)
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(at) as entries:
+                for entry in sorted(entries, key=lambda entry: entry.name):
+                    path, is_image = at / entry.name, Path(entry.name).suffix.lower() in SUFFIXES
+                    if _is_left_behind(entry.name):
+                        if is_image:
+                            passed_over.setdefault("hidden images", []).append(str(path.relative_to(folder)))
+                    elif entry.is_dir():
+                        (links if entry.is_symlink() else folders).append(path)
+                    elif is_image and entry.is_file():
+                        yield path
+                    else:
+                        why = "files of other suffixes" if entry.is_file() else "links that lead nowhere"
+                        passed_over.setdefault(why, []).append(str(path.relative_to(folder)))
+        except OSError as error:
+            raise InputError(
+                f"{at} cannot be read ({error.strerror}): give the right to read it, or choose another folder"
+            ) from error
+
+
+def _is_left_behind(name: str) -> bool:
+    return name.startswith((".", "@eaDir", "#recycle", "__MACOSX")) or name.lower() in ("thumbs.db", "desktop.ini")
 
 
 def named_sources(images: Any) -> tuple[Iterable[tuple[ImageSource, str]], int | None]:

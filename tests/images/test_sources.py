@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
+import tempfile
 import threading
 from functools import partial
 from pathlib import Path
@@ -22,6 +24,7 @@ from adpretrain_hf.errors import ImageError, InputError
 from adpretrain_hf.images import list_images, named_sources, open_images, read_image
 from adpretrain_hf.images.sources import dataset_images
 from tests.conftest import random_image
+from tests.processes import start
 
 PHOTO = Features({"photo": datasets.Image(), "label": Value("int64")})
 
@@ -45,6 +48,59 @@ def images(tmp_path: Path) -> Path:
     for number in range(4, 11):
         random_image(number).save(folder / f"{number:02}.png")
     return folder
+
+
+def save(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        random_image(1).save(path)
+
+
+def test_linked_folders_and_files_are_listed_once(tmp_path: Path) -> None:
+    save(tmp_path / "line/cam0/a.png", tmp_path / "store/b.png", tmp_path / "c.png")
+    (tmp_path / "line/cam1").symlink_to(tmp_path / "store")
+    (tmp_path / "line/again").symlink_to(tmp_path / "line/cam0")
+    (tmp_path / "line/cam0/round").symlink_to(tmp_path / "line")
+    (tmp_path / "line/d.png").symlink_to(tmp_path / "c.png")
+    found = [path.relative_to(tmp_path / "line").as_posix() for path in list_images(tmp_path / "line")]
+    assert found == ["cam0/a.png", "cam1/b.png", "d.png"]
+
+
+def test_what_is_passed_over_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    left = ["._a.png", "@eaDir/a.png/SYNOPHOTO_THUMB_M.jpg", ".git/x.png", "Thumbs.db", "notes.txt", "b.heic"]
+    save(tmp_path / "a.png")
+    for name in left:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    assert [path.name for path in list_images(tmp_path)] == ["a.png"]
+    assert "passed over hidden images: ._a.png" in caplog.text
+    assert "passed over files of other suffixes: b.heic, notes.txt" in caplog.text
+    assert "passed over links that lead nowhere: gone.png" in caplog.text
+    assert "Thumbs.db" not in caplog.text
+
+
+def list_without_rights(folder: Path, said: Path) -> None:
+    os.setgid(65534)
+    os.setuid(65534)
+    try:
+        list_images(folder)
+    except InputError as error:
+        said.write_text(str(error))
+
+
+def test_a_folder_that_cannot_be_read_is_an_error() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to give its rights up in another process")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save(folder / "open/a.png", folder / "locked/b.png")
+        (folder / "said").touch()
+        for path, mode in ((folder, 0o755), (folder / "said", 0o666), (folder / "locked", 0)):
+            path.chmod(mode)
+        start(list_without_rights, folder, folder / "said").join()
+        message = f"{folder / 'locked'} cannot be read (Permission denied): give the right to read it"
+        assert (folder / "said").read_text().startswith(message)
 
 
 def as_bytes(folder: Path) -> Dataset:

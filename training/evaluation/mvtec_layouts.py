@@ -1,20 +1,18 @@
 """Data sets in the layout of MVTecAD, or close to it: MVTecAD, MPDD, BTAD, MVTec3D-AD, and any folder.
 
-anomalib lists them, imported only then: it takes seconds. Masks are paired by name here: anomalib goes by places in
-sorted lists, which differ for ``1.png``, ``10.png`` and their masks.
+Listed here, not by anomalib: that refuses paths outside ASCII, reads seven suffixes, does not say which file it
+stumbles over, and pairs masks by their places in sorted lists, which differ for ``1.png``, ``10.png`` and their masks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import pandas as pd
-
 from adpretrain_hf.errors import InputError
+from adpretrain_hf.images import SUFFIXES, find_images
 from training.evaluation.categories import Category, Sample, make_category
-from training.evaluation.image_tree import EXTENSIONS, images_below, paired_masks
+from training.evaluation.image_tree import paired_masks
 from training.refusal import refuse
 
 
@@ -25,32 +23,26 @@ def names_with(root: Path, training: str) -> list[str]:
 
 def read_mvtecad(root: Path, name: str) -> Category:
     """``<category>/{train,test}/<kind>/``, masks in ``ground_truth/<kind>/<stem>_mask.png``."""
-    return _read_mvtec("mvtecad", root, name)
+    _refuse_relatives(root / name)
+    return _category("mvtecad", root / name, name, paired_masks(root / name))
 
 
 def read_mpdd(root: Path, name: str) -> Category:
     """As MVTecAD."""
-    return _read_mvtec("mpdd", root, name)
+    return _category("mpdd", root / name, name, paired_masks(root / name))
 
 
 def read_btad(root: Path, name: str) -> Category:
     """``{01,02,03}/{train,test}/{ok,ko}/``, masks in ``ground_truth/ko/<stem>.png``, of class 03 ``.bmp``."""
-    from anomalib.data.datasets.image.btech import make_btech_dataset
-
-    base = root / name
-    masks = paired_masks(base, normal="ok")  # anomalib calls all of them .png
-    frame = _listed("btad", base, partial(make_btech_dataset, base))
-    return _category("btad", name, frame, images_below(base / "train", base / "test"), masks)
+    return _category("btad", root / name, name, paired_masks(root / name, normal="ok"), normal="ok")
 
 
 def read_mvtec3d(root: Path, name: str) -> Category:
     """``<category>/{train,test}/<kind>/{rgb,gt}/``; depth is not used, validation images are left out."""
-    from anomalib.data.datasets.depth.mvtec_3d import make_mvtec_3d_dataset
-
     base = root / name
-    images = [path for path in images_below(base / "train", base / "test") if path.parent.name == "rgb"]
-    masks = {path: path.parents[1] / "gt" / path.name for path in images}
-    return _category("mvtec3d", name, _listed("mvtec3d", base, partial(make_mvtec_3d_dataset, base)), images, masks)
+    images = {part: [path for path in find_images(base / part) if path.parent.name == "rgb"] for part in _PARTS}
+    masks = {path: path.parents[1] / "gt" / path.name for path in images["test"]}
+    return _category("mvtec3d", base, name, masks, images=images)
 
 
 def folder_names(root: Path) -> list[str]:
@@ -60,73 +52,52 @@ def folder_names(root: Path) -> list[str]:
 
 def read_folder(root: Path, name: str) -> Category:
     """Your own images, as MVTecAD's; masks may be called ``<stem>.png`` too, and ``ground_truth`` may be left out."""
-    from anomalib.data.datasets.image.folder import make_folder_dataset
-
     base = root if (root / "train/good").is_dir() else root / name
-    test = {path: path.relative_to(base / "test").parts[0] for path in images_below(base / "test")}
-    kinds = sorted({kind for path, kind in test.items() if kind not in ("good", path.name)})  # with images in them
-    make = partial(
-        make_folder_dataset,
-        root=base,
-        normal_dir="train/good",
-        normal_test_dir="test/good" if "good" in test.values() else None,
-        abnormal_dir=[f"test/{kind}" for kind in kinds],
-        extensions=EXTENSIONS,
-    )
-    frame = _listed("folder", base, make)
-    masks = paired_masks(base) if any(images_below(base / "ground_truth")) else {}
-    frame["label"] = [Path(path).parent.name for path in frame.image_path]
-    return _category("folder", name, frame, [*images_below(base / "train/good"), *test], masks)
+    _refuse_relatives(base)
+    truth = base / "ground_truth"
+    masks = paired_masks(base) if truth.is_dir() and find_images(truth) else {}
+    return _category("folder", base, name, masks)
 
 
-def _read_mvtec(data_set: str, root: Path, name: str) -> Category:
-    # The same as make_mvtec_ad_dataset, which passes over files that are links to elsewhere (as of datalad and DVC).
-    from anomalib.data.datasets.image.mpdd import make_mpdd_dataset
-
-    base = root / name
-    masks = paired_masks(base)
-    frame = _listed(data_set, base, partial(make_mpdd_dataset, base, extensions=EXTENSIONS))
-    return _category(data_set, name, frame, images_below(base / "train", base / "test"), masks)
-
-
-def _listed(data_set: str, base: Path, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-    """What anomalib lists; its errors say what to do."""
-    from anomalib.data.errors import MisMatchError
-
-    try:
-        return make()
-    except (MisMatchError, RuntimeError, TypeError, ValueError, OSError) as error:
-        raise InputError(
-            f"anomalib cannot read {base} as {data_set} ({error}): expected what comes with the data set and no other "
-            "images; your own are read as 'folder'"
-        ) from error
+_PARTS = ("train", "test")
 
 
 def _category(
-    data_set: str, name: str, frame: pd.DataFrame, images: Iterable[Path], masks: Mapping[Path, Path]
+    data_set: str,
+    base: Path,
+    name: str,
+    masks: Mapping[Path, Path],
+    *,
+    normal: str = "good",
+    images: Mapping[str, Sequence[Path]] | None = None,
 ) -> Category:
-    """A category of what anomalib lists.
-
-    Args:
-        data_set, name: of the category.
-        frame: anomalib's.
-        images: all that there are, called as the folder was called; anomalib resolves links.
-        masks: by image; those of normal images are left out.
-    """
-    called = {_place(path): path for path in images}
-    parts: dict[str, list[Sample]] = {"train": [], "test": []}
-    for row in frame[frame.split.isin(list(parts))].itertuples():
-        path = called.pop(_place(Path(row.image_path)), None)
-        if path is not None:  # as hidden images are
-            is_anomalous = bool(row.label_index)
-            mask = masks.get(path) if is_anomalous else None
-            parts["train" if row.split == "train" else "test"].append(Sample(path, mask, is_anomalous, row.label))
-    left = sorted(str(path) for path in called.values())
-    refuse(
-        left, f"images of {data_set} are passed over by anomalib", "links to folders and other suffixes are not read"
-    )
-    return make_category(data_set, name, parts["train"], parts["test"])
+    """A category of the images in ``train/<normal>`` and ``test/<kind>``; masks of normal images are left out."""
+    parts = images or {part: find_images(base / part) for part in _PARTS}
+    kinds = {path: path.relative_to(base / part).parts[0] for part, paths in parts.items() for path in paths}
+    stray = [str(path) for path in parts["test"] if kinds[path] == path.name]
+    stray += [str(path) for path in parts["train"] if kinds[path] != normal]
+    stray += [str(path) for path in sorted(base.iterdir()) if path.suffix.lower() in SUFFIXES and path.name[0] != "."]
+    expected = f"expected {base}/train/{normal} and {base}/test/<kind>: move them there, or away"
+    refuse(stray, f"images of {data_set} are in none of its folders", expected)
+    samples = {
+        part: [
+            Sample(path, masks.get(path) if kinds[path] != normal else None, kinds[path] != normal, kinds[path])
+            for path in paths
+        ]
+        for part, paths in parts.items()
+    }
+    return make_category(data_set, name, samples["train"], samples["test"])
 
 
-def _place(path: Path) -> Path:
-    return path.parent.resolve() / path.name
+def _refuse_relatives(base: Path) -> None:
+    """Data sets of the same makers that look like MVTecAD, and are not."""
+    if (base / "test_public").is_dir():
+        raise InputError(
+            f"{base} is of MVTec AD 2 (it has test_public), which is not read: its masks lie in test_public. Bring it "
+            "into the layout of 'folder': train/good, test/<kind> and ground_truth/<kind>"
+        )
+    if (base / "test/logical_anomalies").is_dir():
+        raise InputError(
+            f"{base} is of MVTec LOCO (it has test/logical_anomalies), which is not read: an image has several masks "
+            "there, and a metric of its own. Bring it into the layout of 'folder', with one mask for each image"
+        )

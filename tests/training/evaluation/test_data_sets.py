@@ -211,28 +211,70 @@ def test_folder_with_an_empty_kind(tmp_path):
     assert shape(read_category("folder", root, "bottle")) == (3, 2, 3)
 
 
-def test_images_that_anomalib_passes_over_are_refused(tmp_path):
+def test_linked_folders_are_followed(tmp_path):
     root = make_mvtecad(tmp_path / "real")
     (root / "bottle/train/good").rename(tmp_path / "elsewhere")
     (root / "bottle/train/good").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(InputError, match=r"3 images of mvtecad are passed over by anomalib.*\n  .*train/good/000"):
-        read_category("mvtecad", root, "bottle")
+    assert shape(read_category("mvtecad", root, "bottle")) == (3, 2, 3)
 
 
+@pytest.mark.parametrize("stray", ["overview.png", "test/overview.pgm", "train/broken/0.png"])
 @pytest.mark.parametrize(("data_set", "make", "name"), [LAYOUTS[0], LAYOUTS[1]])
-def test_other_images_in_a_category_are_refused(data_set, make, name, tmp_path):
-    write_image(make(tmp_path) / name / "overview.png")
-    with pytest.raises(InputError, match=rf"anomalib cannot read .*{name} as {data_set} \(.*\): expected what comes"):
+def test_images_outside_the_layout_are_named(data_set, make, name, stray, tmp_path):
+    path = make(tmp_path) / name / stray
+    path.parent.mkdir(exist_ok=True)
+    write_image(path)
+    what = "images have no mask" if stray.startswith("test") else f"images of {data_set} are in none of its folders"
+    message = rf"1 {what}: expected .*\n  .*/{path.name}"
+    with pytest.raises(InputError, match=message):
         read_category(data_set, tmp_path, name)
 
 
-def test_folder_without_training_images_is_refused(tmp_path):
+def test_what_a_mac_leaves_is_passed_over_and_named(tmp_path, caplog):
+    root = make_mvtecad(tmp_path)
+    write_image(root / "bottle/test/good/._000.png")
+    assert shape(read_category("mvtecad", root, "bottle")) == (3, 2, 3)
+    assert "passed over hidden images: good/._000.png" in caplog.text
+
+
+@pytest.mark.parametrize("data_set", ["mvtecad", "folder"])
+def test_paths_outside_ascii_and_all_suffixes_are_read(data_set, tmp_path):
+    root = make_mvtecad(tmp_path / "Flächen")
+    for number, suffix in enumerate((".pgm", ".ppm", ".gif", ".bmp", ".TIF", ".webp")):
+        write_image(root / f"bottle/train/good/new{number}{suffix}")
+    assert shape(read_category(data_set, root, "bottle")) == (9, 2, 3)
+
+
+@pytest.mark.parametrize("data_set", ["mvtecad", "folder"])
+def test_images_of_one_stem_do_not_share_a_mask(data_set, tmp_path):
+    root = make_mvtecad(tmp_path)
+    path = min((root / "bottle/test").glob("[!g]*/*"))
+    write_image(path.with_suffix(".jpg"))
+    message = (
+        rf"2 images differ in their suffix alone and would share a mask: .*\n  .*{path.stem}.jpg\n  .*{path.stem}.png"
+    )
+    with pytest.raises(InputError, match=message):
+        read_category(data_set, root, "bottle")
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [("test_public", "is of MVTec AD 2 .it has test_public"), ("test/logical_anomalies", "is of MVTec LOCO")],
+)
+@pytest.mark.parametrize("data_set", ["mvtecad", "folder"])
+def test_relatives_of_mvtecad_are_refused_by_name(data_set, folder, message, tmp_path):
+    root = make_mvtecad(tmp_path)
+    (root / "bottle" / folder).mkdir()
+    with pytest.raises(InputError, match=message):
+        read_category(data_set, root, "bottle")
+
+
+@pytest.mark.parametrize("data_set", ["mvtecad", "folder"])
+def test_folder_without_training_images_is_refused(data_set, tmp_path):
     for path in (make_mvtecad(tmp_path) / "bottle/train/good").iterdir():
         path.unlink()
-    with pytest.raises(InputError, match=r"anomalib cannot read .* as folder \(Found 0 .*train/good"):
-        read_category("folder", tmp_path, "bottle")
-    with pytest.raises(InputError, match="the category 'bottle' of mvtecad has 0 training images, expected normal"):
-        read_category("mvtecad", tmp_path, "bottle")
+    with pytest.raises(InputError, match=f"the category 'bottle' of {data_set} has 0 training images, expected normal"):
+        read_category(data_set, tmp_path, "bottle")
 
 
 def test_images_that_visas_split_names_but_are_absent_are_listed(tmp_path):
@@ -361,7 +403,7 @@ def test_missing_masks_are_listed(tmp_path):
     root = make_mvtecad(tmp_path)
     (root / "bottle/ground_truth/broken/001_mask.png").unlink()
     for data_set in ("mvtecad", "mpdd", "folder"):
-        with pytest.raises(InputError, match=r"1 images have no mask: .*\n  broken/001"):
+        with pytest.raises(InputError, match=r"1 images have no mask: .*\n  .*/broken/001"):
             read_category(data_set, root, "bottle")
     (make_btad(tmp_path / "btad") / "03/ground_truth/ko/0007.bmp").unlink()
     with pytest.raises(InputError, match=r"1 images have no mask: .*\n  ko/0007"):
@@ -383,7 +425,7 @@ def test_masks_of_a_lossy_kind_are_listed_before_anything_is_fitted(tmp_path, da
 def test_masks_without_an_image_are_listed(tmp_path):
     root = make_mvtecad(tmp_path)
     (root / "bottle/test/broken/001.png").unlink()
-    with pytest.raises(InputError, match=r"1 masks have no image: .*\n  broken/001"):
+    with pytest.raises(InputError, match=r"1 masks have no image: .*\n  .*/broken/001"):
         read_category("mvtecad", root, "bottle")
 
 
