@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from adpretrain_hf import ADPretrainFeatureExtractor
-from adpretrain_hf.errors import InputError
-from tests.conftest import BUNDLE, PHOTOS
+from adpretrain_hf.errors import BundleError, InputError
+from tests.conftest import BUNDLE, PHOTOS, random_image
 
 pytest.importorskip("anomalib")
 from anomalib.data import Folder
@@ -152,6 +153,73 @@ def test_feature_norm_scores_are_the_extractors(bundle, folder, tmp_path):
     expected = list(extractor.score_stream(files, progress=False))
     torch.testing.assert_close(maps, torch.stack([one.anomaly for one in expected]), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(scores, torch.tensor([one.score for one in expected]), atol=1e-5, rtol=1e-4)
+
+
+def write_awkward(folder: Path) -> Path:
+    """One picture as files that readers take differently."""
+    picture = random_image(5, 64, 64)
+    grey, folder = picture.convert("L"), folder / "awkward"
+    folder.mkdir()
+    Image.fromarray(np.asarray(grey).astype(np.uint16) * 257).save(folder / "16bit.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.save(folder / "turned.jpg", exif=exif, quality=95)
+    picture.quantize(16).save(folder / "palette.png")
+    clear = picture.convert("RGBA")
+    clear.putalpha(Image.fromarray(np.tri(64, dtype=np.uint8) * 255))
+    clear.save(folder / "clear.png")
+    picture.convert("CMYK").save(folder / "cmyk.tif")
+    picture.save(folder / "plain.png")
+    grey.save(folder / "grey.bmp")
+    return folder
+
+
+def test_files_are_read_as_score_reads_them(bundle, folder, tmp_path):
+    awkward, references = write_awkward(tmp_path), str(folder / "train")
+    model = make(ADPretrainFeatureNorm, bundle, references=references, post_processor=False)
+    batches = engine(tmp_path).predict(model, data_path=str(awkward))
+    got = {
+        Path(path).name: float(score) for b in batches for path, score in zip(b.image_path, b.pred_score, strict=True)
+    }
+    extractor = ADPretrainFeatureExtractor.from_pretrained(bundle, variant="norm").set_reference(folder / "train")
+    for name, score in got.items():
+        assert score == pytest.approx(float(extractor.score(awkward / name).scores), rel=1e-4), name
+    assert len(got) == len(list(awkward.iterdir()))
+
+
+@pytest.mark.parametrize("kind", ["folder", "bank"])
+def test_training_images_that_are_references_do_not_find_themselves(kind, bundle, folder, tmp_path):
+    source = folder / "train"
+    if kind == "bank":
+        extractor = ADPretrainFeatureExtractor.from_pretrained(bundle)
+        extractor.make_reference(source).save(tmp_path / "good.safetensors")
+        source = tmp_path / "good.safetensors"
+    model = make(ADPretrainPatchcore, bundle, references=str(source), features="residual", coreset_sampling_ratio=1.0)
+    engine(tmp_path).fit(model, datamodule=datamodule(folder))
+    stored = model.model.memory_bank
+    assert len(stored.unique(dim=0)) > 0.9 * len(stored)
+
+
+def test_a_relative_bundle_is_found_from_elsewhere(bundle, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(Path(bundle).parent)
+    model = make(ADPretrainFeatureNorm, Path(bundle).name)
+    assert model.hparams["bundle"] == str(Path(bundle).resolve())
+    run = engine(tmp_path)
+    run.fit(model, datamodule=datamodule(folder))
+    path = run.trainer.checkpoint_callback.best_model_path
+    monkeypatch.chdir(tmp_path)
+    assert ADPretrainFeatureNorm.load_from_checkpoint(path).hparams["bundle"] == str(Path(bundle).resolve())
+
+
+def test_a_bundle_of_one_variant_serves_every_detector(tiny_folder, tmp_path, caplog):
+    ADPretrainFeatureExtractor.from_backbone(str(tiny_folder), image_size=32, num_reference_tokens=8).save_pretrained(
+        tmp_path / "new"
+    )
+    model = make(ADPretrainFeatureNorm, tmp_path / "new")
+    assert model.features.extractor.variant == model.hparams["variant"] == "angle"
+    assert "has no variant 'norm', which is published for ADPretrainFeatureNorm: taking 'angle'" in caplog.text
+    with pytest.raises(BundleError, match="has no variant 'norm'"):
+        make(ADPretrainFeatureNorm, tmp_path / "new", variant="norm")
 
 
 def test_references_of_a_checkpoint_do_not_need_their_files(bundle, folder, tmp_path):

@@ -72,14 +72,45 @@ def test_an_image_of_the_bank_is_compared_with_the_others(extractor, references)
     features = DetectorFeatures(extractor, "residual")
     features.set_reference(references, ["a", "b", "c", "d"])
     batch = references[[2, 0]]
-    features.note_own(["c", "elsewhere"])
-    first, second = features(batch)["layer1"]
-    others = references[[0, 1, 3]]
-    assert torch.allclose(first, extractor.residuals(extractor.encode(batch[:1]), others)[0][0], atol=1e-6)
-    assert first.abs().max() > 0.1
-    assert second.abs().max() < 1e-5  # it is in the bank, but nobody said so
+    for names in (["c", "elsewhere"], ["", ""]):  # by its name, or by its tokens
+        features.note_own(names)
+        for row, others in ((0, [0, 1, 3]), (1, [1, 2, 3])):
+            residual = features(batch)["layer1"][row]
+            expected = extractor.residuals(extractor.encode(batch[row : row + 1]), references[others])[0][0]
+            assert torch.allclose(residual, expected, atol=1e-6)
+            assert residual.abs().max() > 0.1
     features.note_own([])
     assert features(batch)["layer1"].abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_images_of_a_bank_without_names_are_recognised_in_any_precision(extractor, references, dtype):
+    features = DetectorFeatures(extractor.to(dtype), "residual")
+    features.set_reference(references)
+    features.note_own(["x"] * 3)
+    batch = torch.stack([references[3], references[1] + 0.05 * torch.randn(3, 32, 32), references[0]])
+    assert features._recognised(extractor.encode(batch)[0], extractor.reference) == [3, None, 0]
+
+
+def test_tiles_are_of_the_image_that_they_were_cut_from(extractor, references):
+    features = DetectorFeatures(extractor, "residual")
+    features.set_reference(references, ["a", "b", "c", "d"])
+    features.note_own(["d", "x"])
+    tiles = torch.randn(6, 3, 16, 16)  # three of each image
+    others = [extractor.reference.without_image(3)] * 3 + [extractor.reference] * 3
+    expected = extractor.residuals(extractor.encode(tiles), others)
+    assert torch.equal(features(tiles)["layer1"], expected[0])
+
+
+def test_residuals_of_nothing_are_told_once(extractor, references, caplog):
+    features = DetectorFeatures(extractor, "residual")
+    features.set_reference(extractor.make_reference(references).compact(0.99))
+    features(references)  # a test is no training
+    assert "residuals" not in caplog.text
+    for _ in range(2):
+        features.note_own([""] * 4)
+        features(references)
+    assert caplog.text.count("most residuals of the training images are 0: they are references themselves") == 1
 
 
 def test_the_only_reference_is_compared_with_itself(extractor, references):

@@ -122,10 +122,10 @@ class RememberedFeatures(nn.Module):
         key = (self.inner.kind, *self.layers, exact_digest(image))
         if not self.needs_reference or references is None:
             return key
-        return (*key, self.extractor.variant, references.digest, own)
+        return (*key, self.extractor.variant, references.digest, own, bool(self._noted))
 
     def _compute(self, image: Tensor, references: CategoryReferences | None, own: int | None) -> list[Tensor]:
         if references is not None:
             self.inner.set_reference(references.bank, references.names)
-        self.inner.own = [own]
+        self.inner.own = [own] if self._noted else []  # in training alone images of the bank are looked for
         return list(self.inner(image).values())

@@ -15,6 +15,7 @@ from anomalib.visualization import Visualizer
 from torch import Tensor, nn
 from typing_extensions import NotRequired, TypedDict
 
+from adpretrain_hf.bundle import describe_bundle, variants_among
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.integrations.anomalib.features import DetectorFeatures
@@ -75,17 +76,31 @@ class ADPretrainDetector(AnomalibModule):
         for name in common:
             if name not in defaults:
                 raise TypeError(f"{cls.__name__}.__init__() got an unexpected keyword argument {name!r}")
+        given = common.get("variant")
         common.update(cast(DetectorArguments, defaults | common))
         _check_references(common["references"])
         if not isinstance(bundle, str):
             # Checkpoints hold the arguments of a model as plain data.
             raise InputError(f"bundle is {bundle!r}, expected the id of a repository or a folder, as a string")
-        extractor = ADPretrainFeatureExtractor.from_pretrained(bundle, variant=common["variant"])
+        extractor = cls._load_variant(bundle, common["variant"] if given else None)
+        common["variant"] = extractor.variant
         levels = extractor.config.layers[-cls._last_levels :] if common["levels"] is None else common["levels"]
         arguments = {name: value for name, value in common.items() if name in components}
         if arguments["pre_processor"] is True:
             arguments["pre_processor"] = ADPretrainPreProcessor(extractor.config)
         return DetectorFeatures(extractor, common["features"], levels), arguments
+
+    @classmethod
+    def _load_variant(cls, bundle: str, asked: str | None) -> ADPretrainFeatureExtractor:
+        """A bundle with the variant that is asked for, else that for this detector, else its default."""
+        if asked is None:
+            config, files = describe_bundle(bundle)
+            asked = cls._variant if cls._variant in variants_among(files, config) else None
+        extractor = ADPretrainFeatureExtractor.from_pretrained(bundle, variant=asked)
+        if asked is None:
+            said = "%s has no variant %r, which is published for %s: taking %r"
+            _LOG.warning(said, bundle, cls._variant, cls.__name__, extractor.variant)
+        return extractor
 
     def save_hyperparameters(self, *args: Any, ignore: Sequence[str] | str = (), **kwargs: Any) -> None:
         """Saves the arguments that our constructors were given, from which a checkpoint makes the detector again.
@@ -97,6 +112,9 @@ class ADPretrainDetector(AnomalibModule):
             (ours if issubclass(kind, ADPretrainDetector) else theirs).update(inspect.signature(kind).parameters)
         ignored = {ignore} if isinstance(ignore, str) else {*ignore}
         super().save_hyperparameters(*args, ignore=[*ignored | (theirs - ours)], **kwargs)
+        bundle = self.hparams.get("bundle")
+        if bundle and Path(bundle).is_dir():  # elsewhere a relative path would be taken for an id on the Hub
+            self.hparams["bundle"] = str(Path(bundle).resolve())
 
     @property
     def features(self) -> DetectorFeatures:
@@ -127,7 +145,7 @@ class ADPretrainDetector(AnomalibModule):
 
     def on_train_batch_start(self, batch: Batch, *_: Any) -> None:
         """Says which images of the batch are references."""
-        self.features.note_own(batch.image_path or [])
+        self.features.note_own(batch.image_path or [""] * len(batch.image))
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Images that are tested are compared with all references."""
@@ -166,11 +184,13 @@ class ADPretrainDetector(AnomalibModule):
             _LOG.warning("%d references were asked for, the training data have %d normal images", number, len(normal))
         step = max(len(normal) / number, 1)
         items = [dataset[normal[int(place * step)]] for place in range(min(number, len(normal)))]
-        images = torch.stack([self._prepare(item.image[None])[0] for item in items])
+        images = torch.stack([self._prepare(item.image[None], [item.image_path])[0] for item in items])
         return images.to(self.device), [str(item.image_path) for item in items]
 
-    def _prepare(self, images: Tensor) -> Tensor:
+    def _prepare(self, images: Tensor, paths: Sequence[str | None] | None) -> Tensor:
         # anomalib does this in a hook of its batches, which these images do not pass through.
+        if isinstance(self.pre_processor, ADPretrainPreProcessor):
+            return self.pre_processor.read_again(self.pre_processor.transform(images), paths)
         return self.pre_processor.transform(images) if self.pre_processor else images
 
 

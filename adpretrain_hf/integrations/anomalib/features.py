@@ -1,6 +1,8 @@
 """DetectorFeatures: the features of an extractor as anomalib's detectors call for them."""
 
+import logging
 import operator
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +12,8 @@ from torch import Tensor, nn
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.reference import ReferenceBank
+
+_LOG = logging.getLogger(__name__)
 
 
 class DetectorFeatures(nn.Module):
@@ -28,8 +32,9 @@ class DetectorFeatures(nn.Module):
         layers: names of the levels, the keys of the features.
         out_dims: C of each.
         names: of the bank's images, in their order, e.g. paths; empty where they are not known.
-        own: for each image of the next batch which of the bank's images it is, or None; empty where none is one. Such
-            an image is matched with the others, for its own patches would all be found and its residual be 0.
+        own: for each image of the next batch which of the bank's images it is, or None where its name does not tell;
+            empty outside of training. What is in the bank, by its name or its tokens, is matched with the others, for
+            its own patches would all be found and its residual be 0.
 
     Raises:
         InputError: an unknown kind, or a level that the extractor does not have.
@@ -52,6 +57,7 @@ class DetectorFeatures(nn.Module):
         self.out_dims = [extractor.out_dims[place] for place in self._places]
         self.names: tuple[str, ...] = ()
         self.own: list[int | None] = []
+        self._warned = False
 
     @property
     def needs_reference(self) -> bool:
@@ -69,7 +75,9 @@ class DetectorFeatures(nn.Module):
         if self.kind == "raw":
             maps = self.extractor.backbone(images)
         else:
-            maps = self.extractor.residuals(self.extractor.encode(images), self._references())
+            tokens = self.extractor.encode(images)
+            maps = self.extractor.residuals(tokens, self._references(tokens[0]))
+            self._warn_of_zeros(tokens[0], maps[0])
         if self.kind == "pretrained":
             maps = self.extractor.projectors(maps)
         return {name: maps[place] for name, place in zip(self.layers, self._places, strict=True)}
@@ -91,8 +99,8 @@ class DetectorFeatures(nn.Module):
 
     def note_own(self, names: Sequence[str]) -> None:
         """Says by their names which images the next batch holds, so that those of the bank are recognised."""
-        where = {name: place for place, name in enumerate(self.names)}
-        self.own = [where.get(str(name)) for name in names]
+        where = {os.path.realpath(name): place for place, name in enumerate(self.names)}
+        self.own = [where.get(os.path.realpath(str(name))) for name in names]
 
     def get_extra_state(self) -> dict[str, Any]:
         """The reference bank, as the state dict holds it."""
@@ -112,9 +120,38 @@ class DetectorFeatures(nn.Module):
         if values:
             self.extractor.set_reference(ReferenceBank(values.pop("patches"), **values))
 
-    def _references(self) -> list[ReferenceBank] | None:
+    def _references(self, tokens: Tensor) -> list[ReferenceBank] | None:
         """One bank for each image where some are of the bank themselves, else None: the one that is set for all."""
         bank = self.extractor.reference
-        if bank is None or bank.num_images < 2 or not any(own is not None for own in self.own):
+        if bank is None or bank.num_images < 2 or bank.compacted or not self.own:
             return None
-        return [bank if own is None else bank.without_image(own) for own in self.own]
+        own = self._recognised(tokens, bank)
+        others = {place: bank.without_image(place) for place in set(own) if place is not None}
+        return [bank if place is None else others[place] for place in own] if others else None
+
+    def _recognised(self, tokens: Tensor, bank: ReferenceBank) -> list[int | None]:
+        """Which image of the bank each is: by its name, or by tokens (B, C, h, w) that are equal up to rounding."""
+        own = [place for place in self.own for _ in range(len(tokens) // len(self.own))]  # anomalib's tiles are images
+        each = tokens[0, 0].numel()
+        if None not in own or len(own) != len(tokens) or len(bank) != bank.num_images * each:
+            return own
+        rows = tokens.flatten(2).mT.float()  # (B, P, C)
+        images = bank.patches[0].to(rows.device).view(bank.num_images, each, -1).float()  # (N, P, C)
+        nearest = torch.cdist(rows.mean(dim=1), images.mean(dim=1)).argmin(dim=1)
+        apart = (rows - images[nearest]).flatten(1).norm(dim=1) / rows.flatten(1).norm(dim=1)
+        same = apart < (1e-3 if tokens.dtype == torch.float32 else 3e-2)
+        found = zip(own, nearest.tolist(), same.tolist(), strict=True)
+        return [place if is_same and known is None else known for known, place, is_same in found]
+
+    def _warn_of_zeros(self, tokens: Tensor, residuals: Tensor) -> None:
+        """Says once if images that a detector learns from are all but equal to the references, and nothing is left."""
+        if not self.own or self._warned:
+            return
+        lengths = (maps.float().flatten(1).norm(dim=1) for maps in (residuals, tokens))
+        is_zero = next(lengths) < 1e-3 * next(lengths)
+        if is_zero.float().mean() > 0.5:
+            self._warned = True
+            _LOG.warning(
+                "most residuals of the training images are 0: they are references themselves, which a core-set or a "
+                "bank of one image does not let be left out. Take other images as references"
+            )

@@ -184,8 +184,8 @@ class ADPretrainGlass(ADPretrainDetector, Glass):
 
     def _prepared_batches(self) -> Iterator[Batch]:
         for batch in self.trainer.train_dataloader:
-            batch.image = self._prepare(batch.image)
-            self.features.note_own(batch.image_path or [])
+            batch.image = self._prepare(batch.image, batch.image_path)
+            self.features.note_own(batch.image_path or [""] * len(batch.image))
             yield batch
 
 
