@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from adpretrain_hf.errors import check_environment
+
 if TYPE_CHECKING:
     from adpretrain_hf.config import ADPretrainConfig
     from adpretrain_hf.extractor import ADPretrainFeatureExtractor
@@ -17,6 +19,7 @@ _HOMES = {"ADPretrainConfig": "config", "ADPretrainFeatureExtractor": "extractor
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    check_environment()
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 

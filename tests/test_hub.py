@@ -8,11 +8,14 @@ import shutil
 import subprocess
 import sys
 import time
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import HfApi
+from huggingface_hub.utils import close_session
 from safetensors.torch import load_file, save_file
 
 from adpretrain_hf import ADPretrainFeatureExtractor
@@ -21,6 +24,7 @@ from adpretrain_hf.errors import BundleError, MissingPathError
 from adpretrain_hf.files import is_intact
 from tests.conftest import ROOT, make_extractor, random_image
 from tests.loopback_hub.hub_server import HubServer
+from tests.loopback_hub.loopback import Handler
 from tests.tiny import save_tiny
 
 OWNER = "hf_owner"
@@ -272,6 +276,21 @@ class TestFaults:
             load("acme/tiny", cache_dir=cache)
         assert time.monotonic() - before < 15
 
+    def test_a_file_that_never_comes_is_given_up(self, repository, hub, cache, monkeypatch):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
+        monkeypatch.setenv("ADPRETRAIN_HUB_ATTEMPTS", "1")
+        hub.fault(WEIGHTS, times=99, delay=20)
+        before = time.monotonic()
+        with pytest.raises(BundleError, match="the connection to the Hub failed while loading acme/tiny"):
+            load("acme/tiny", cache_dir=cache)
+        assert time.monotonic() - before < 15
+
+    def test_requests_of_others_have_the_time_outs_that_they_ask_for(self, repository, hub, cache, monkeypatch):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
+        load("acme/tiny", cache_dir=cache)
+        hub.fault("GET /api/models/acme/tiny", delay=1)
+        assert API.model_info("acme/tiny", timeout=None).id == "acme/tiny"
+
     def test_a_stale_copy_is_not_taken_silently(self, repository, hub, cache):
         load("acme/tiny", cache_dir=cache)
         hub.fault("GET /api/models/acme/tiny", times=99, status=503)
@@ -288,6 +307,101 @@ print(Extractor.from_pretrained("acme/tiny", cache_dir={str(cache)!r}).variant)
         gone = python(code, HF_ENDPOINT="http://127.0.0.1:9", ADPRETRAIN_HUB_ATTEMPTS="1")
         assert gone.stdout == "angle\n", gone.stderr
         assert "the Hub cannot be reached: taking the cached commit" in gone.stderr
+
+
+@pytest.fixture(params=["info", "push", "new"])
+def command(request, bundle, tmp_path) -> list[str]:
+    """A command line that asks the Hub for a repository."""
+    return {
+        "info": ["info", "acme/tiny"],
+        "push": ["push", str(bundle), "acme/tiny"],
+        "new": ["new", "--backbone", "acme/tiny", "--output", str(tmp_path / "new")],
+    }[request.param]
+
+
+@pytest.fixture
+def client_with(monkeypatch) -> Iterator[Callable[..., None]]:
+    """Sets environment variables that the Hub's client reads when it makes its session."""
+
+    def set_all(**environment: str) -> None:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        close_session()
+
+    yield set_all
+    close_session()
+
+
+class TestAnswersThatAreNotTheHubs:
+    """Each is one line that says what to do, wherever the Hub is asked."""
+
+    def one_line(self, command: list[str], capsys, *parts: str) -> None:
+        capsys.readouterr()
+        assert main(command) == 1
+        said = capsys.readouterr().err
+        assert said.startswith("adpretrain: error: ") and said.count("\n") == 1
+        for part in parts:
+            assert part in said
+
+    @pytest.mark.parametrize("status", [200, 403, 404])
+    def test_a_login_page(self, repository, hub, command, capsys, status):
+        hub.fault(".*", times=99, page=status)
+        self.one_line(command, capsys, f"what answered for acme/tiny at {hub.url} is not the Hub", "HTTPS_PROXY")
+
+    def test_a_page_of_another_service(self, repository, hub, command, capsys, monkeypatch):
+        monkeypatch.setattr("tests.loopback_hub.hub_server.HubHandler.info", lambda self, *_: self.reply(["hello"]))
+        self.one_line(command, capsys, "what answered for acme/tiny at", "is not the Hub")
+
+    def test_a_proxy_that_wants_a_password(self, repository, hub, command, capsys, client_with):
+        hub.fault(".*", times=99, status=407)
+        self.one_line(command, capsys, "the proxy asks for a user and a password", "http://user:password@host:port")
+
+    def test_a_proxy_that_opens_no_tunnel(self, hub, command, capsys, client_with, monkeypatch):
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://hub.example")
+        monkeypatch.setattr("tests.loopback_hub.loopback.Handler.do_CONNECT", Handler.dispatch, raising=False)
+        hub.fault("CONNECT", times=99, status=407)
+        client_with(HTTPS_PROXY=hub.url)
+        self.one_line(command, capsys, "the proxy does not let the request for acme/tiny through (407", "HTTPS_PROXY")
+
+    @pytest.mark.parametrize("endpoint", ["hub.example", "http://hub:port"])
+    def test_an_endpoint_that_is_no_address(self, hub, command, capsys, monkeypatch, endpoint):
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+        self.one_line(command, capsys, f"HF_ENDPOINT is '{endpoint}'", "expected")
+
+    @pytest.mark.parametrize("token", ["hf_größe", "hf_two\nlines"])
+    def test_a_token_that_cannot_be_sent(self, repository, hub, command, capsys, monkeypatch, token):
+        monkeypatch.setattr("huggingface_hub.utils._headers.get_token", lambda: token)
+        self.one_line(command, capsys, "the token for acme/tiny cannot be sent", "HF_TOKEN")
+        with pytest.raises(BundleError, match="cannot be sent") as caught:
+            load("acme/tiny", token=token)
+        assert token.partition("\n")[0] not in "".join(traceback.format_exception(caught.value))
+
+    @pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "nonsense://127.0.0.1:9"])
+    def test_a_proxy_that_the_client_cannot_use(self, hub, command, capsys, client_with, proxy):
+        client_with(ALL_PROXY=proxy)
+        self.one_line(
+            command, capsys, "the Hub's client cannot use the proxies or certificates that are set", "ALL_PROXY"
+        )
+
+    @pytest.mark.parametrize("name", ["ADPRETRAIN_HUB_ATTEMPTS", "ADPRETRAIN_HUB_SECONDS", "HF_HUB_ETAG_TIMEOUT"])
+    def test_a_setting_that_is_no_number(self, repository, hub, command, capsys, monkeypatch, name):
+        monkeypatch.setenv(name, "many")
+        self.one_line(command, capsys, f"the environment variable {name} is 'many', expected a", "number, or unset it")
+
+    @pytest.mark.parametrize(
+        ("setting", "message"),
+        [
+            ({"HF_HUB_DOWNLOAD_TIMEOUT": "ten"}, "HF_HUB_DOWNLOAD_TIMEOUT is 'ten', expected a whole number"),
+            ({"HF_ENDPOINT": "http://hub:port"}, "HF_ENDPOINT is 'http://hub:port'"),
+        ],
+    )
+    def test_settings_by_which_the_client_cannot_be_imported(self, setting, message):
+        command = [sys.executable, "-m", "adpretrain_hf.cli", "info", "acme/tiny"]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | setting, cwd=ROOT)
+        assert done.returncode == 1 and done.stderr.startswith(f"adpretrain: error: the environment variable {message}")
+        assert done.stderr.count("\n") == 1
+        done = python("import adpretrain_hf; adpretrain_hf.ADPretrainConfig", **setting)
+        assert done.stderr.splitlines()[-1].startswith("adpretrain_hf.errors.InputError: the environment variable")
 
 
 def test_a_full_disk_is_one_clear_error_and_leaves_nothing_half(repository, hub, mount_disk):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from adpretrain_hf import __version__
 from adpretrain_hf.cli import convert, demo, extract, info, new, push, reference, score
-from adpretrain_hf.errors import InputError
+from adpretrain_hf.errors import InputError, check_environment
 
 MODULES = (score, extract, reference, info, demo, new, convert, push)
 VERBS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
@@ -22,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = build_parser().parse_args(argv)
     try:
+        check_environment()
         return args.run(args)
     except (InputError, OSError) as error:
         if args.debug:

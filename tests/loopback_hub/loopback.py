@@ -55,6 +55,7 @@ class Faults:
     def fault(self, match: str, times: int = 1, **action) -> None:
         """What the next requests that match suffer; one of:
 
+        page=200 (an HTML page with this status)
         status=503 [, headers={...}]    delay=SECONDS    rate=BYTES_PER_SECOND    corrupt=True (one bit, same length)
         truncate=BYTES (a shorter file, whole to HTTP)
         drop_after=BYTES of the body, 0: before the status line [, reset=True: RST for FIN]
@@ -98,6 +99,10 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(self.fault.get("delay", 0))
             if self.fault.get("drop_after") == 0:
                 return self.hang_up()
+            if self.fault.get("page"):
+                page = b"<!DOCTYPE html><title>Log in to the network</title>"
+                self.start_reply(self.fault["page"], len(page), {"Content-Type": "text/html"})
+                return self.wfile.write(page)
             if self.fault.get("status"):
                 raise HTTPError(self.fault["status"], "injected fault", **self.fault.get("headers", {}))
             for methods, pattern, name in self.ROUTES:
