@@ -130,6 +130,7 @@ class BundleMixin(ModelHubMixin):
         create_pr: bool = False,
         tag: str | None = None,
         include_backbone: bool = True,
+        force: bool = False,
     ) -> str:
         """Pushes this variant in one commit; other variants of the same extractor, and the card, stay as they are.
 
@@ -145,18 +146,22 @@ class BundleMixin(ModelHubMixin):
             create_pr: open a pull request instead of writing to the branch.
             tag: name to give to the commit.
             include_backbone: see ``save_pretrained``.
+            force: also write to a repository that holds something else than a bundle; its configuration and its weights
+                are then replaced.
 
         Returns:
             The URL of the commit or the pull request.
 
         Raises:
-            BundleError: no access, no connection, a public repository where a private one was asked for.
+            BundleError: no access, no connection, a public repository where a private one was asked for, a repository
+                that holds something else than a bundle, a tag that is on another commit.
         """
         from adpretrain_hf.bundle.push import BundlePusher
 
         with TemporaryDirectory() as folder:
             save(self._parts(), Path(folder), include_backbone=include_backbone, repository=repo_id)
-            pusher = BundlePusher(folder, repo_id, private=private, branch=branch, token=token, one_variant=True)
+            where: dict[str, Any] = {"private": private, "branch": branch, "token": token, "force": force}
+            pusher = BundlePusher(folder, repo_id, one_variant=True, **where)
             return pusher.push(commit_message, create_pr=create_pr, tag=tag)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:

@@ -1,17 +1,21 @@
 """Pushing a bundle: all its files in one commit, or none."""
 
+import json
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-from huggingface_hub.hf_api import RepoSibling
+from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
 from adpretrain_hf.bundle.layout import LAYOUT, files_in, read_config, variants_among
+from adpretrain_hf.config import MODEL_TYPE
 from adpretrain_hf.errors import BundleError, InputError
 from adpretrain_hf.files import git_sha1_of, sha256_of
 from adpretrain_hf.hub import explained, with_retries
@@ -44,6 +48,7 @@ class BundlePusher:
         repo_id, private, branch, token: see ``push_to_hub``.
         one_variant: the folder is one variant, to be put beside others of the same extractor that may be there; they
             and the card stay. Otherwise the folder is the whole bundle.
+        force: see ``push_to_hub``.
 
     Raises:
         BundleError: the folder is not a whole bundle.
@@ -58,9 +63,10 @@ class BundlePusher:
         branch: str | None = None,
         token: str | bool | None = None,
         one_variant: bool = False,
+        force: bool = False,
     ) -> None:
         self.folder, self.repo_id, self.branch = Path(folder), repo_id, branch or "main"
-        self.private, self.one_variant = private, one_variant
+        self.private, self.one_variant, self.force = private, one_variant, force
         self.api = HfApi(token=token)
         self.config = read_config(self.folder)
         self.files = files_in(self.folder)
@@ -75,9 +81,10 @@ class BundlePusher:
         """Compares the folder with the repository; writes nothing.
 
         Raises:
-            BundleError: no access, no connection, or a public repository where a private one was asked for.
+            BundleError: no access, no connection, a public repository where a private one was asked for, or one that
+                holds something else than a bundle.
         """
-        with explained(self.repo_id, self.branch):
+        with self._explained():
             parent, there = self._look_up()
         keep = [name for name, path in self.files.items() if name in there and _is_same(path, there[name])]
         delete = [name for name in there if LAYOUT.is_own(name) and name not in self.files]
@@ -106,23 +113,37 @@ class BundlePusher:
             The URL of the commit or the pull request.
 
         Raises:
-            BundleError: as for ``plan``; no right to write; someone else wrote to the branch meanwhile.
+            BundleError: as for ``plan``; no right to write; the tag is on another commit; someone else wrote to the
+                branch meanwhile.
             InputError: the card's metadata are not valid.
         """
-        with explained(self.repo_id, self.branch):
+        with self._explained():
             if self._look_up()[0] is None:
                 self._ask("making the repository", self.api.create_repo, private=self.private, exist_ok=True)
                 if self.branch != "main":
                     self._ask("making the branch", self.api.create_branch, branch=self.branch, exist_ok=True)
-            commit = partial(self._commit, self.plan(), message, create_pr)
-            url, oid = with_retries(commit, f"committing ({self.repo_id})")
+            plan = self.plan()
             if tag:
-                self._ask("tagging", self.api.create_tag, tag=tag, revision=oid)
+                self._check_tag(tag, plan)
+            url, oid = with_retries(partial(self._commit, plan, message, create_pr), f"committing ({self.repo_id})")
+            if tag:  # it may be there by now, if only the answer to an attempt was lost
+                self._ask("tagging", self.api.create_tag, tag=tag, revision=oid, exist_ok=True)
         return url
+
+    def _check_tag(self, tag: str, plan: PushPlan) -> None:
+        """Raises BundleError if the tag is on another commit than the one that the push ends at."""
+        refs = self._ask("listing the tags", self.api.list_repo_refs)
+        tagged = {ref.name: ref.target_commit for ref in refs.tags}.get(tag)
+        if tagged is not None and (plan.send or plan.delete or tagged != plan.parent):
+            raise BundleError(
+                f"{self.repo_id} has the tag {tag!r} already, on the commit {tagged}: nothing was sent. Give another "
+                "tag, or delete that one first (`hf repos tag delete`)"
+            )
 
     def _look_up(self) -> tuple[str | None, dict[str, RepoSibling]]:
         """The branch's commit, None if there is none, and its files; refuses one that is public but should not be."""
-        look_up = partial(self._ask, "looking up the repository", self.api.model_info)
+        seconds = constants.HF_HUB_ETAG_TIMEOUT
+        look_up = partial(self._ask, "looking up the repository", self.api.model_info, timeout=seconds)
         try:
             if self.private and not look_up().private:
                 raise BundleError(
@@ -130,9 +151,38 @@ class BundlePusher:
                     "private, or choose another name"
                 )
             found = look_up(revision=self.branch, files_metadata=True)
-        except (RevisionNotFoundError, RepositoryNotFoundError):
+        except RepositoryNotFoundError:
             return None, {}
+        except RevisionNotFoundError:
+            if self.branch != "main":  # which the branch will begin with
+                self._check_is_bundle(look_up(files_metadata=True))
+            return None, {}
+        self._check_is_bundle(found)
         return found.sha, {file.rfilename: file for file in found.siblings or ()}
+
+    def _check_is_bundle(self, found: ModelInfo) -> None:
+        """Raises BundleError if a repository has files that are not those of a bundle."""
+        there = {file.rfilename: file for file in found.siblings or ()}
+        if self.force or set(there) <= {".gitattributes"}:
+            return
+        config = there.get(LAYOUT.config)
+        if config and (_is_same(self.files[LAYOUT.config], config) or self._is_bundle_config(str(found.sha))):
+            return
+        raise BundleError(
+            f"{self.repo_id} holds something else than an ADPretrain bundle ({', '.join(sorted(there)[:4])} ...): "
+            "nothing was sent. Push to another repository, or insist by --force (force=True), which overwrites it"
+        )
+
+    def _is_bundle_config(self, commit: str) -> bool:
+        with TemporaryDirectory() as cache:
+            download = partial(self.api.hf_hub_download, filename=LAYOUT.config, revision=commit, cache_dir=cache)
+            text = Path(self._ask("reading its configuration", download)).read_bytes()
+        try:
+            values = json.loads(text)
+        except ValueError:
+            return False
+        ours = isinstance(values, dict) and "format_version" in values
+        return ours and values.get("model_type", MODEL_TYPE) == MODEL_TYPE
 
     def _commit(self, plan: PushPlan, message: str, create_pr: bool) -> tuple[str, str]:
         """Commits what a plan says, and returns the URL and the commit; may be repeated."""
@@ -151,9 +201,14 @@ class BundlePusher:
             info = self.api.create_commit(self.repo_id, [*additions, *deletions], commit_message=message, **options)
         except RuntimeError as error:  # the client's wrapping of a failed upload
             raise error.__cause__ or error from error
+        except (json.JSONDecodeError, UnicodeError):  # of an answer that is not the Hub's
+            raise
         except ValueError as error:
             raise InputError(f"the Hub does not accept the card of {self.folder}: {error}") from error
         return info.pr_url or info.commit_url, info.oid
+
+    def _explained(self) -> AbstractContextManager[None]:
+        return explained(self.repo_id, self.branch, doing="pushing to")
 
     def _ask(self, what: str, call: Callable[..., Any], **arguments: Any) -> Any:
         return with_retries(partial(call, self.repo_id, **arguments), f"{what} ({self.repo_id})")

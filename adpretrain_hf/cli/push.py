@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--branch", help="made if it is not there; main by default")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of writing to the branch")
     parser.add_argument("--tag", help="name to give to the commit")
+    parser.add_argument("--force", action="store_true", help="also where the repository holds something else")
     parser.add_argument("--message", default="Upload bundle", help="of the commit")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be sent")
 
@@ -26,7 +27,8 @@ def run(args: argparse.Namespace) -> int:
     """Pushes a bundle to the Hub, or says what would be sent."""
     from adpretrain_hf.bundle import BundlePusher
 
-    pusher = BundlePusher(args.bundle, args.repository, private=args.private or None, branch=args.branch)
+    where = {"private": args.private or None, "branch": args.branch, "force": args.force}
+    pusher = BundlePusher(args.bundle, args.repository, **where)
     if not args.dry_run:
         print(pusher.push(args.message, create_pr=args.create_pr, tag=args.tag))
         return 0

@@ -20,6 +20,7 @@ from adpretrain_hf.cli import main
 from adpretrain_hf.errors import BundleError, InputError
 from tests.conftest import ROOT, make_extractor, random_image
 from tests.loopback_hub.hub_server import HubServer
+from tests.tiny import save_tiny
 
 OWNER, READER, STRANGER = "hf_owner", "hf_reader", "hf_other"
 API = HfApi(token=OWNER)
@@ -209,6 +210,89 @@ for place in ({str(bundle)!r}, {name!r}):
         assert not [entry for entry in hub.log if entry["method"] == "PUT"], "they were not sent again"
 
 
+class TestTags:
+    def test_the_same_tag_for_the_same_commit(self, hub, bundle, name):
+        push(bundle, name, tag="v1")
+        commit = API.model_info(name, revision="v1").sha
+        push(bundle, name, tag="v1")
+        assert API.model_info(name, revision="v1").sha == API.model_info(name).sha == commit
+
+    def test_a_tag_of_another_commit_is_refused_before_anything_is_sent(self, hub, bundle, name, tiny_folder):
+        push(bundle, name, tag="v1")
+        retrain(bundle, tiny_folder)
+        tagged = API.model_info(name).sha
+        message = f"{name} has the tag 'v1' already, on the commit {tagged}: nothing was sent. Give another tag"
+        hub.log.clear()
+        with pytest.raises(BundleError, match=message):
+            push(bundle, name, tag="v1")
+        assert not [entry for entry in hub.log if entry["method"] in ("PUT", "POST")]
+        push(bundle, name, tag="v2")
+        assert API.model_info(name, revision="v2").sha == API.model_info(name).sha != tagged
+
+    def test_the_answer_to_a_tag_is_lost(self, hub, bundle, name):
+        hub.fault("POST .*/tag/", lose_answer=True)
+        push(bundle, name, tag="v1")
+        assert API.model_info(name, revision="v1").sha == API.model_info(name).sha
+
+
+class TestForeignRepositories:
+    """What is no bundle is not overwritten, unless it is insisted on."""
+
+    @pytest.fixture
+    def foreign(self, hub, name, tmp_path) -> str:
+        API.create_repo(name)
+        save_tiny(tmp_path / "theirs")
+        (tmp_path / "theirs" / "README.md").write_text("theirs")
+        (tmp_path / "theirs" / "model-00001-of-00002.safetensors").write_bytes(b"\0" * 9)
+        API.upload_folder(repo_id=name, folder_path=tmp_path / "theirs")
+        hub.log.clear()
+        return name
+
+    MESSAGE = (
+        r"holds something else than an ADPretrain bundle \(.*README.md.*\): nothing was sent.*--force \(force=True\)"
+    )
+
+    def test_a_model_of_another_kind(self, hub, bundle, extractor, foreign):
+        there = files(foreign)
+        for options in ({}, {"branch": "next"}, {"create_pr": True}):
+            with pytest.raises(BundleError, match=self.MESSAGE):
+                push(bundle, foreign, **options)
+        with pytest.raises(BundleError, match=self.MESSAGE):
+            BundlePusher(bundle, foreign, token=OWNER).plan()
+        with pytest.raises(BundleError, match=self.MESSAGE):
+            extractor.push_to_hub(foreign, token=OWNER)
+        assert not [entry for entry in hub.log if entry["method"] in ("PUT", "POST")]
+        assert files(foreign) == there
+
+    def test_insisting(self, hub, bundle, foreign, monkeypatch, capsys, tmp_path):
+        monkeypatch.setenv("HF_TOKEN", OWNER)
+        assert main(["push", str(bundle), foreign]) == 1
+        assert "holds something else than an ADPretrain bundle" in capsys.readouterr().err
+        assert main(["push", str(bundle), foreign, "--force"]) == 0
+        assert files(foreign) == local_files(bundle)
+        again = ADPretrainFeatureExtractor.from_pretrained(foreign, cache_dir=tmp_path / "cache")
+        assert torch.equal(features_of(again), features_of(ADPretrainFeatureExtractor.from_pretrained(bundle)))
+
+    def test_insisting_from_memory(self, hub, extractor, foreign):
+        extractor.push_to_hub(foreign, token=OWNER, force=True)
+        assert "model.safetensors" in files(foreign) and "model-00001-of-00002.safetensors" not in files(foreign)
+
+    @pytest.mark.parametrize(
+        "config", ["{", "[]", '{"model_type": "bert"}', '{"format_version": 1, "model_type": "x"}']
+    )
+    def test_configurations_that_are_no_bundles(self, hub, bundle, name, config):
+        API.create_repo(name)
+        API.upload_file(repo_id=name, path_or_fileobj=config.encode(), path_in_repo="config.json")
+        with pytest.raises(BundleError, match="holds something else than an ADPretrain bundle"):
+            push(bundle, name)
+
+    def test_a_bundle_with_another_configuration_is_one(self, hub, bundle, name, tiny_folder, tmp_path):
+        push(bundle, name)
+        make_extractor(tiny_folder, num_reference_tokens=8).save_pretrained(tmp_path / "other")
+        push(tmp_path / "other", name)
+        assert {"config.json", "model.safetensors"} <= set(files(name))
+
+
 class TestRefusals:
     def test_public_where_private_was_asked_for(self, hub, bundle, name, tiny_folder):
         push(bundle, name)
@@ -251,6 +335,20 @@ class TestRefusals:
             push(bundle, name)
         assert commits(hub, name) == 1
 
+    def test_without_the_hub(self, hub, bundle, name, monkeypatch):
+        monkeypatch.setattr("huggingface_hub.constants.is_offline_mode", lambda: True)
+        with pytest.raises(BundleError, match=f"pushing to {name} needs the Hub, and HF_HUB_OFFLINE keeps the client"):
+            push(bundle, name)
+
+    def test_what_is_no_id(self, hub, bundle, capsys):
+        assert main(["push", str(bundle), "a/b/c"]) == 1
+        assert "adpretrain: error: a/b/c is no id of a repository, expected owner/name:" in capsys.readouterr().err
+
+    def test_what_the_hub_refuses_is_told_in_its_words(self, hub, bundle, name, monkeypatch):
+        hub.fault("POST /api/repos/create", times=99, status=402)
+        with pytest.raises(BundleError, match=f"the Hub answered 402 for {name} and will again .injected fault."):
+            push(bundle, name)
+
     def test_someone_else_pushed_meanwhile(self, hub, bundle, name, tiny_folder, monkeypatch):
         push(bundle, name)
         retrain(bundle, tiny_folder)
@@ -280,6 +378,8 @@ TARGETS = {
     "verify": "POST /_lfs/.*/verify",
     "commit": "POST .*/commit/",
 }
+# Asked once in a push with a card, a branch and a tag.
+OTHER_TARGETS = {"card": "validate-yaml", "branch": "POST .*/branch/", "tags": "GET .*/refs", "tag": "POST .*/tag/"}
 
 
 class TestFaults:
@@ -295,6 +395,18 @@ class TestFaults:
         posts = [entry for entry in hub.log if entry["method"] == "POST" and "/commit/" in entry["path"]]
         lost = target == "commit" and fault == "answer lost"
         assert len(posts) == (2 if target == "commit" and not lost and fault != "slow" else 1)
+
+    @pytest.mark.parametrize("target", TARGETS | OTHER_TARGETS)
+    def test_no_answer_is_given_up(self, hub, bundle, name, tiny_folder, monkeypatch, target):
+        retrain(bundle, tiny_folder, seed=1000 + next(numbers))
+        for limit in ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT"):
+            monkeypatch.setattr(f"huggingface_hub.constants.{limit}", 0.2)
+        monkeypatch.setenv("ADPRETRAIN_HUB_ATTEMPTS", "1")
+        hub.fault((TARGETS | OTHER_TARGETS)[target], times=99, delay=20)
+        before = time.monotonic()
+        with pytest.raises(BundleError, match=f"the connection to the Hub failed while pushing to {name}"):
+            push(bundle, name, branch="next", tag="v1")
+        assert time.monotonic() - before < 15
 
     @pytest.mark.parametrize("target", ["preupload", "LFS batch", "PUT", "verify", "commit"])
     def test_for_good_leaves_the_branch_as_it_was(self, hub, bundle, name, tiny_folder, target, monkeypatch):
