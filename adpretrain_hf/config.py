@@ -7,11 +7,12 @@ import operator
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from adpretrain_hf.backbones import CLIP, IMAGENET, describe
+from adpretrain_hf.backbones import CLIP, IMAGENET, describe, without_path
 from adpretrain_hf.errors import BundleError, InputError
 
 FORMAT_VERSION = 1
@@ -48,7 +49,7 @@ class ADPretrainConfig:
 
     Attributes:
         backbone: where the backbone comes from: a transformers id, ``open_clip:<arch>/<weights>`` or
-            ``imagebind:<checkpoint>``.
+            ``imagebind:<checkpoint>``; of a folder or a file its name, without the path.
         hidden_size: C, channels of a token.
         patch_size: side of a patch, in pixels.
         layers: the levels: after which blocks, counted from 1, tokens are taken.
@@ -163,7 +164,7 @@ class ADPretrainConfig:
             return cls.preset(source, **overrides)
         spec = describe(source, revision=overrides.get("backbone_revision"), **(hub or {}))
         derived = {
-            "backbone": source,
+            "backbone": without_path(str(Path(source).resolve()) if Path(source).is_dir() else source),
             "hidden_size": spec.hidden_size,
             "patch_size": spec.patch_size,
             "layers": quarter_levels(spec.depth),

@@ -208,16 +208,16 @@ def _digest(path: Path, digest: Any) -> str:
     return digest.hexdigest()
 
 
-def tensor_digest(tensor: Tensor) -> bytes:
+def tensor_digest(tensor: Tensor, dtype: torch.dtype | None = None) -> bytes:
     """The identity of one tensor: of its shape and of up to 4,096 of its values, evenly spread.
 
-    float16 and its float32 copy have the same one. It tells trainings apart and costs next to nothing; it is no
-    checksum against damage.
+    They are rounded to ``dtype`` if it is given. float16 and its float32 copy have the same one. It tells trainings
+    apart and costs next to nothing; it is no checksum against damage.
     """
     values = tensor.detach().flatten()
     sample = values[:: max(1, values.numel() // _SAMPLE)]
     digest = hashlib.sha256(str(tuple(tensor.shape)).encode())
-    digest.update(sample.float().cpu().contiguous().numpy().data)
+    digest.update(sample.to(dtype or sample.dtype).float().cpu().contiguous().numpy().data)
     return digest.digest()
 
 

@@ -4,6 +4,7 @@ import math
 import re
 from pathlib import Path
 
+from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from adpretrain_hf.backbones.clip_tower import build_clip_vision_model, rename
@@ -34,6 +35,25 @@ def from_imagebind(path: str | Path) -> CLIPVisionModel:
     Raises:
         InputError: the file cannot be read; tensors of the trunk are missing, unknown, or of unexpected shapes.
     """
+    tensors, config = _read_trunk(path)
+    # An image is repeated over both frames: the two slices of the kernel see the same pixels, and add up.
+    kernel = tensors["embeddings.patch_embedding.weight"].sum(2)
+    positions = tensors["embeddings.position_embedding.weight"].squeeze(0)
+    tensors["embeddings.class_embedding"] = tensors["embeddings.class_embedding"].flatten()
+    of_clip = {"embeddings.patch_embedding.weight": kernel, "embeddings.position_embedding.weight": positions}
+    return build_clip_vision_model(tensors | of_clip, config)
+
+
+def imagebind_vision_config(path: str | Path) -> CLIPVisionConfig:
+    """Tell the trunk's sizes; of the file's 4.8 GB only the shapes are looked at.
+
+    Args and Raises: as of ``from_imagebind``.
+    """
+    return _read_trunk(path)[1]
+
+
+def _read_trunk(path: str | Path) -> tuple[dict[str, Tensor], CLIPVisionConfig]:
+    """The trunk's tensors, still in the file, under CLIPVisionModel's names but in ImageBind's shapes; its sizes."""
     ours = ("modality_preprocessors.vision.", "modality_trunks.vision.")
     state = {key: tensor for key, tensor in read_checkpoint(path).items() if key.startswith(ours)}
     depth = len({match[1] for key in state if (match := re.search(r"\.blocks\.(\d+)\.", key))})
@@ -46,10 +66,6 @@ def from_imagebind(path: str | Path) -> CLIPVisionModel:
             f"got a patch kernel {tuple(kernel.shape)} and positions {tuple(positions.shape)}; expected "
             "(C, 3, 2, p, p), with C a multiple of 16, and (1, 1 + h*w, C): give ImageBind's own file"
         )
-    # An image is repeated over both frames: the two slices of the kernel see the same pixels, and add up.
-    tensors["embeddings.patch_embedding.weight"] = kernel.sum(2)
-    tensors["embeddings.position_embedding.weight"] = positions.squeeze(0)
-    tensors["embeddings.class_embedding"] = tensors["embeddings.class_embedding"].flatten()
     config = CLIPVisionConfig(
         hidden_size=kernel.shape[0],
         intermediate_size=len(tensors["encoder.layers.0.mlp.fc1.bias"]),
@@ -60,4 +76,4 @@ def from_imagebind(path: str | Path) -> CLIPVisionModel:
         hidden_act="gelu",
         layer_norm_eps=1e-6,
     )
-    return build_clip_vision_model(tensors, config)
+    return tensors, config

@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from adpretrain_hf.files import check_finite, check_names
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
+
+_PRECISIONS = (torch.float32, torch.float16, torch.bfloat16)  # that a bundle's weights may have been made in
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,16 @@ def split_source(source: str) -> tuple[str, str]:
     return (kind, rest) if colon and kind in ("open_clip", "imagebind") else ("transformers", source)
 
 
+def without_path(source: str) -> str:
+    """A source as others may see it: of a path on this machine only the last part; what can be an id stays."""
+    kind, name = split_source(source)
+    if kind == "transformers" and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
+        return source
+    arch = f"{name.partition('/')[0]}/" if kind == "open_clip" else ""
+    last = re.split(r"[/\\]", name.rstrip("/\\"))[-1]
+    return last if kind == "transformers" else f"{kind}:{arch}{last}"
+
+
 def describe(source: str, **hub: Any) -> BackboneSpec:
     """Reads a backbone's sizes and statistics.
 
@@ -57,9 +70,9 @@ def describe(source: str, **hub: Any) -> BackboneSpec:
 
         config, statistics = open_clip_vision_config(name)
     elif kind == "imagebind":
-        from adpretrain_hf.backbones.imagebind import from_imagebind
+        from adpretrain_hf.backbones.imagebind import imagebind_vision_config
 
-        config, statistics = from_imagebind(name).config, CLIP
+        config, statistics = imagebind_vision_config(name), CLIP
     else:
         folder = _locate(name, ["*.json"], **hub)
         config = _vision_config(folder)
@@ -106,6 +119,39 @@ def load_backbone(
     return backbone
 
 
+def load_same_backbone(
+    source: str, layers: Sequence[int], *, digest: str | None, dtype: torch.dtype = torch.float32, **hub: Any
+) -> Backbone:
+    """Loads the backbone that a bundle was made with, from where it came from.
+
+    What is there may be more precise than what the bundle was made with: it is rounded as it was then, or values would
+    differ. What is less precise cannot be put right.
+
+    Args:
+        source, layers, dtype, hub: as for ``load_backbone``.
+        digest: what ``Backbone.digest`` must be; None if it is not known.
+
+    Raises:
+        InputError: as ``load_backbone``.
+        BundleError: as ``load_backbone``; the weights are others than those that the bundle was made with.
+    """
+    if digest is None:
+        return load_backbone(source, layers, dtype=dtype, **hub)
+    backbone = load_backbone(source, layers, dtype=torch.float32, **hub)
+    found = [backbone.digest(kept) for kept in _PRECISIONS]
+    if digest not in found:
+        raise _other_weights(Path(source).resolve() if Path(source).is_dir() else source, found[0], digest)
+    return backbone.to(_PRECISIONS[found.index(digest)]).to(dtype)
+
+
+def _other_weights(source: object, found: str, expected: str) -> BundleError:
+    return BundleError(
+        f"the backbone at {str(source)!r} has other weights than the bundle was made with: their digest is {found}, "
+        f"the configuration's {expected}. It is another backbone, or a less precise copy: get the bundle or the "
+        "backbone again, or make a new bundle"
+    )
+
+
 def load_saved_backbone(
     folder: Path, layers: Sequence[int], *, dtype: torch.dtype = torch.float32, digest: str | None = None
 ) -> Backbone:
@@ -129,10 +175,7 @@ def load_saved_backbone(
     found = backbone.digest()  # of the values in the file's precision
     check_finite(str(folder), backbone.to(dtype).state_dict())
     if digest not in (None, found):
-        raise BundleError(
-            f"the backbone at {str(folder)!r} has other weights than the bundle was made with: their digest is "
-            f"{found}, the configuration's {digest}. Get the bundle again, or make a new one"
-        )
+        raise _other_weights(folder, found, str(digest))
     return backbone
 
 

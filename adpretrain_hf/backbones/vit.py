@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from adpretrain_hf.errors import InputError
@@ -127,10 +128,14 @@ class Backbone(nn.Module):
             module.__dict__.pop("_output_capturing_hooks_installed", None)
         return self.__dict__ | {"_modules": self._modules | {"model": model}}
 
-    def digest(self) -> str:
-        """16 hex digits that identify the weights, whatever precision they are loaded in later."""
+    def digest(self, dtype: torch.dtype | None = None) -> str:
+        """16 hex digits that identify the weights, rounded to ``dtype`` if it is given.
+
+        A more precise copy of the same values has the same ones.
+        """
+        tensors = self.model.state_dict().values()
         # Sorted, for a library may rename and reorder a network's parameters from one version to the next.
-        return combined_digest(sorted(tensor_digest(tensor) for tensor in self.model.state_dict().values()))
+        return combined_digest(sorted(tensor_digest(tensor, dtype) for tensor in tensors))
 
     def save(self, folder: str | Path) -> None:
         """Writes the network as transformers' own ``save_pretrained`` does."""

@@ -10,7 +10,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from torch import Tensor
 
-from adpretrain_hf.backbones import Backbone, load_backbone, load_saved_backbone
+from adpretrain_hf.backbones import Backbone, load_backbone, load_same_backbone, load_saved_backbone
 from adpretrain_hf.bundle.layout import LAYOUT, files_in, read_config, variants_among
 from adpretrain_hf.config import PRESETS, ADPretrainConfig
 from adpretrain_hf.errors import BundleError, InputError, MissingPathError
@@ -119,7 +119,9 @@ def _load_bundled_backbone(folder: Path, config: ADPretrainConfig, dtype: torch.
         return load_saved_backbone(folder / LAYOUT.backbone, config.layers, dtype=dtype, digest=config.backbone_digest)
     try:
         hub |= {"revision": config.backbone_revision}  # its own, not the bundle's
-        return load_backbone(config.backbone, config.layers, dtype=dtype, **hub)
+        return load_same_backbone(config.backbone, config.layers, digest=config.backbone_digest, dtype=dtype, **hub)
+    except BundleError:  # says what is wrong with the weights that were found
+        raise
     except InputError as error:
         raise BundleError(
             f"{folder} was saved without its backbone, and {config.backbone!r} (revision {config.backbone_revision}) "

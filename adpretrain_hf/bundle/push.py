@@ -14,6 +14,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, co
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
+from adpretrain_hf.backbones import without_path
 from adpretrain_hf.bundle.layout import LAYOUT, files_in, read_config, variants_among
 from adpretrain_hf.config import MODEL_TYPE
 from adpretrain_hf.errors import BundleError, InputError
@@ -51,7 +52,7 @@ class BundlePusher:
         force: see ``push_to_hub``.
 
     Raises:
-        BundleError: the folder is not a whole bundle.
+        BundleError: the folder is not a whole bundle, or its configuration tells a path of this machine.
     """
 
     def __init__(
@@ -70,6 +71,11 @@ class BundlePusher:
         self.api = HfApi(token=token)
         self.config = read_config(self.folder)
         self.files = files_in(self.folder)
+        if (name := without_path(self.config.backbone)) != self.config.backbone:
+            raise BundleError(
+                f"{self.folder / LAYOUT.config} says where the backbone lies on this machine, "
+                f"{self.config.backbone!r}: before others see it, write {name!r} there and in the card, or its id"
+            )
         if not variants_among(self.files, self.config):
             raise BundleError(f"{folder} has no projectors: expected {LAYOUT.weights}")
         if not (self.folder / LAYOUT.backbone).is_dir() and not self.config.backbone_revision:

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPVisionModel
 
+from adpretrain_hf import ADPretrainConfig, ADPretrainFeatureExtractor
+from adpretrain_hf.backbones import imagebind
 from adpretrain_hf.backbones.imagebind import from_imagebind
 from adpretrain_hf.backbones.pickles import read_checkpoint
 from adpretrain_hf.errors import InputError
@@ -97,6 +99,19 @@ def test_imagebind_parity(tmp_path: Path) -> None:
     kernel = "modality_preprocessors.vision.rgbt_stem.proj.1.weight"
     one_frame = state | {kernel: state[kernel] * torch.tensor([1.0, 0.0])[:, None, None]}
     assert difference(maps(model, images), imagebind_maps(one_frame, images)) > 1e-2
+
+
+def test_the_sizes_are_told_without_a_conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(imagebind_state(), tmp_path / "imagebind.pth")
+    built: list[object] = []
+    build = imagebind.build_clip_vision_model
+    monkeypatch.setattr(imagebind, "build_clip_vision_model", lambda *given: built.append(given) or build(*given))
+    source = f"imagebind:{tmp_path / 'imagebind.pth'}"
+    config = ADPretrainConfig.from_backbone(source, num_heads=4)
+    assert (config.hidden_size, config.patch_size, config.layers, config.image_size) == (32, 14, (1, 2, 3), 56)
+    assert config.backbone == "imagebind:imagebind.pth" and not built
+    extractor = ADPretrainFeatureExtractor.from_backbone(source, num_heads=4, num_reference_tokens=8)
+    assert len(built) == 1 and extractor.backbone.hidden_size == 32
 
 
 def test_safetensors_give_the_same(tmp_path: Path) -> None:

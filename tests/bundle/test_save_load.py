@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 
 from adpretrain_hf import ADPretrainFeatureExtractor, ReferenceBank
@@ -14,7 +16,7 @@ from adpretrain_hf.bundle import BundlePusher, describe_bundle, variants_among
 from adpretrain_hf.cli import main
 from adpretrain_hf.errors import BundleError, InputError, MissingPathError
 from tests.conftest import make_extractor, random_image
-from tests.tiny import save_tiny
+from tests.tiny import save_tiny, tiny_model
 
 load = ADPretrainFeatureExtractor.from_pretrained
 
@@ -280,11 +282,74 @@ class TestRefusals:
             load(bundle)
 
 
-def test_without_backbone_it_is_found_by_its_name(extractor, tmp_path):
-    extractor.config = extractor.config.replace(backbone_revision="main")
-    extractor.save_pretrained(tmp_path / "slim", include_backbone=False)
-    assert not (tmp_path / "slim" / "backbone").exists()
-    assert torch.equal(features_of(load(tmp_path / "slim")), features_of(extractor))
+def save_slim(extractor, folder, backbone):
+    """Saves an extractor without its backbone, which is said to come from elsewhere."""
+    extractor.config = extractor.config.replace(backbone=str(backbone), backbone_revision="main")
+    extractor.save_pretrained(folder, include_backbone=False)
+    return folder
+
+
+class TestWithoutItsBackbone:
+    def test_it_is_found_by_its_name(self, extractor, tmp_path, tiny_folder):
+        slim = save_slim(extractor, tmp_path / "slim", tiny_folder)
+        assert not (slim / "backbone").exists()
+        assert torch.equal(features_of(load(slim)), features_of(extractor))
+
+    def test_other_weights_of_that_name_are_refused(self, extractor, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        save_tiny(tmp_path / "somebody" / "dinov2", seed=9)
+        slim = save_slim(extractor, tmp_path / "slim", "somebody/dinov2")
+        place = re.escape(repr(str(tmp_path / "somebody" / "dinov2")))
+        with pytest.raises(
+            BundleError, match=f"the backbone at {place} has other weights than the bundle was made with"
+        ):
+            load(slim)
+
+    def test_other_weights_on_the_hub_are_refused(self, hub, extractor, tmp_path):
+        api = HfApi(token="hf_owner")
+        api.create_repo("acme/other-weights")
+        api.upload_folder(repo_id="acme/other-weights", folder_path=save_tiny(tmp_path / "other", seed=9))
+        slim = save_slim(extractor, tmp_path / "slim", "acme/other-weights")
+        with pytest.raises(BundleError, match="the backbone at 'acme/other-weights' has other weights than the bundle"):
+            load(slim, cache_dir=tmp_path / "cache")
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_more_precise_weights_are_rounded_as_they_were(self, tiny_folder, tmp_path, dtype):
+        made = ADPretrainFeatureExtractor.from_backbone(str(tiny_folder), dtype=dtype, image_size=32, num_heads=4)
+        made.save_pretrained(tmp_path / "whole")
+        whole, slim = load(tmp_path / "whole"), load(save_slim(made, tmp_path / "slim", tiny_folder))
+        assert slim.dtype == torch.float32 and slim.config.fingerprint == whole.config.fingerprint
+        assert torch.equal(features_of(slim), features_of(whole))
+        assert load(tmp_path / "slim", dtype=dtype).dtype == dtype
+
+    def test_less_precise_weights_are_others(self, extractor, tmp_path):
+        tiny_model("dinov2").half().save_pretrained(tmp_path / "half")
+        slim = save_slim(extractor, tmp_path / "slim", tmp_path / "half")
+        with pytest.raises(BundleError, match="has other weights than the bundle was made with.* a less precise copy"):
+            load(slim)
+
+    def test_a_configuration_without_a_digest_takes_what_it_finds(self, extractor, tmp_path):
+        slim = save_slim(extractor, tmp_path / "slim", save_tiny(tmp_path / "other", seed=9))
+        config = json.loads((slim / "config.json").read_text()) | {"backbone_digest": None}
+        (slim / "config.json").write_text(json.dumps(config))
+        assert not torch.equal(features_of(load(slim)), features_of(extractor))
+
+
+def test_a_path_on_this_machine_is_not_recorded(tiny_folder, tmp_path, monkeypatch):
+    made = make_extractor(tiny_folder)
+    assert made.config.backbone == tiny_folder.name
+    made.save_pretrained(tmp_path / "bundle")
+    said = "".join(path.read_text() for path in (tmp_path / "bundle").rglob("*.*") if path.suffix in (".json", ".md"))
+    assert str(tiny_folder.parent) not in said
+    monkeypatch.chdir(tiny_folder)
+    assert make_extractor(".").config.backbone == tiny_folder.name
+    # One that was recorded by an earlier version is not pushed.
+    config = json.loads((tmp_path / "bundle" / "config.json").read_text()) | {"backbone": str(tiny_folder)}
+    (tmp_path / "bundle" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        BundleError, match=f"says where the backbone lies on this machine.*write '{tiny_folder.name}' there"
+    ):
+        BundlePusher(tmp_path / "bundle", "acme/never")
 
 
 def test_without_backbone_and_without_a_commit_is_refused(extractor, tmp_path):
