@@ -6,8 +6,8 @@ What only a push or a conversion needs is loaded when it is asked for.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from adpretrain_hf.bundle.layout import LAYOUT, image_processor_settings, variants_among
-from adpretrain_hf.bundle.load import describe_bundle, read_projectors
+from adpretrain_hf.bundle.layout import LAYOUT, image_processor_settings, variants_among, write_config
+from adpretrain_hf.bundle.load import describe_bundle, read_preparation, read_projectors
 from adpretrain_hf.bundle.mixin import BundleMixin
 from adpretrain_hf.bundle.save import is_quantized, write_projectors
 

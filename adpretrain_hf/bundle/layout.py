@@ -79,6 +79,25 @@ def write_config(folder: Path, config: ADPretrainConfig) -> None:
         write_text(folder / name, json.dumps(values, indent=2) + "\n")
 
 
+def prepared_as(config: ADPretrainConfig, folder: Path) -> ADPretrainConfig:
+    """A configuration with the size, mean and std of a folder's ``preprocessor_config.json``.
+
+    Raises:
+        BundleError: the file is damaged, or tells another kind of preparation.
+    """
+    path = folder / LAYOUT.preprocessor
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        own = image_processor_settings(config) | told
+        config = config.replace(image_size=own["size"]["shortest_edge"], mean=own["image_mean"], std=own["image_std"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise BundleError(f"{path} does not tell the preparation of a bundle: {error}") from error
+    settings = image_processor_settings(config)
+    if others := sorted(name for name in settings.keys() & told.keys() if told[name] != settings[name]):
+        raise BundleError(f"{path}: {', '.join(others)} cannot be other than {[settings[name] for name in others]}")
+    return config
+
+
 def image_processor_settings(config: ADPretrainConfig) -> dict[str, Any]:
     """The preparation in the words of transformers.
 

@@ -11,7 +11,7 @@ from huggingface_hub.utils import validate_repo_id
 from torch import Tensor
 
 from adpretrain_hf.backbones import Backbone, load_backbone, load_same_backbone, load_saved_backbone
-from adpretrain_hf.bundle.layout import LAYOUT, files_in, read_config, variants_among
+from adpretrain_hf.bundle.layout import LAYOUT, files_in, prepared_as, read_config, variants_among
 from adpretrain_hf.config import PRESETS, ADPretrainConfig
 from adpretrain_hf.errors import BundleError, InputError, MissingPathError
 from adpretrain_hf.files import check_finite, check_fit, read_safetensors
@@ -67,6 +67,29 @@ def describe_bundle(name: PathLike, **hub: Any) -> tuple[ADPretrainConfig, list[
     """
     config, names, _ = _open(name, **hub)
     return config, sorted(names)
+
+
+def read_preparation(
+    name: PathLike,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: PathLike | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
+) -> ADPretrainConfig:
+    """Reads a bundle's configuration with the preparation that its ``preprocessor_config.json`` tells.
+
+    The two differ where a processor was saved that prepares images to another size.
+
+    Raises:
+        MissingPathError: no such folder or repository.
+        BundleError: not a bundle, not to be had, or a preparation that is not known.
+    """
+    hub: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
+    hub |= {"local_files_only": local_files_only, "force_download": force_download}
+    config, names, fetch = _open(name, **hub)
+    return prepared_as(config, fetch([LAYOUT.config, LAYOUT.preprocessor])) if LAYOUT.preprocessor in names else config
 
 
 def read_projectors(path: Path, config: ADPretrainConfig, dtype: torch.dtype) -> Projectors:

@@ -5,25 +5,60 @@ features = pipeline("image-feature-extraction", model="org/adpretrain-dinov2-lar
 features.model.set_reference(normal_images)
 """
 
+import copy
+import inspect
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, BaseImageProcessor, BatchFeature
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
+from transformers.utils.hub import convert_file_size_to_int
 
-from adpretrain_hf.bundle import describe_bundle, image_processor_settings
+from adpretrain_hf.bundle import LAYOUT, image_processor_settings, read_preparation, write_config
 from adpretrain_hf.config import MODEL_TYPE, ADPretrainConfig
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
-from adpretrain_hf.images import Preprocessor
+from adpretrain_hf.files import check_fit
+from adpretrain_hf.images import Preprocessor, default_device
+from adpretrain_hf.projector import Projectors
 
 _Path = str | os.PathLike[str]
 # What AutoModel and pipeline() pass on beside the arguments they were given; it says nothing about a bundle.
-_OF_TRANSFORMERS = ("config", "trust_remote_code", "adapter_kwargs", "_from_auto", "_from_pipeline")
+_OF_TRANSFORMERS = (
+    "trust_remote_code",
+    "adapter_kwargs",
+    "code_revision",
+    "_commit_hash",
+    "_from_auto",
+    "_from_pipeline",
+)
+_ANY_FLAG = (True, False)
+# What else is passed to any model, with the values that hold for every bundle: others cannot be honoured.
+_AT_LOADING: dict[str, tuple[Any, ...]] = {
+    "low_cpu_mem_usage": _ANY_FLAG,
+    "use_safetensors": (True,),
+    "weights_only": (True,),
+    "ignore_mismatched_sizes": (False,),
+    "output_loading_info": (False,),
+    "attn_implementation": ("sdpa",),
+    "subfolder": ("",),
+}
+_AT_SAVING: dict[str, tuple[Any, ...]] = {
+    "safe_serialization": (True,),
+    "save_peft_format": _ANY_FLAG,
+    "save_original_format": _ANY_FLAG,
+    "distributed_checkpoint": (False,),
+}
+_OF_MODELS = (*_AT_LOADING, "device_map", "device", "dtype", "torch_dtype", "variant")
+_OUTPUT = ("output_hidden_states", "return_dict")
+_PARAMETERS = inspect.signature(ADPretrainFeatureExtractor.from_pretrained).parameters
 
 
 class ADPretrainModelConfig(PreTrainedConfig):
@@ -65,17 +100,49 @@ class ADPretrainModel(PreTrainedModel):
         self.eval()
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: _Path, **arguments: Any) -> "ADPretrainModel":  # type: ignore[override]
-        """Loads a bundle strictly; see ``ADPretrainFeatureExtractor.from_pretrained`` for the arguments and errors."""
-        config = arguments.get("config")
-        given = {name: value for name, value in arguments.items() if name not in _OF_TRANSFORMERS}
-        if config is not None:
-            given.setdefault("image_size", config.image_size)  # AutoConfig takes the argument to itself
-        if given.get("dtype") == "auto":
-            del given["dtype"]
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: _Path,
+        *,
+        config: ADPretrainModelConfig | _Path | None = None,
+        device_map: Any = None,
+        dtype: Any = None,
+        torch_dtype: Any = None,
+        **arguments: Any,
+    ) -> "ADPretrainModel":
+        """Loads a bundle strictly; see ``ADPretrainFeatureExtractor.from_pretrained`` for more arguments and errors.
+
+        Args:
+            pretrained_model_name_or_path: a folder, or the id of a repository.
+            config: what AutoConfig made of the bundle's, with overrides, or where it lies.
+            device_map: one device for all of it: ``"cpu"``, ``0``, ``{"": "cuda:1"}``; ``"auto"`` and its kin are the
+                GPU if there is one.
+            dtype, torch_dtype: precision in memory, the first if both are given; ``"auto"`` is float32.
+            arguments: whatever else is passed to models of transformers, where a bundle can honour it.
+
+        Raises:
+            InputError: an argument, or an override of the configuration, that a bundle cannot honour.
+        """
+        if isinstance(config, (str, os.PathLike)):
+            config = cls.config_class.from_pretrained(config)
+        given = _checked(arguments, _AT_LOADING)
+        output = {name: given.pop(name) for name in _OUTPUT if name in given}
+        if device_map is not None:
+            given["device"] = _only_device(device_map)
+        given["dtype"] = next((one for one in (dtype, torch_dtype) if one not in (None, "auto")), None)
+        overrides = config.to_dict() if config else {}
+        # AutoConfig takes to itself the arguments that it has fields for.
+        for name in overrides.keys() & _PARAMETERS.keys() - {"dtype"}:
+            given.setdefault(name, overrides[name])
         extractor = ADPretrainFeatureExtractor.from_pretrained(os.fspath(pretrained_model_name_or_path), **given)
         settings = extractor.config.to_dict() | {"name_or_path": str(pretrained_model_name_or_path)}
-        return cls(cls.config_class(**settings), extractor)
+        loaded = cls.config_class(**settings)
+        if config is not None:
+            output = {name: getattr(config, name) for name in _OUTPUT} | output
+            _check_overrides(config, loaded, honoured={*given, *_OUTPUT})
+        for name, value in output.items():
+            setattr(loaded, name, value)
+        return cls(loaded, extractor)
 
     @classmethod
     def _from_config(cls, config: ADPretrainModelConfig, **arguments: Any) -> NoReturn:
@@ -89,24 +156,100 @@ class ADPretrainModel(PreTrainedModel):
         self.extractor.set_reference(images, **arguments)
         return self
 
-    def forward(self, pixel_values: Tensor) -> ADPretrainOutput:
+    def forward(
+        self,
+        pixel_values: Tensor,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        output_attentions: bool | None = None,
+        interpolate_pos_encoding: bool | None = None,
+    ) -> ADPretrainOutput | tuple[Any, ...]:
         """Extracts features of prepared images (B, 3, H, W).
 
+        Args:
+            pixel_values: the images.
+            output_hidden_states: False leaves ``hidden_states`` out, of which the last level's is there anyway.
+            return_dict: False returns a tuple.
+            output_attentions: True is refused: attention is not kept.
+            interpolate_pos_encoding: makes no difference: positions are interpolated where they have to be.
+
         Raises:
-            InputError: no reference is set, or images of a wrong shape.
+            InputError: no reference is set, images of a wrong shape, or attention is asked for.
         """
+        if output_attentions:
+            raise InputError("output_attentions=True cannot be honoured by a bundle: attention is not kept")
         maps = tuple(self.extractor(pixel_values).values())
         states = tuple(level.flatten(2).transpose(1, 2) for level in maps)
-        return ADPretrainOutput(last_hidden_state=states[-1], hidden_states=states, feature_maps=maps)
+        output = ADPretrainOutput(last_hidden_state=states[-1], hidden_states=states, feature_maps=maps)
+        if output_hidden_states is False:
+            output = ADPretrainOutput(last_hidden_state=states[-1], feature_maps=maps)
+        as_tuple = (self.config.return_dict if return_dict is None else return_dict) is False
+        return output.to_tuple() if as_tuple else output
 
     def requires_grad_(self, requires_grad: bool = True) -> "ADPretrainModel":
         """Opens the projectors to training, or closes them; the backbone stays frozen."""
         self.extractor.requires_grad_(requires_grad)
         return self
 
-    def save_pretrained(self, save_directory: _Path, **arguments: Any) -> None:  # type: ignore[override]
-        """Writes the bundle; see ``ADPretrainFeatureExtractor.save_pretrained``."""
-        self.extractor.save_pretrained(os.fspath(save_directory), **arguments)
+    def save_pretrained(  # type: ignore[override]
+        self,
+        save_directory: _Path,
+        is_main_process: bool = True,
+        state_dict: Mapping[str, Tensor] | None = None,
+        push_to_hub: bool = False,
+        max_shard_size: int | str | None = None,
+        variant: str | None = None,
+        token: str | bool | None = None,
+        save_function: Any = None,
+        **arguments: Any,
+    ) -> None:
+        """Writes the bundle; see ``ADPretrainFeatureExtractor.save_pretrained`` for more arguments.
+
+        Args:
+            save_directory: the folder.
+            is_main_process: False writes nothing, as other processes of a training do.
+            state_dict: tensors to write in place of the model's own, by its names, e.g. gathered from many processes.
+            push_to_hub: also push it.
+            max_shard_size: at least the size of the weights, for the files of a bundle are never cut.
+            variant: that of the projectors that are loaded.
+            token: for the push.
+            save_function: not used: a bundle is safetensors.
+            arguments: whatever else is passed to models of transformers, where a bundle can honour it.
+
+        Raises:
+            InputError: an argument that a bundle cannot honour.
+            BundleError: ``state_dict`` does not fit the model; all that is wrong with it is listed.
+        """
+        given = _checked(arguments, _AT_SAVING)
+        if variant not in (None, self.extractor.variant):
+            raise InputError(f"variant={variant!r} cannot be honoured: the projectors are {self.extractor.variant!r}")
+        size = sum(tensor.nbytes for tensor in self.state_dict().values())
+        if max_shard_size is not None and convert_file_size_to_int(max_shard_size) < size:
+            raise InputError(f"max_shard_size={max_shard_size!r} cannot be honoured: a bundle's files are not cut")
+        if push_to_hub:
+            given |= {"push_to_hub": True, "token": token}
+        if is_main_process:
+            extractor = self.extractor if state_dict is None else self._with_tensors(state_dict)
+            extractor.save_pretrained(os.fspath(save_directory), **given)
+
+    def _with_tensors(self, state_dict: Mapping[str, Tensor]) -> ADPretrainFeatureExtractor:
+        """The extractor with other tensors; its own stay as they are."""
+        own = self.extractor
+        tensors = {name.removeprefix("extractor."): tensor for name, tensor in state_dict.items()}
+        check_fit("state_dict", tensors, own.state_dict(), "give that of the whole model")
+        shared = {id(tensor): tensor for tensor in (*own.backbone.parameters(), *own.backbone.buffers())}
+        with torch.device("meta"):
+            projectors = Projectors(own.config)
+        other = ADPretrainFeatureExtractor(own.config, copy.deepcopy(own.backbone, shared), projectors, own.variant)
+        other.load_state_dict(tensors, assign=True)
+        return other
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Loads tensors by the model's names, or by those of ``model.safetensors``, from which Trainer resumes."""
+        projectors = self.extractor.projectors
+        if state_dict.keys() == projectors.state_dict().keys():
+            return projectors.load_state_dict(state_dict, strict=strict, assign=assign)
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def push_to_hub(self, repo_id: str, **arguments: Any) -> str:  # type: ignore[override]
         """Pushes the bundle; see ``ADPretrainFeatureExtractor.push_to_hub``."""
@@ -132,11 +275,22 @@ class ADPretrainImageProcessor(BaseImageProcessor):
         Raises:
             MissingPathError: no such folder or repository.
             BundleError: not a bundle.
+            InputError: another preparation than the bundle's is asked for, by ``size``, ``do_normalize`` and the like.
         """
-        given = {name: value for name, value in arguments.items() if name not in _OF_TRANSFORMERS}
+        given = _checked(arguments, {})
+        if "_from_pipeline" in arguments:  # which passes the model's arguments to its processor as well
+            given = {name: value for name, value in given.items() if name not in _OF_MODELS}
         size = given.pop("image_size", None)
-        config = describe_bundle(pretrained_model_name_or_path, **given)[0]
-        return cls(config if size is None else config.replace(image_size=size))
+        asked = {name: given.pop(name) for name in cls.valid_kwargs.__annotations__.keys() & given.keys()}
+        config = read_preparation(pretrained_model_name_or_path, **given)
+        config = config if size is None else config.replace(image_size=size)
+        settings = image_processor_settings(config)
+        if refused := sorted(name for name, value in asked.items() if settings.get(name) != value):
+            raise InputError(
+                f"{', '.join(refused)} cannot be honoured: a bundle says how its images are prepared, and its features "
+                "depend on it; image_size=... sets the side"
+            )
+        return cls(config)
 
     def preprocess(self, images: Any, return_tensors: str | None = None) -> BatchFeature:
         """Prepares images: ``pixel_values`` (B, 3, H, W).
@@ -147,9 +301,68 @@ class ADPretrainImageProcessor(BaseImageProcessor):
         """
         return BatchFeature({"pixel_values": self.preprocessor(images)}, tensor_type=return_tensors)
 
+    def save_pretrained(self, save_directory: _Path, push_to_hub: bool = False, **arguments: Any) -> None:
+        """Writes ``preprocessor_config.json``, and the bundle's ``config.json`` where there is none.
+
+        Raises:
+            InputError: ``push_to_hub``, for a processor is pushed with its bundle.
+        """
+        if push_to_hub or arguments:
+            raise InputError(f"{sorted(arguments) or 'push_to_hub'} cannot be honoured: push the bundle instead")
+        if (Path(save_directory) / LAYOUT.config).exists():
+            super().save_pretrained(save_directory)
+        else:
+            write_config(Path(save_directory), self.preprocessor.config)
+
+    def push_to_hub(self, *args: Any, **arguments: Any) -> NoReturn:
+        """Is refused: a processor is pushed with its bundle."""
+        raise InputError("a bundle's processor is not pushed alone: push the bundle, which it is part of")
+
     def to_dict(self) -> dict[str, Any]:
         """The preparation, as ``preprocessor_config.json`` holds it."""
         return image_processor_settings(self.preprocessor.config)
+
+
+def _checked(arguments: Mapping[str, Any], holding: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
+    """The arguments that are left to be honoured, without those that transformers adds.
+
+    Raises:
+        InputError: one of ``holding`` has another value than those that hold for every bundle.
+    """
+    given = {name: value for name, value in arguments.items() if value is not None and name not in _OF_TRANSFORMERS}
+    for name in given.keys() & holding.keys():
+        if (value := given.pop(name)) not in holding[name]:
+            expected = " or ".join(map(repr, holding[name]))
+            raise InputError(f"{name}={value!r} cannot be honoured by a bundle, expected {expected}")
+    return given
+
+
+def _only_device(device_map: Any) -> torch.device:
+    places = set(device_map.values()) if isinstance(device_map, dict) else {device_map}
+    if len(places) == 1:
+        (place,) = places
+        if place in ("auto", "balanced", "balanced_low_0", "sequential"):
+            place = default_device()
+        try:
+            return torch.device(place)
+        except (RuntimeError, TypeError):
+            pass
+    raise InputError(f"device_map={device_map!r} cannot be honoured by a bundle, expected one device, or 'auto'")
+
+
+def _check_overrides(config: ADPretrainModelConfig, loaded: ADPretrainModelConfig, honoured: set[str]) -> None:
+    """Raises InputError if AutoConfig took an argument that loading a bundle cannot honour."""
+    asked, had = (one.to_dict() | {"attn_implementation": one._attn_implementation} for one in (config, loaded))
+    same = {*honoured, "dtype", "transformers_version", "_name_or_path"}
+    differing = [name for name in sorted(asked.keys() - same) if _plain(asked[name]) != _plain(had.get(name))]
+    if asked["attn_implementation"] == "sdpa":
+        differing = [name for name in differing if name != "attn_implementation"]
+    if differing:
+        raise InputError(f"{', '.join(differing)} cannot be honoured: a bundle is loaded as its configuration says")
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 AutoConfig.register(MODEL_TYPE, ADPretrainModelConfig, exist_ok=True)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from huggingface_hub import HfApi
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, pipeline
 
 from adpretrain_hf import ADPretrainFeatureExtractor
@@ -102,6 +103,159 @@ class TestModel:
         features = model(**processor(random_image(3), return_tensors="pt")).feature_maps[0]
         assert torch.equal(features, load(bundle)(random_image(3))["layer1"])
 
+    def test_from_the_hub_by_a_pipeline(self, bundle, hub, monkeypatch, tmp_path):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        api = HfApi(token="hf_owner")
+        api.create_repo("acme/piped")
+        api.upload_folder(repo_id="acme/piped", folder_path=bundle)
+        features = pipeline(TASK, model="acme/piped", device="cpu")
+        features.model.set_reference([random_image(9)])
+        expected = load(bundle)(random_image(3))["layer4"].flatten(2).transpose(1, 2)
+        torch.testing.assert_close(features(random_image(3), return_tensors=True), expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.fixture(params=["a folder", "the Hub"])
+def place(request, bundle, hub) -> str:
+    """The bundle's folder, and the id of a repository with the same files."""
+    if request.param == "a folder":
+        return str(bundle)
+    api, name = HfApi(token="hf_owner"), f"acme/{bundle.parent.name}"
+    api.create_repo(name, exist_ok=True)
+    api.upload_folder(repo_id=name, folder_path=bundle)
+    return name
+
+
+class TestArguments:
+    """What users and programs of transformers pass to any model is honoured, or refused by its name."""
+
+    @pytest.mark.parametrize(
+        "given",
+        [
+            {"low_cpu_mem_usage": True},
+            {"use_safetensors": True},
+            {"weights_only": True},
+            {"trust_remote_code": True},
+            {"attn_implementation": "sdpa"},
+            {"device_map": None, "use_safetensors": None, "quantization_config": None},
+        ],
+        ids=str,
+    )
+    def test_that_hold_anyway(self, place, given):
+        model = AutoModel.from_pretrained(place, **given)
+        assert (model.dtype, model.device.type) == (torch.float32, "cpu")
+
+    @pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+    def test_precision(self, place, name):
+        for value, expected in (("bfloat16", torch.bfloat16), (torch.float16, torch.float16), ("auto", torch.float32)):
+            assert AutoModel.from_pretrained(place, **{name: value}).dtype == expected
+
+    @pytest.mark.parametrize("device_map", ["meta", {"": "meta"}, {"a": "meta", "b": "meta"}, torch.device("meta")])
+    def test_device(self, place, device_map):
+        assert AutoModel.from_pretrained(place, device_map=device_map).device.type == "meta"
+
+    def test_device_by_itself(self, bundle):
+        expected = "cuda" if torch.cuda.is_available() else "cpu"
+        assert AutoModel.from_pretrained(bundle, device_map="auto").device.type == expected
+        assert pipeline(TASK, model=str(bundle), device_map="cpu").model.device.type == "cpu"
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ({"use_safetensors": False}, "use_safetensors=False cannot be honoured by a bundle, expected True"),
+            ({"output_loading_info": True}, "output_loading_info=True cannot be honoured by a bundle, expected False"),
+            ({"attn_implementation": "eager"}, "attn_implementation"),
+            (
+                {"device_map": {"a": "cpu", "b": "meta"}},
+                "device_map=.* cannot be honoured by a bundle, expected one dev",
+            ),
+            ({"device_map": "disk"}, "device_map='disk' cannot be honoured"),
+            ({"layers": [1, 2]}, "layers cannot be honoured: a bundle is loaded as its configuration says"),
+            ({"num_labels": 3}, "id2label, label2id cannot be honoured"),
+            ({"output_attentions": True}, "output_attentions cannot be honoured"),
+            ({"quantization_config": {"bits": 4}}, "quantization_config"),
+            ({"nonsense": 1}, "nonsense"),
+        ],
+        ids=str,
+    )
+    def test_that_a_bundle_cannot_honour(self, place, given, message):
+        with pytest.raises((InputError, TypeError), match=message):
+            AutoModel.from_pretrained(place, **given)
+
+    def test_at_calling(self, bundle):
+        model = AutoModel.from_pretrained(bundle).set_reference([random_image(9)])
+        images = torch.randn(1, 3, 32, 32)
+        states = model(images, output_hidden_states=True, interpolate_pos_encoding=True).hidden_states
+        assert len(states) == 4 and model(images, output_hidden_states=False).hidden_states is None
+        last, hidden, maps = model(images, return_dict=False)
+        assert torch.equal(last, hidden[-1]) and len(maps) == 4
+        assert isinstance(
+            AutoModel.from_pretrained(bundle, return_dict=False).set_reference([random_image(9)])(images), tuple
+        )
+        assert len(AutoModel.from_pretrained(bundle, output_hidden_states=True).config.layers) == 4
+        with pytest.raises(InputError, match="output_attentions=True cannot be honoured by a bundle"):
+            model(images, output_attentions=True)
+        with pytest.raises(TypeError, match="bool_masked_pos"):
+            model(images, bool_masked_pos=None)
+
+    @pytest.mark.parametrize(
+        "given",
+        [
+            {"safe_serialization": True},
+            {"is_main_process": True, "save_function": torch.save, "state_dict": None},
+            {"max_shard_size": "5GB"},
+            {"variant": "angle", "token": "hf_owner"},
+            {"save_peft_format": False, "save_original_format": True},
+        ],
+        ids=str,
+    )
+    def test_at_saving(self, bundle, tmp_path, given):
+        AutoModel.from_pretrained(bundle).save_pretrained(tmp_path / "saved", **given)
+        images = torch.randn(1, 3, 32, 32)
+        assert torch.equal(load(tmp_path / "saved")(images)["layer4"], load(bundle)(images)["layer4"])
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ({"safe_serialization": False}, "safe_serialization=False cannot be honoured by a bundle, expected True"),
+            ({"variant": "norm"}, "variant='norm' cannot be honoured: the projectors are 'angle'"),
+            ({"max_shard_size": "1KB"}, "max_shard_size='1KB' cannot be honoured: a bundle's files are not cut"),
+            ({"nonsense": 1}, "nonsense"),
+        ],
+        ids=str,
+    )
+    def test_at_saving_that_a_bundle_cannot_honour(self, bundle, tmp_path, given, message):
+        with pytest.raises((InputError, TypeError), match=message):
+            AutoModel.from_pretrained(bundle).save_pretrained(tmp_path / "saved", **given)
+        assert not (tmp_path / "saved").exists()
+
+    def test_other_processes_of_a_training_write_nothing(self, bundle, tmp_path):
+        AutoModel.from_pretrained(bundle).save_pretrained(tmp_path / "saved", is_main_process=False)
+        assert not (tmp_path / "saved").exists()
+
+    def test_tensors_in_place_of_the_models_own(self, bundle, tmp_path):
+        model = AutoModel.from_pretrained(bundle)
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        state = {name: tensor + (0.01 if ".projectors." in name else 0) for name, tensor in before.items()}
+        model.save_pretrained(tmp_path / "saved", state_dict=state, is_main_process=True)
+        saved = AutoModel.from_pretrained(tmp_path / "saved").state_dict()
+        assert all(torch.equal(saved[name], tensor) for name, tensor in state.items())
+        assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in before.items())
+        del state["extractor.projectors.levels.0.mlp.fc1.bias"]
+        with pytest.raises(
+            BundleError, match=r"state_dict: missing \['projectors.levels.0.mlp.fc1.bias'\].*whole model"
+        ):
+            model.save_pretrained(tmp_path / "part", state_dict=state)
+
+    def test_a_checkpoint_of_trainer_is_resumed_from(self, bundle, tiny_folder, tmp_path):
+        """Trainer reads ``model.safetensors`` itself, and loads it without asking whether its names fit."""
+        trained = make_extractor(tiny_folder, seed=5)
+        trained.save_pretrained(tmp_path / "checkpoint-1")
+        model = AutoModel.from_pretrained(bundle)
+        result = model.load_state_dict(load_file(tmp_path / "checkpoint-1" / "model.safetensors"), False)
+        assert not result.missing_keys and not result.unexpected_keys
+        own = model.extractor.projectors.state_dict()
+        assert all(torch.equal(own[name], tensor) for name, tensor in trained.projectors.state_dict().items())
+
 
 class TestImageProcessor:
     @pytest.mark.parametrize("mode", ["crop", "resize"])
@@ -131,6 +285,50 @@ class TestImageProcessor:
         AutoImageProcessor.from_pretrained(bundle).save_pretrained(tmp_path / "saved")
         saved, own = (json.loads((f / "preprocessor_config.json").read_text()) for f in (tmp_path / "saved", bundle))
         assert saved == own
+
+    def test_loads_what_it_saved(self, bundle, tmp_path):
+        for size in (32, 64):
+            folder = tmp_path / str(size)
+            AutoImageProcessor.from_pretrained(bundle, image_size=size).save_pretrained(folder)
+            assert AutoImageProcessor.from_pretrained(folder)(random_image(1)).pixel_values.shape == (1, 3, size, size)
+
+    def test_a_size_that_was_saved_into_a_bundle(self, own_bundle):
+        AutoImageProcessor.from_pretrained(own_bundle, image_size=64).save_pretrained(own_bundle)
+        assert AutoImageProcessor.from_pretrained(own_bundle)(random_image(1)).pixel_values.shape == (1, 3, 64, 64)
+        assert ADPretrainFeatureExtractor.from_pretrained(own_bundle).image_size == 32
+
+    def test_a_preparation_of_another_kind_is_refused(self, own_bundle):
+        path = own_bundle / "preprocessor_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"do_normalize": False}))
+        with pytest.raises(BundleError, match=r"preprocessor_config.json: do_normalize cannot be other than \[True\]"):
+            AutoImageProcessor.from_pretrained(own_bundle)
+
+    def test_is_not_pushed_alone(self, bundle, tmp_path):
+        processor = AutoImageProcessor.from_pretrained(bundle)
+        for push in (
+            lambda: processor.push_to_hub("acme/x"),
+            lambda: processor.save_pretrained(tmp_path, push_to_hub=True),
+        ):
+            with pytest.raises(InputError, match="push the bundle"):
+                push()
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ({"size": {"shortest_edge": 64}}, "size cannot be honoured: .*image_size=... sets the side"),
+            ({"do_normalize": False, "do_resize": False}, "do_normalize, do_resize cannot be honoured"),
+            ({"nonsense": 1}, "nonsense"),
+        ],
+        ids=str,
+    )
+    def test_overrides_are_refused_wherever_the_bundle_lies(self, place, given, message):
+        with pytest.raises((InputError, TypeError), match=message):
+            AutoImageProcessor.from_pretrained(place, **given)
+
+    def test_overrides_that_change_nothing(self, place):
+        given = {"do_normalize": True, "size": {"shortest_edge": 32}, "use_fast": False, "trust_remote_code": True}
+        processor = AutoImageProcessor.from_pretrained(place, **given)
+        assert processor(random_image(1)).pixel_values.shape == (1, 3, 32, 32)
 
     def test_unknown_arguments_are_refused(self, bundle):
         with pytest.raises(TypeError, match="do_resize"):
