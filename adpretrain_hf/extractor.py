@@ -160,6 +160,10 @@ class ADPretrainFeatureExtractor(nn.Module, BundleMixin):
         Raises:
             InputError: images of a wrong shape or with NaN, or no reference.
         """
+        if torch.jit.is_tracing() and not torch.onnx.is_in_onnx_export():
+            raise InputError(
+                "torch.jit.trace would fix all shapes: use torch.export.export(extractor, (images,)) instead"
+            )
         if not is_prepared(images):
             images = self.preprocess(images)
         check_prepared(images, self.config)

@@ -68,6 +68,21 @@ class TestTorch:
         with torch.no_grad():
             assert_same(compiled(images), extractor(images))
 
+    @pytest.mark.parametrize("strict", [True, False])
+    def test_a_trace_is_refused_with_the_way_to_go(self, extractor, strict):
+        images = torch.randn(1, 3, 32, 32)
+        with pytest.raises(InputError, match=r"use torch.export.export\(extractor, \(images,\)\) instead"):
+            torch.jit.trace(extractor, images, strict=strict)
+
+    def test_the_older_exporter_may_trace(self, extractor, tmp_path):
+        onnxruntime = pytest.importorskip("onnxruntime")
+        images = torch.randn(2, 3, 32, 32)
+        torch.onnx.export(
+            FeaturesAndMap(extractor), (images,), tmp_path / "old.onnx", dynamo=False, input_names=["images"]
+        )
+        given = onnxruntime.InferenceSession(tmp_path / "old.onnx").run(None, {"images": images.numpy()})
+        torch.testing.assert_close(torch.as_tensor(given[0]), extractor(images)["layer1"], **CLOSE)
+
 
 class TestOnnx:
     @pytest.mark.parametrize("number", [1, 2, 5])
