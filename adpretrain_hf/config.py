@@ -66,6 +66,7 @@ class ADPretrainConfig:
         backbone_digest: identity of the backbone's weights, so that equal settings on other weights are told apart.
         reported_scores: what the makers of released projectors reported, by variant and metric; for people.
         default_variant: name of the projectors in ``model.safetensors``.
+        variant_aliases: other names of theirs, where the same ones are best for several detectors.
         format_version: version of the bundle's layout.
 
     Raises:
@@ -88,6 +89,7 @@ class ADPretrainConfig:
     backbone_digest: str | None = None
     reported_scores: dict[str, dict[str, float]] = field(default_factory=dict, hash=False)
     default_variant: str = "angle"
+    variant_aliases: tuple[str, ...] = ()
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -107,7 +109,9 @@ class ADPretrainConfig:
             )
         for holds, name, expected in self._rules():
             _require(holds, name, getattr(self, name), expected)
-        check_variant_name(self.default_variant)
+        object.__setattr__(self, "variant_aliases", tuple(self.variant_aliases))
+        for name in (self.default_variant, *self.variant_aliases):
+            check_variant_name(name)
 
     def _rules(self) -> Iterator[tuple[bool, str, str]]:
         """What must hold, of which field, and what that may be; each may presume the ones before."""

@@ -27,7 +27,7 @@ from adpretrain_hf.images import (
 )
 from adpretrain_hf.matching import to_rows
 from adpretrain_hf.projector import Projectors
-from adpretrain_hf.reference import ReferenceBank, is_bank, residuals_per_image
+from adpretrain_hf.reference import ReferenceBank, RunNotice, is_bank, residuals_per_image
 from adpretrain_hf.scoring import AnomalyScores, ScoredImage, anomaly_map, score_batch
 
 References = Union[ReferenceBank, Sequence[ReferenceBank], Any]
@@ -93,6 +93,7 @@ class ADPretrainFeatureExtractor(nn.Module, BundleMixin):
         reductions: input pixels per patch, of every level.
         feature_info: the same as timm's models tell it, with the names of the modules that give the features.
         image_size, mean, std: how images are prepared.
+        is_quantized: whether ``quantize`` has made its layers 8-bit ones.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class ADPretrainFeatureExtractor(nn.Module, BundleMixin):
         self.variant = check_variant_name(variant or config.default_variant)
         self.preprocess = Preprocessor(config)
         self.reference: Optional[ReferenceBank] = None
+        self.is_quantized = False
         self.layers, levels = config.layer_names, len(config.layers)
         self.out_dims, self.reductions = [config.hidden_size] * levels, [config.patch_size] * levels
         self.feature_info = FeatureInfo(config)
@@ -176,6 +178,11 @@ class ADPretrainFeatureExtractor(nn.Module, BundleMixin):
         return next(self.parameters()).device
 
     @property
+    def _fingerprint(self) -> str:
+        """What reference patches are stamped with: those of 8-bit layers are far from the others, at any size."""
+        return self.config.fingerprint + ("-int8" if self.is_quantized else "")
+
+    @property
     def dtype(self) -> torch.dtype:
         """The precision of the weights."""
         return next(self.parameters()).dtype
@@ -209,12 +216,15 @@ class ADPretrainFeatureExtractor(nn.Module, BundleMixin):
             ImageError: an image cannot be used.
         """
         batches = PreparedBatches(images, self.preprocess, batch_size)
-        encoded = [features for _, features in self._encode_batches(batches, progress, "reference")]
+        encoded, digests = [], []
+        for batch, features in self._encode_batches(batches, progress, "reference"):
+            encoded.append(features)
+            digests += [image.digest for image in batch]
         if not encoded:
             raise InputError("no reference images were given: expected at least one normal image")
         patches = [torch.cat([to_rows(maps) for maps in level]) for level in zip(*encoded, strict=True)]
-        number = sum(len(features[0]) for features in encoded)
-        return ReferenceBank(patches, fingerprint=self.config.fingerprint, category=category, num_images=number)
+        about: dict[str, Any] = {"fingerprint": self._fingerprint, "category": category, "num_images": len(digests)}
+        return ReferenceBank(patches, images=digests, **about)
 
     def set_reference(self, images: Any, *, category: str = "", batch_size: int = 16) -> "ADPretrainFeatureExtractor":
         """Sets the normal images that later calls compare with, and returns self.
@@ -328,9 +338,10 @@ class ADPretrainFeatureExtractor(nn.Module, BundleMixin):
             label: of the bar.
         """
         reference = self._require_reference()  # now, not at the first image
+        notice = RunNotice(reference)
 
-        def project(features: list[Tensor]) -> list[Tensor]:
-            return self.projectors(self.residuals(features, reference))
+        def project(batch: list[PreparedImage], features: list[Tensor]) -> list[Tensor]:
+            return self.projectors(self.residuals(features, notice.references(batch)))
 
         return self._encode_batches(
             PreparedBatches(images, self.preprocess, batch_size, on_error), progress, label, project
@@ -338,11 +349,15 @@ class ADPretrainFeatureExtractor(nn.Module, BundleMixin):
 
     @torch.no_grad()
     def _encode_batches(
-        self, batches: PreparedBatches, progress: bool, label: str, then: Callable[[list[Tensor]], list[Tensor]] = list
+        self,
+        batches: PreparedBatches,
+        progress: bool,
+        label: str,
+        then: Callable[[list[PreparedImage], list[Tensor]], list[Tensor]] = lambda batch, features: features,
     ) -> Batches:
         with tqdm(total=batches.total, unit="image", desc=label, disable=not progress) as bar:
             for batch in batches:
-                yield batch, then(self.encode(stack(batch)))
+                yield batch, then(batch, self.encode(stack(batch)))
                 bar.update(len(batch))
 
     def _match(self, features: Sequence[Tensor], references: Optional[References]) -> list[Tensor]:
@@ -362,11 +377,11 @@ class ADPretrainFeatureExtractor(nn.Module, BundleMixin):
 
     def _check_bank(self, bank: ReferenceBank) -> ReferenceBank:
         """Returns a bank, on this extractor's device, if this extractor made it or it carries no stamp."""
-        if bank.fingerprint not in ("", self.config.fingerprint):
+        if bank.fingerprint not in ("", self._fingerprint):
             raise InputError(
                 f"the reference bank was made by another extractor: its fingerprint is {bank.fingerprint}, this "
-                f"extractor's is {self.config.fingerprint} (backbone, levels, image size and preparation count). Make "
-                "it again from the images with set_reference"
+                f"extractor's is {self._fingerprint} (backbone, levels, image size, preparation and 8-bit layers "
+                "count). Make it again from the images with set_reference"
             )
         shape = (len(bank.patches), bank.patches[0].shape[1])
         if shape != (len(self.layers), self.config.hidden_size):

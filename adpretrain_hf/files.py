@@ -40,7 +40,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield temporary
         for written in [temporary, *temporary.rglob("*")]:
             if written.is_file() and not written.is_symlink():
-                written.chmod(mode)
+                with contextlib.suppress(PermissionError):  # some mounts know no permissions
+                    written.chmod(mode)
         _replace(temporary, path)
     except InputError:
         raise

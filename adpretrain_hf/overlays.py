@@ -12,6 +12,7 @@ _COLOURS = np.array(
      (252, 255, 164)],
     dtype=np.float32,
 )  # fmt: skip
+_UNSEEN = (128, 128, 128)
 _TILE, _CAPTION, _GAP, _COLUMNS = 128, 34, 10, 3
 
 
@@ -49,11 +50,25 @@ def heat_map(anomaly: np.ndarray, colours: ColourRange) -> Image.Image:
     return Image.fromarray(_colour(anomaly, colours)[1].astype(np.uint8))
 
 
-def overlay(image: Image.Image, anomaly: np.ndarray, colours: ColourRange) -> Image.Image:
-    """Lays a map (H, W) over its RGB image (W x H); what is normal stays as it is."""
+def overlay(
+    image: Image.Image, anomaly: np.ndarray, colours: ColourRange, box: tuple[int, int, int, int] | None = None
+) -> Image.Image:
+    """Lays a map (H, W) over its RGB image (W x H); what is normal stays as it is.
+
+    Args:
+        image, anomaly, colours: the picture, its map, and the range of all.
+        box: top, left, height and width of what the network saw; the rest is hatched. All of it by default.
+    """
     relative, colour = _colour(anomaly, colours)
     weight = 0.75 * np.sqrt(relative)[..., None]
     blended = (1 - weight) * np.asarray(image, dtype=np.float32) + weight * colour
+    if box is not None:
+        top, left, height, width = box
+        rows, columns = np.indices(anomaly.shape)
+        pitch = max(8, min(anomaly.shape) // 32)
+        hatched = (rows + columns) % pitch < pitch / 4
+        hatched[top : top + height, left : left + width] = False
+        blended[hatched] = _UNSEEN
     return Image.fromarray(blended.round().astype(np.uint8))
 
 

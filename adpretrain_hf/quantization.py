@@ -33,7 +33,7 @@ def quantize(extractor: ADPretrainFeatureExtractor) -> ADPretrainFeatureExtracto
         from torch.ao.quantization import quantize_dynamic
     except ImportError as error:
         raise InputError(f"PyTorch {torch.__version__} has no torch.ao.quantization: use float32 ({error})") from error
-    extractor.reference = None
+    extractor.reference, extractor.is_quantized = None, True
     with warnings.catch_warnings():
         # Its successor, torchao, is many times slower than float32 on a CPU unless it is compiled.
         warnings.filterwarnings("ignore", message="torch.*deprecated")

@@ -1,6 +1,7 @@
 """ReferenceBank: the patches of a few normal images of one category, and residuals against the nearest of them."""
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ from torch import Tensor
 from adpretrain_hf.coreset import choose_core
 from adpretrain_hf.errors import BundleError, InputError, MissingPathError
 from adpretrain_hf.files import atomic_path, check_names, read_safetensors
+from adpretrain_hf.images import PreparedImage
 from adpretrain_hf.matching import nearest_residual, to_rows
 
+_LOG = logging.getLogger(__name__)
 _FORMAT = "adpretrain_reference_bank_1"
+_UNSEEN = 0.02  # a share of an image that rounding does not explain
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -30,6 +34,7 @@ class ReferenceBank:
         category: name of the product, for people.
         num_images: how many images the patches come from, for people.
         compacted: whether they are a choice of those images' patches, see ``compact``.
+        images: ``PreparedImage.digest`` of each image, in order, by which it is recognised; empty if not known.
 
     Raises:
         InputError: no patches, shapes that do not belong together, or NaN or infinite values.
@@ -43,6 +48,7 @@ class ReferenceBank:
         category: str = "",
         num_images: int = 0,
         compacted: bool = False,
+        images: Sequence[str] = (),
     ) -> None:
         shapes = [tuple(level.shape) for level in patches]
         if not shapes or any(len(shape) != 2 or shape != shapes[0] for shape in shapes) or 0 in shapes[0]:
@@ -53,7 +59,7 @@ class ReferenceBank:
             raise InputError("the reference patches hold NaN or infinite values: check the reference images")
         self.patches = list(patches)
         self.fingerprint, self.category = fingerprint, category
-        self.num_images, self.compacted = num_images, compacted
+        self.num_images, self.compacted, self.images = num_images, compacted, list(images)
         # The norms are needed by every matching and do not change.
         self._inverse_norms = [1 / level.float().norm(dim=1).clamp_min(1e-12) for level in patches]
 
@@ -112,7 +118,8 @@ class ReferenceBank:
             expected = "at least 2 images of equally many patches, and the index of one of them"
             raise InputError(f"cannot leave image {index} out of {bank}: expected {expected}")
         patches = [torch.cat((level[: index * each], level[(index + 1) * each :])) for level in self.patches]
-        return self._with(patches, num_images=self.num_images - 1)
+        images = [digest for place, digest in enumerate(self.images) if place != index]
+        return self._with(patches, num_images=self.num_images - 1, images=images)
 
     def compact(self, fraction: float, *, seed: int = 0) -> "ReferenceBank":
         """A bank of fewer patches that stand for all: matching takes time and memory in proportion to their number.
@@ -176,11 +183,46 @@ class ReferenceBank:
 
     def _about(self) -> dict[str, Any]:
         about = {"fingerprint": self.fingerprint, "category": self.category, "num_images": self.num_images}
-        return about | {"compacted": True} if self.compacted else about
+        return about | {name: getattr(self, name) for name in ("compacted", "images") if getattr(self, name)}
 
     def _with(self, patches: Sequence[Tensor], **changes: Any) -> "ReferenceBank":
         """The same bank with other patches."""
         return ReferenceBank(patches, **(self._about() | changes))
+
+
+class RunNotice:
+    """Looks at the images of a run for what makes their scores mean something else, and says it once.
+
+    Args:
+        bank: that all images are compared with.
+    """
+
+    def __init__(self, bank: ReferenceBank) -> None:
+        self._bank, self._said = bank, set[str]()
+        self._places = {digest: place for place, digest in enumerate(bank.images) if digest}
+
+    def references(self, batch: Sequence[PreparedImage]) -> ReferenceBank | list[ReferenceBank]:
+        """The bank, or one for each image where some are in it: those are compared with the other references."""
+        for image in batch:
+            if image.unseen > _UNSEEN:
+                text = "%s: %.0f %% of it are cut off and not looked at; with resize_mode='resize' nothing is"
+                self._say(text, image, 100 * image.unseen)
+        places = [self._places.get(image.digest) for image in batch] if self._places else []
+        own = {place: image for place, image in zip(places, batch, strict=False) if place is not None}
+        if not own:
+            return self._bank
+        first = next(iter(own.values()))
+        if self._bank.compacted or self._bank.num_images < 2:
+            self._say("%s is a reference itself, and compared with itself: its score says nothing", first)
+            return self._bank
+        self._say("%s is a reference itself: such images are compared with the other references", first)
+        others = {place: self._bank.without_image(place) for place in own}
+        return [self._bank if place is None else others[place] for place in places]
+
+    def _say(self, text: str, image: PreparedImage, *numbers: float) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            _LOG.warning(f"{text} (said once)", image.name, *numbers)
 
 
 def is_bank(path: str | Path) -> bool:

@@ -124,10 +124,10 @@ class TestReference:
                 extractor.set_reference(nothing)
         assert extractor.reference is kept
 
-    def test_its_own_images_score_zero(self, extractor, tiny_folder):
+    def test_against_itself_an_image_keeps_no_residual(self, extractor, tiny_folder):
         fresh = ADPretrainFeatureExtractor.from_backbone(str(tiny_folder), image_size=32, num_heads=4)
         images = fresh.preprocess(references(4))
-        assert fresh.set_reference(images).score(images).scores.max() < 1e-5
+        assert all(level.abs().max() < 1e-5 for level in fresh.set_reference(images)(images).values())
 
     def test_kinds_are_equal(self, extractor, tmp_path):
         for number, image in enumerate(references()):
@@ -439,3 +439,55 @@ def test_numpys_integers_and_arrays_and_columns_of_paths_are_taken(bundle, tmp_p
         assert torch.equal(extractor.score(images, batch_size=np.int64(2)).scores, expected)
     with pytest.raises(InputError, match=r"got a table of shape \(2, 2\) as images, expected one column of paths"):
         extractor.score(table.assign(label=0))
+
+
+# What makes scores mean something else: references among the images, parts that are cut off
+
+
+def pictures(*seeds: int) -> list[Image.Image]:
+    return [random_image(seed, 40, 40) for seed in seeds]
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_references_that_are_scored_are_compared_with_the_others(extractor, tmp_path, caplog, saved):
+    bank = extractor.make_reference(pictures(1, 2, 3))
+    if saved:
+        bank.save(tmp_path / "bank.safetensors")
+        bank = ReferenceBank.load(tmp_path / "bank.safetensors")
+    got = extractor.set_reference(bank).score(pictures(7, 2, 1, 2), batch_size=3).scores
+    assert caplog.text.count("is a reference itself: such images are compared with the other references") == 1
+    for place, seed, others in ((0, 7, (1, 2, 3)), (1, 2, (1, 3)), (2, 1, (2, 3)), (3, 2, (1, 3))):
+        expected = extractor.set_reference(pictures(*others)).score(pictures(seed)).scores
+        torch.testing.assert_close(got[place : place + 1], expected)
+
+
+def test_a_reference_against_a_core_set_is_told(extractor, caplog):
+    extractor.set_reference(extractor.make_reference(pictures(1, 2, 3)).compact(0.5)).score(pictures(2))
+    assert "image 0 is a reference itself, and compared with itself: its score says nothing" in caplog.text
+
+
+def test_a_bank_that_does_not_know_its_images_is_as_before(extractor, caplog):
+    known = extractor.make_reference(pictures(1, 2))
+    bank = ReferenceBank(known.patches, num_images=2, fingerprint=known.fingerprint)
+    extractor.set_reference(bank).score(pictures(1))
+    assert not caplog.text
+
+
+def test_what_is_cut_off_is_told_once_a_run(extractor, caplog):
+    extractor.set_reference(pictures(1)).score([*pictures(2), random_image(3, 80, 40), random_image(4, 120, 40)])
+    (record,) = caplog.records
+    assert record.getMessage().startswith(
+        "image 1: 50 % of it are cut off and not looked at; with resize_mode='resize'"
+    )
+
+
+def test_resize_mode_is_chosen_at_loading(bundle, caplog):
+    whole = ADPretrainFeatureExtractor.from_pretrained(bundle, resize_mode="resize")
+    wide = random_image(3, 80, 40)
+    assert whole.preprocess(wide).shape == (1, 3, 32, 64)
+    maps = whole.set_reference(wide).score(random_image(4, 80, 40)).maps
+    assert (maps > 0).all()
+    assert not caplog.records
+    cropped = ADPretrainFeatureExtractor.from_pretrained(bundle)
+    with pytest.raises(InputError, match="was made by another extractor"):
+        cropped.set_reference(whole.reference)

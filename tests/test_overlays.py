@@ -136,6 +136,14 @@ def test_an_overlay_marks_what_is_anomalous() -> None:
     assert sum(pixel != (0, 0, 200) for pixel in colours_in(result)) == 1
 
 
+def test_what_the_network_did_not_see_is_hatched() -> None:
+    image = Image.new("RGB", (80, 40), (10, 20, 30))
+    drawn = np.asarray(overlay(image, np.zeros((40, 80)), UNIT, (0, 20, 40, 40)))
+    assert (drawn[:, 20:60] == (10, 20, 30)).all()
+    hatched = (drawn == 128).all(axis=2)
+    assert 0.2 < hatched[:, :20].mean() < 0.35 and 0.2 < hatched[:, 60:].mean() < 0.35
+
+
 def test_an_overlay_does_not_change_its_image() -> None:
     image = random_image(0, 7, 9)
     before = image.copy()

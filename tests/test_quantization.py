@@ -49,6 +49,15 @@ def test_a_reference_of_float32_is_forgotten(extractor):
         quantised(torch.randn(1, 3, 32, 32))
 
 
+def test_a_bank_of_float32_is_refused_and_one_of_8_bits_by_float32(extractors):
+    exact, fast = extractors
+    images = torch.randn(2, 3, 28, 28)
+    with pytest.raises(InputError, match="was made by another extractor: .* and 8-bit layers count"):
+        fast.set_reference(exact.make_reference(images))
+    with pytest.raises(InputError, match="was made by another extractor"):
+        exact.set_reference(fast.make_reference(images))
+
+
 def test_it_cannot_be_saved(extractors, tmp_path):
     with pytest.raises(InputError, match=r"quantised layers cannot be saved: save the one that it was made of"):
         extractors[1].save_pretrained(tmp_path / "bundle")

@@ -28,7 +28,8 @@ class BundleLayout:
 
     def weights_of(self, variant: str, config: ADPretrainConfig) -> str:
         """The file that holds a variant's projectors."""
-        return self.weights if variant == config.default_variant else f"model.{check_variant_name(variant)}.safetensors"
+        is_default = variant in (config.default_variant, *config.variant_aliases)
+        return self.weights if is_default else f"model.{check_variant_name(variant)}.safetensors"
 
     def is_own(self, name: str) -> bool:
         """Whether a file is weights or settings of a bundle; pictures and whatever else people add are not."""
@@ -41,6 +42,7 @@ LAYOUT = BundleLayout()
 def variants_among(names: Iterable[str], config: ADPretrainConfig) -> list[str]:
     """The variants whose projectors are among some files, the default one first."""
     found = [match[1] or config.default_variant for name in names if (match := _WEIGHTS_NAME.fullmatch(name))]
+    found += config.variant_aliases if config.default_variant in found else ()
     return sorted(found, key=lambda variant: variant != config.default_variant)
 
 

@@ -41,7 +41,7 @@ def new(source: str, *, dtype: torch.dtype, hub: dict[str, Any] | None = None, *
 
 
 def load(
-    name: PathLike, variant: str | None, dtype: torch.dtype | str | None, image_size: int | None, **hub: Any
+    name: PathLike, variant: str | None, dtype: torch.dtype | str | None, changes: Mapping[str, Any], **hub: Any
 ) -> Parts:
     """Reads an extractor's parts from a folder, or the Hub, where only they are downloaded; see ``from_pretrained``."""
     config, names, fetch = _open(name, **hub)
@@ -51,8 +51,7 @@ def load(
     if weights not in names:
         raise BundleError(f"{name} has no variant {variant!r} ({weights} is missing): expected one of {there}")
     folder = fetch([LAYOUT.config, LAYOUT.preprocessor, weights, f"{LAYOUT.backbone}/*"])
-    if image_size is not None:
-        config = config.replace(image_size=image_size)
+    config = config.replace(**{name: value for name, value in changes.items() if value is not None})
     precision = _as_dtype(dtype or torch.float32)
     projectors = read_projectors(folder / weights, config, precision)
     return Parts(config, _load_bundled_backbone(folder, config, precision, **hub), projectors, variant)

@@ -60,6 +60,7 @@ class BundleMixin(ModelHubMixin):
         dtype: torch.dtype | str | None = None,
         device: str | torch.device | None = None,
         image_size: int | None = None,
+        resize_mode: str | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
         cache_dir: PathLike | None = None,
@@ -76,6 +77,8 @@ class BundleMixin(ModelHubMixin):
                 hold.
             device: where to put the weights; the CPU by default.
             image_size: overrides the size that images are prepared to, in pixels.
+            resize_mode: overrides how: ``"crop"`` to the centre square, as published, or ``"resize"``, which cuts
+                nothing off.
             revision, token, cache_dir, local_files_only, force_download: for the Hub.
 
         Raises:
@@ -84,7 +87,8 @@ class BundleMixin(ModelHubMixin):
         """
         hub: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
         hub |= {"local_files_only": local_files_only, "force_download": force_download}
-        extractor: Any = cls(*load(pretrained_model_name_or_path, variant, dtype, image_size, **hub))
+        changes = {"image_size": image_size, "resize_mode": resize_mode}
+        extractor: Any = cls(*load(pretrained_model_name_or_path, variant, dtype, changes, **hub))
         return extractor if device is None else extractor.to(device)
 
     def save_pretrained(

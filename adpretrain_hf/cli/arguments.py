@@ -13,6 +13,11 @@ def add_bundle(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--variant", help="which projectors, e.g. angle or norm; the bundle's default if not given")
     parser.add_argument("--revision", help="branch, tag or commit of the bundle on the Hub")
     parser.add_argument("--image-size", type=positive, help="side in pixels that images are prepared to")
+    parser.add_argument(
+        "--resize-mode",
+        choices=("crop", "resize"),
+        help="crop: the centre square alone is looked at; resize: nothing is cut off; as the bundle says by default",
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ...; the GPU if there is one")
     parser.add_argument(
         "--dtype",

@@ -9,8 +9,8 @@ import json
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from adpretrain_hf.cli.arguments import INT8
 from adpretrain_hf.errors import ImageError, InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.files import atomic_path, combined_digest, fitting_name, tensor_digest, write_text
-from adpretrain_hf.images import RunImages, default_device, list_images, open_images
+from adpretrain_hf.images import RunImages, default_device, list_images, open_images, read_image
 from adpretrain_hf.quantization import quantize
 
 _TIME_ACCURACY = 1_000_000  # nanoseconds; file systems round them differently
@@ -93,7 +93,8 @@ class FolderRun:
     def note_done(self, image: str) -> None:
         """Notes that an image's result is written, by giving it the image's time: a replaced image has another."""
         if (time := self.images.times.get(image)) is not None:
-            os.utime(self.result_path(image), ns=(time, time))
+            with suppress(PermissionError):  # some mounts allow none: the next command does the image again
+                os.utime(self.result_path(image), ns=(time, time))
 
     def note_failure(self, image: str, error: ImageError) -> None:
         """Notes an image that cannot be used; the run goes on."""
@@ -178,6 +179,18 @@ def load(args: Namespace) -> ADPretrainFeatureExtractor:
     return quantize(extractor) if in_8_bits else extractor
 
 
+def check_images(paths: Sequence[Path]) -> None:
+    """Raises InputError that lists all images, of a folder or a list, that cannot be read: references are few."""
+    errors = []
+    for path in list_images(paths[0]) if len(paths) == 1 and paths[0].is_dir() else paths:
+        try:
+            read_image(path, str(path))
+        except ImageError as error:
+            errors.append(str(error))
+    if errors:
+        raise InputError(f"{len(errors)} reference images cannot be used: {'; '.join(errors)}")
+
+
 def single(paths: list[Path]) -> Any:
     """One path stands for itself (a folder, or a bank), several are a list of images."""
     return paths[0] if len(paths) == 1 else paths
@@ -194,4 +207,4 @@ def finish(output: Path, number: int, errors: Mapping[str, str]) -> int:
 
 def _choices(args: Namespace) -> dict[str, Any]:
     """What decides which extractor a bundle is loaded as."""
-    return {name: getattr(args, name) for name in ("variant", "dtype", "image_size", "revision")}
+    return {name: getattr(args, name) for name in ("variant", "dtype", "image_size", "resize_mode", "revision")}

@@ -4,8 +4,10 @@ A verb's file says its help and its arguments, and imports what it needs only wh
 """
 
 import argparse
+import difflib
 import sys
 from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from adpretrain_hf import __version__
 from adpretrain_hf.cli import convert, demo, extract, info, new, push, reference, score
@@ -36,9 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all verbs."""
-    parser = argparse.ArgumentParser(
-        prog="adpretrain", description="Pretrained features for industrial anomaly detection."
-    )
+    parser = _Parser(prog="adpretrain", description="Pretrained features for industrial anomaly detection.")
     parser.add_argument("--version", action="version", version=f"adpretrain-hf {__version__}")
     verbs = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, verb in VERBS.items():
@@ -53,6 +53,26 @@ def build_parser() -> argparse.ArgumentParser:
         one.add_argument("--debug", action="store_true", help="show tracebacks")
         verb.add_arguments(one)
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Names a misspelt option before it misses the one that was meant."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """See argparse."""
+        self._words = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """See argparse."""
+        known = self._option_string_actions
+        words = (word.partition("=")[0] for word in self._words if word.startswith("--"))
+        for word in words:
+            if "required: -" in message and not any(option.startswith(word) for option in known):
+                close = difflib.get_close_matches(word, known, 1)
+                message = f"unrecognized argument {word}" + (f": did you mean {close[0]}?" if close else "")
+                break
+        super().error(message)
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

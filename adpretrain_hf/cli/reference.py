@@ -28,13 +28,15 @@ def run(args: argparse.Namespace) -> int:
     """Encodes normal images as a reference bank."""
     import torch
 
-    from adpretrain_hf.cli.folder_run import load, single
+    from adpretrain_hf.cli.folder_run import check_images, load, single
     from adpretrain_hf.errors import InputError
 
     if args.output.suffix != ".safetensors":
         raise InputError(f"--output is {args.output}, expected a name that ends in .safetensors: a bank is known by it")
+    extractor = load(args)
+    check_images(args.images)
     options = {"category": args.category, "batch_size": args.batch_size, "progress": True}
-    bank = load(args).make_reference(single(args.images), **options).compact(args.keep)
+    bank = extractor.make_reference(single(args.images), **options).compact(args.keep)
     bank.to(dtype=getattr(torch, args.bank_dtype)).save(args.output)
     print(f"{args.output}: {len(bank)} patches of {bank.num_images} images")
     return 0

@@ -1,6 +1,7 @@
 """What ``extract`` and ``score`` leave: a file of features or a map for each image, tables, and overlays."""
 
 import json
+import logging
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -12,12 +13,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from adpretrain_hf.cli.folder_run import FolderRun
-from adpretrain_hf.errors import InputError
+from adpretrain_hf.errors import ImageError, InputError
 from adpretrain_hf.files import atomic_path, fitting_name, write_csv, write_text
 from adpretrain_hf.images import read_image
 from adpretrain_hf.overlays import colour_range, overlay
 from adpretrain_hf.scoring import ScoredImage, place_map
 
+_LOG = logging.getLogger(__name__)
 Result = dict[str, Tensor]
 
 
@@ -72,7 +74,13 @@ def write_overlays(run: FolderRun) -> None:
         return
     colours = colour_range(load_score(path)["map"].numpy() for path in results.values())
     for image, path in results.items():
+        try:
+            picture = read_image(run.images.source(image), image)
+        except ImageError as error:  # gone since it was scored: its score stands, and the others get their picture
+            _LOG.warning("no overlay is drawn: %s", error)
+            continue
         result = load_score(path)
-        anomaly = place_map(result["map"], tuple(result["size"].tolist()), tuple(result["box"].tolist()))
+        box = tuple(result["box"].tolist())
+        anomaly = place_map(result["map"], tuple(result["size"].tolist()), box)
         with atomic_path(run.output / "overlays" / fitting_name(run.images.names[image], ".png")) as temporary:
-            overlay(read_image(run.images.source(image), image), anomaly.numpy(), colours).save(temporary)
+            overlay(picture, anomaly.numpy(), colours, box).save(temporary)

@@ -681,3 +681,55 @@ def test_a_name_that_is_too_long_for_its_results_ending_is_shortened(
     before = results[0].stat().st_mtime_ns
     assert main([str(argument) for argument in arguments]) == 0
     assert results[0].stat().st_mtime_ns == before
+
+
+# The world around a run: references that are damaged, mounts that allow little, images that go
+
+
+def test_all_references_that_cannot_be_read_are_listed(bundle, image_folder, tmp_path, capsys):
+    for name in ("1.png", "sub/3.jpg"):
+        (image_folder / name).write_bytes(b"no image")
+    assert run("reference", bundle, image_folder, "--output", tmp_path / "bank.safetensors") == 1
+    error = capsys.readouterr().err
+    assert "2 reference images cannot be used: " in error
+    assert "1.png" in error and "3.jpg" in error
+
+
+def test_a_mount_without_times_and_permissions_takes_the_results(bundle, image_folder, bank, tmp_path, monkeypatch):
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    monkeypatch.setattr(Path, "chmod", refuse)
+    assert run("score", bundle, image_folder, "--reference", bank, "--output", tmp_path / "results") == 0
+    assert len(list((tmp_path / "results/maps").rglob("*.npz"))) == 5
+
+
+def test_an_image_that_is_gone_costs_the_others_no_overlay(bundle, image_folder, bank, tmp_path, monkeypatch, caplog):
+    words = ("score", bundle, image_folder, "--reference", bank, "--output", tmp_path / "results")
+    assert run(*words, "--no-overlays") == 0
+    original = os.utime
+    scored = ADPretrainFeatureExtractor.score_stream
+
+    def then_gone(self: object, *args: object, **kwargs: object) -> object:
+        yield from scored(self, *args, **kwargs)
+        (image_folder / "1.png").unlink()
+
+    original(image_folder / "0.png")  # to be done again
+    monkeypatch.setattr(ADPretrainFeatureExtractor, "score_stream", then_gone)
+    assert run(*words) == 0
+    assert "no overlay is drawn: no such image: " in caplog.text
+    assert len(list((tmp_path / "results/overlays").rglob("*.png"))) == 4
+
+
+def test_the_share_that_is_cut_off_is_told_and_resize_sees_all(bundle, tmp_path, capsys, caplog):
+    folder = tmp_path / "wide"
+    folder.mkdir()
+    for number in range(2):
+        random_image(number, 80, 40).save(folder / f"{number}.png")
+    words = ("score", bundle, folder, "--reference", folder / "0.png", "--no-overlays")
+    assert run(*words, "--output", tmp_path / "crop") == 0
+    assert caplog.text.count("50 % of it are cut off and not looked at") == 1
+    caplog.clear()
+    assert run(*words, "--output", tmp_path / "all", "--resize-mode", "resize") == 0
+    assert "cut off" not in caplog.text

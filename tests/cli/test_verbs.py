@@ -129,6 +129,15 @@ EXTRACT = ["extract", *SCORE[1:]]
 NEW = ["new", "--backbone", "folder", "--output", "out"]
 
 
+def test_a_misspelt_option_is_named_before_the_one_it_stands_for(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["score", "bundle", "images", "--reference", "normal", "--ouput", "results"])
+    assert "error: unrecognized argument --ouput: did you mean --output?" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["score", "bundle", "images", "--reference", "normal", "--outp=results", "--colour"])
+    assert "unrecognized arguments: --colour" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [

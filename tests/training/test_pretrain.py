@@ -56,7 +56,9 @@ def whole(flags, tmp_path_factory) -> Path:
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    files = {variant: load_file(run / "bundle" / name) for variant, name in VARIANTS.items()}
+    aliases = json.loads((run / "bundle" / "config.json").read_text())["variant_aliases"]
+    names = {variant: name for variant, name in VARIANTS.items() if variant not in aliases}
+    files = {variant: load_file(run / "bundle" / name) for variant, name in names.items()}
     return {f"{variant}.{name}": tensor for variant, file in files.items() for name, tensor in file.items()}
 
 

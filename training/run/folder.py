@@ -102,9 +102,13 @@ class RunFolder:
         )
         write_text(self.bundle / LAYOUT.card, card)
         backbone = copy.deepcopy(extractor.backbone).to("cpu", torch.float16)
-        for variant in progress.best:
-            projectors = read_projectors(self._variant_file(variant), extractor.config, torch.float16)
-            ADPretrainFeatureExtractor(extractor.config, backbone, projectors, variant).save_pretrained(self.bundle)
+        chosen = {variant: best["epoch"] for variant, best in progress.best.items()}
+        default = extractor.config.default_variant
+        aliases = [variant for variant in chosen if variant != default and chosen[variant] == chosen.get(default)]
+        config = extractor.config.replace(variant_aliases=tuple(aliases))
+        for variant in chosen.keys() - set(aliases):
+            projectors = read_projectors(self._variant_file(variant), config, torch.float16)
+            ADPretrainFeatureExtractor(config, backbone, projectors, variant).save_pretrained(self.bundle)
         shutil.rmtree(self.cache, ignore_errors=True)
 
     def _variant_file(self, variant: str) -> Path:
