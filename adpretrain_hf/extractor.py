@@ -381,7 +381,7 @@ class ADPretrainFeatureExtractor(nn.Module, BundleMixin):
             raise InputError(
                 f"the reference bank was made by another extractor: its fingerprint is {bank.fingerprint}, this "
                 f"extractor's is {self._fingerprint} (backbone, levels, image size, preparation and 8-bit layers "
-                "count). Make it again from the images with set_reference"
+                "count). Make it again from the images: adpretrain reference, or set_reference"
             )
         shape = (len(bank.patches), bank.patches[0].shape[1])
         if shape != (len(self.layers), self.config.hidden_size):
