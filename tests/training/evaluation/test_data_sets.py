@@ -406,7 +406,7 @@ def test_missing_masks_are_listed(tmp_path):
         with pytest.raises(InputError, match=r"1 images have no mask: .*\n  .*/broken/001"):
             read_category(data_set, root, "bottle")
     (make_btad(tmp_path / "btad") / "03/ground_truth/ko/0007.bmp").unlink()
-    with pytest.raises(InputError, match=r"1 images have no mask: .*\n  ko/0007"):
+    with pytest.raises(InputError, match=r"1 images have no mask: .*\n  .*/ko/0007"):
         read_category("btad", tmp_path / "btad", "03")
 
 
