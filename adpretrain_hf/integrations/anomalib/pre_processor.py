@@ -94,7 +94,7 @@ def _is_plain(path: str) -> bool:
         with Image.open(path) as image:
             plain = image.mode in ("L", "RGB") and image.format in ("PNG", "JPEG", "BMP", "PPM", "WEBP")
             return plain and "transparency" not in image.info and image.getexif().get(Base.Orientation, 1) == 1
-    except Exception:  # what the package's reader says of it is the better error
+    except (OSError, ValueError, SyntaxError, TypeError):  # what the package's reader says of it is the better error
         return False
 
 
