@@ -1,6 +1,10 @@
-"""Errors that the user can mend: what was got, what was expected, what to do."""
+"""Errors that the user can mend: what was got, what was expected, what to do; and how a program tells them."""
 
+import errno
+import io
 import os
+import re
+import sys
 from collections.abc import Callable
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -25,6 +29,61 @@ class MissingPathError(ImageError, FileNotFoundError):
 
 class BundleError(InputError):
     """A bundle, or a file in it, is incomplete, damaged or of another kind than expected."""
+
+
+_ELSEWHERE = "choose another place"
+_IN_THE_WAY = f"a file is where a folder has to be: remove it, or {_ELSEWHERE}"
+_ADVICE = {
+    errno.EACCES: f"change its permissions, or {_ELSEWHERE}",
+    errno.EDQUOT: f"free some space, or {_ELSEWHERE}",
+    errno.EEXIST: _IN_THE_WAY,
+    errno.EISDIR: f"a folder is where a file has to be: {_ELSEWHERE}",
+    errno.EMFILE: "raise the limit: ulimit -n 4096",
+    errno.ENOENT: "check the path",
+    errno.ENOSPC: f"free some space, or {_ELSEWHERE}",
+    errno.ENOTDIR: _IN_THE_WAY,
+    errno.EPERM: f"change its permissions, or {_ELSEWHERE}",
+    errno.EROFS: _ELSEWHERE,
+}
+
+
+def reason(error: Exception) -> str:
+    """Why the operating system refused something, and what to do about it, without the path."""
+    number = getattr(error, "errno", None)
+    if number is None and (inner := re.search(r"\(os error (\d+)\)", str(error))):  # as Rust's libraries tell it
+        number = int(inner[1])
+    if number is None:
+        return str(error)
+    return ": ".join(filter(None, (os.strerror(number), _ADVICE.get(number))))
+
+
+def run_program(
+    name: str, run: Callable[[], int], *, stopped: str = "the same command goes on from here", debug: bool = False
+) -> int:
+    """Runs a program and returns its exit code.
+
+    0: done. 1: something the user can mend, said in one line. 130: stopped by the user.
+
+    Args:
+        name: of the program, as messages begin with it.
+        run: does the work and returns the exit code.
+        stopped: what to say to a user who stopped it.
+        debug: raise what it would say.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to fail
+    try:
+        return run()
+    except (InputError, OSError) as error:
+        if debug:
+            raise
+        path = None if isinstance(error, InputError) else getattr(error, "filename", None)
+        text = str(error) if path is None else f"{os.fsdecode(path)}: {reason(error)}"
+        print(f"{name}: error: {' '.join(text.split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{name}: stopped; {stopped}", file=sys.stderr)
+        return 130
 
 
 def number_setting(name: str, default: Number, kind: Callable[[str], Number]) -> Number:

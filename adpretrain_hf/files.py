@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from adpretrain_hf.errors import BundleError, InputError, MissingPathError
+from adpretrain_hf.errors import BundleError, InputError, MissingPathError, reason
 
 _LONGEST_NAME = 255  # bytes
 _SAMPLE = 4096  # values of a tensor that its digest is made of
@@ -32,10 +32,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         OSError: it cannot be written; the message names ``path``.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Hidden, and with the same ending, for writers that go by it; no longer than names may be.
     temporary = path.with_name(f".{uuid4().hex[:8]}{path.suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         mode = _default_mode(temporary)
         yield temporary
         for written in [temporary, *temporary.rglob("*")]:
@@ -46,9 +46,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     except InputError:
         raise
     except (OSError, SafetensorError) as error:
-        raise OSError(f"{path} cannot be written: {error}") from error
+        raise OSError(f"{path} cannot be written: {reason(error)}") from error
     finally:
-        remove(temporary)
+        with contextlib.suppress(NotADirectoryError):  # then there is none
+            remove(temporary)
 
 
 def _replace(temporary: Path, path: Path) -> None:

@@ -26,10 +26,11 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
-from adpretrain_hf.errors import InputError
+from adpretrain_hf.errors import run_program
 from adpretrain_hf.files import write_text
 from training.evaluation.arguments import parse_values
 from training.evaluation.cells import Cell
@@ -48,21 +49,21 @@ _INTERRUPTED = 130  # what shells give a program that Ctrl-C ends
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; see the docstring of the module. Returns 0, or 1 with one line on what the user can mend."""
+    """The command; see the docstring of the module. Returns the exit code, see ``run_program``."""
     values = parse_values(argv, (__doc__ or "").splitlines()[0])
+    return run_program("evaluate", lambda: _evaluate(values))
+
+
+def _evaluate(values: dict[str, Any]) -> int:
     config, card = values.pop("config", None), values.pop("export_card", None)
-    try:
-        plan = Plan.from_values((read_plan_file(config) if config else {}) | values)
-        finished = _run(plan)
-        _write_outputs(Path(plan.output))
-        if card and finished:
-            export_card(plan.output, card)
-    except (InputError, OSError) as error:
-        print(f"evaluate: error: {error}", file=sys.stderr)
-        return 1
+    plan = Plan.from_values((read_plan_file(config) if config else {}) | values)
+    finished = _run(plan)
+    _write_outputs(Path(plan.output))
     if not finished:
         print(f"evaluate: interrupted; finished cells are in {plan.output}: the same command goes on", file=sys.stderr)
         return _INTERRUPTED
+    if card:
+        export_card(plan.output, card)
     print(Path(plan.output, "tables.md").read_text(encoding="utf-8"))
     return 0
 

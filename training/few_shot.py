@@ -24,7 +24,7 @@ from datasets import Dataset
 from torch import Tensor
 from tqdm import tqdm
 
-from adpretrain_hf.errors import InputError
+from adpretrain_hf.errors import InputError, run_program
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.files import write_text
 from training.detectors import Detector, FeatureNorm, Padim, PatchCore
@@ -134,17 +134,18 @@ def _metrics(cell: EncodedCell, test: Tensor, maps: Tensor) -> dict[str, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; see the docstring of the module. Returns 0, or 1 with one line on what the user can mend."""
+    """The command; see the docstring of the module. Returns the exit code, see ``run_program``."""
     args = _parser().parse_args(argv)
-    try:
+
+    def run() -> int:
         rows = _compare(args)
-    except (InputError, OSError) as error:
-        print(f"few_shot: error: {error}", file=sys.stderr)
-        return 1
-    summary = summarise(rows)
-    write_text(args.output, json.dumps({"arguments": vars(args), "summary": summary, "rows": rows}, indent=1) + "\n")
-    print(markdown_table(summary))
-    return 0
+        summary = summarise(rows)
+        results = {"arguments": vars(args), "summary": summary, "rows": rows}
+        write_text(args.output, json.dumps(results, indent=1) + "\n")
+        print(markdown_table(summary))
+        return 0
+
+    return run_program("few_shot", run)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from adpretrain_hf.errors import InputError
+from adpretrain_hf.errors import run_program
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.images import to_device
 from training.data.augment import augment
@@ -362,7 +362,7 @@ def _first_process_first(open_data: Callable[[], TrainingData]) -> TrainingData:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; see the docstring of the module. Returns 0, or 1 with one line on what the user can mend."""
+    """The command; see the docstring of the module. Returns the exit code, see ``run_program``."""
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -370,17 +370,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--resume", action="store_true", help="go on with the run in that folder")
     parser.add_argument("--push", metavar="OWNER/NAME", help="push the bundle to the Hub at the end")
     parser.add_argument("--public", action="store_true", help="push to a public repository; private by default")
-    try:
+
+    def run() -> int:
         args, settings = parse(parser, argv)
         command = shlex.join(["python", "-m", "training.pretrain", *(sys.argv[1:] if argv is None else argv)])
         with distributed.process_group():
             signal = pretrain(settings, args.output, resume=args.resume, command=command)
             if args.push and not signal and distributed.rank() == 0:
                 print(push_run(args.output, args.push, public=args.public))
-    except (InputError, OSError) as error:
-        print(f"pretrain: error: {error}", file=sys.stderr)
-        return 1
-    return 128 + signal if signal else 0
+        return 128 + signal if signal else 0
+
+    return run_program("pretrain", run, stopped="the same command with --resume goes on from the last checkpoint")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adpretrain_hf.bundle import LAYOUT, BundlePusher
-from adpretrain_hf.errors import InputError
+from adpretrain_hf.errors import InputError, run_program
 from training.run.folder import RunFolder
 
 
@@ -32,18 +32,18 @@ def push_run(folder: str | Path, repository: str, *, public: bool = False) -> st
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Returns 0, or 1 with one line on what the user can mend."""
+    """The command; returns the exit code, see ``run_program``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="folder of the run")
     parser.add_argument("repository", help="owner/name on the Hub; made if it is not there")
     parser.add_argument("--public", action="store_true", help="push to a public repository; private by default")
     args = parser.parse_args(argv)
-    try:
+
+    def run() -> int:
         print(push_run(args.run, args.repository, public=args.public))
-    except (InputError, OSError) as error:
-        print(f"push: error: {error}", file=sys.stderr)
-        return 1
-    return 0
+        return 0
+
+    return run_program("push", run)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     if args.ray or args.ray_address:
         return run_on_ray(args, features=True)
     images, extractor, settings = prepare(args)
-    run = FolderRun(images, args.output, settings | {"format": args.format}, f".{args.format}")
+    run = FolderRun(images, args.output, settings | {"format": args.format}, {".": f".{args.format}"})
     run.write(
         lambda images, **options: ((image.name, levels) for image, levels in extractor.stream(images, **options)),
         FEATURE_FORMATS[args.format],

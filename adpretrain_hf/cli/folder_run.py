@@ -10,7 +10,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,25 +21,26 @@ from PIL import Image
 from torch import Tensor
 
 from adpretrain_hf.cli.arguments import INT8
+from adpretrain_hf.cli.done import DoneList
 from adpretrain_hf.errors import ImageError, InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.files import atomic_path, combined_digest, fitting_name, tensor_digest, write_text
 from adpretrain_hf.images import RunImages, default_device, list_images, open_images, read_image
 from adpretrain_hf.quantization import quantize
 
-_TIME_ACCURACY = 1_000_000  # nanoseconds; file systems round them differently
-
 
 @dataclass
 class FolderRun:
     """One run: which image goes to which file, which are done, and which failed.
 
+    Results of images that were removed since the last time are removed too.
+
     Args:
         images: what to work through.
         output: where the results go.
         settings: all that the results depend on; see ``keep_settings``.
-        suffix: appended to an image's name to name its result.
-        subfolder: of ``output``, for the results.
+        files: what is written of every image: subfolders of ``output``, and what is appended to the image's name there.
+            The first is the result; what else there is can be made of it again.
         errors: of the images that could not be used, by their names.
 
     Raises:
@@ -49,16 +50,18 @@ class FolderRun:
     images: RunImages
     output: Path
     settings: dict[str, Any]
-    suffix: str
-    subfolder: str = "."
+    files: dict[str, str]
     errors: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         keep_settings(self.output, self.settings)
+        self._done = DoneList(self.output / "done.jsonl")
+        for name in set(self._done.gone()) - set(self.images.names.values()):
+            self._remove(name)
 
-    def result_path(self, image: str) -> Path:
-        """Where an image's result goes."""
-        return self.output / self.subfolder / fitting_name(self.images.names[image], self.suffix)
+    def result_path(self, image: str, subfolder: str | None = None) -> Path:
+        """Where an image's result goes, or what else is written of it."""
+        return self._path(self.images.names[image], next(iter(self.files)) if subfolder is None else subfolder)
 
     def results(self) -> dict[str, Path]:
         """The results that are there, by what errors call their images."""
@@ -91,19 +94,28 @@ class FolderRun:
                 self.note_done(image)
 
     def note_done(self, image: str) -> None:
-        """Notes that an image's result is written, by giving it the image's time: a replaced image has another."""
-        if (time := self.images.times.get(image)) is not None:
-            with suppress(PermissionError):  # some mounts allow none: the next command does the image again
-                os.utime(self.result_path(image), ns=(time, time))
+        """Notes that an image's result is written, and of what state of the image: a replaced one has another."""
+        if (state := self.images.states.get(image)) is not None:
+            self._done.add(self.images.names[image], image, state)
 
     def note_failure(self, image: str, error: ImageError) -> None:
         """Notes an image that cannot be used; the run goes on."""
-        self.errors[self.images.names[image]] = str(error)
-        self.result_path(image).unlink(missing_ok=True)  # that of an earlier state of the image
+        name = self.images.names[image]
+        self.errors[name] = str(error)
+        self._remove(name)  # what an earlier state of the image left
+
+    def _path(self, name: str, subfolder: str) -> Path:
+        return self.output / subfolder / fitting_name(name, self.files[subfolder])
+
+    def _remove(self, name: str) -> None:
+        for subfolder in self.files:
+            self._path(name, subfolder).unlink(missing_ok=True)
 
     def _is_done(self, image: str) -> bool:
-        result, time = self.result_path(image), self.images.times.get(image)
-        return result.is_file() and (time is None or abs(result.stat().st_mtime_ns - time) < _TIME_ACCURACY)
+        state = self.images.states.get(image)
+        return self.result_path(image).is_file() and (
+            state is None or self._done.holds(self.images.names[image], state)
+        )
 
 
 def keep_settings(output: Path, settings: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from adpretrain_hf import __version__
 from adpretrain_hf.cli import convert, demo, extract, info, new, push, reference, score
-from adpretrain_hf.errors import InputError, check_environment
+from adpretrain_hf.errors import check_environment, run_program
 
 MODULES = (score, extract, reference, info, demo, new, convert, push)
 VERBS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
@@ -20,20 +20,16 @@ VERBS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb and returns its exit code.
 
-    0: done. 1: something the user can mend, said in one line. 2: wrong usage. With ``--debug``, a traceback instead.
+    0: done. 1: something the user can mend, said in one line, or with ``--debug`` a traceback. 2: wrong usage. 130:
+    stopped.
     """
     args = build_parser().parse_args(argv)
-    try:
+
+    def run() -> int:
         check_environment()
         return args.run(args)
-    except (InputError, OSError) as error:
-        if args.debug:
-            raise
-        print(f"adpretrain: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("adpretrain: stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+
+    return run_program("adpretrain", run, debug=args.debug)
 
 
 def build_parser() -> argparse.ArgumentParser:

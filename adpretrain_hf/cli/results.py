@@ -14,7 +14,7 @@ from torch import Tensor
 
 from adpretrain_hf.cli.folder_run import FolderRun
 from adpretrain_hf.errors import ImageError, InputError
-from adpretrain_hf.files import atomic_path, fitting_name, write_csv, write_text
+from adpretrain_hf.files import atomic_path, write_csv, write_text
 from adpretrain_hf.images import read_image
 from adpretrain_hf.overlays import colour_range, overlay
 from adpretrain_hf.scoring import ScoredImage, place_map
@@ -82,5 +82,5 @@ def write_overlays(run: FolderRun) -> None:
         result = load_score(path)
         box = tuple(result["box"].tolist())
         anomaly = place_map(result["map"], tuple(result["size"].tolist()), box)
-        with atomic_path(run.output / "overlays" / fitting_name(run.images.names[image], ".png")) as temporary:
+        with atomic_path(run.result_path(image, "overlays")) as temporary:
             overlay(picture, anomaly.numpy(), colours, box).save(temporary)

@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     if args.ray or args.ray_address:
         return run_on_ray(args, features=False)
     images, extractor, settings = prepare(args)
-    run = FolderRun(images, args.output, settings, ".npz", "maps")
+    run = FolderRun(images, args.output, settings, {"maps": ".npz", "overlays": ".png"})
     run.write(
         lambda images, **options: ((one.image.name, one) for one in extractor.score_stream(images, **options)),
         save_score,

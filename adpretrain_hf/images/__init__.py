@@ -10,5 +10,14 @@ from adpretrain_hf.images.preprocessing import (
     normalize,
     to_pixels,
 )
-from adpretrain_hf.images.sources import SUFFIXES, RunImages, find_images, list_images, named_sources, open_images
+from adpretrain_hf.images.sources import (
+    SUFFIXES,
+    ImageState,
+    RunImages,
+    find_images,
+    is_same_state,
+    list_images,
+    named_sources,
+    open_images,
+)
 from adpretrain_hf.images.transfer import begin_copy, default_device, to_device, to_host

@@ -18,6 +18,8 @@ from adpretrain_hf.images.decode import ImageSource, encoded
 if TYPE_CHECKING:
     from datasets import Dataset
 
+ImageState = tuple[int, int]  # a file's size in bytes, and when it was changed, in nanoseconds
+_TIME_STEPS = (1_000_000, 1_000_000_000, 2_000_000_000)  # nanoseconds, of file systems and archives
 _LOG = logging.getLogger(__name__)
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"))
 
@@ -130,6 +132,14 @@ def name_of(image: Any, number: int | None = None) -> str:
     return "the image" if number is None else f"image {number}"
 
 
+def is_same_state(state: ImageState, other: ImageState) -> bool:
+    """Whether an image is as it was: of one size, and its times equal, or one the other as it is kept elsewhere."""
+    (size, time), (other_size, other_time) = state, other
+    apart = abs(time - other_time)
+    is_rounded = (apart < step and 0 in (time % step, other_time % step) for step in _TIME_STEPS)
+    return size == other_size and (apart < 1_000 or any(is_rounded))  # a float of seconds has no more
+
+
 @dataclass(frozen=True)
 class RunImages:
     """The images of a long run, each with the name that its result goes by.
@@ -138,13 +148,13 @@ class RunImages:
         names: what errors call every image, its path or ``"row 7"``, and its name in the results: the path relative to
             the folder, or the zero-padded number of the row.
         source: an image by what errors call it: its path, or its bytes; ImageError where there is none.
-        times: when each was changed, in nanoseconds; none for a data set.
+        states: of the files; none for a data set.
         settings: the identity of a data set, for a run that goes on only with the same.
     """
 
     names: dict[str, str]
     source: Callable[[str], ImageSource]
-    times: dict[str, int] = field(default_factory=dict)
+    states: dict[str, ImageState] = field(default_factory=dict)
     settings: dict[str, str] = field(default_factory=dict)
 
 
@@ -168,7 +178,8 @@ def open_images(images: str | Path | Sequence[str | Path], output: Path, column:
         raise InputError(f"an image column ({column!r}) was given, but the images are files: expected a data set")
     names = _relative_names(paths, output)
     # Before any is read: one that is replaced meanwhile is found changed the next time.
-    return RunImages(names, str, {image: Path(image).stat().st_mtime_ns for image in names})
+    states = ((image, os.stat(image)) for image in names)
+    return RunImages(names, str, {image: (state.st_size, state.st_mtime_ns) for image, state in states})
 
 
 def dataset_images(dataset: "Dataset", column: str | None = None) -> RunImages:

@@ -26,7 +26,7 @@ from PIL import Image
 from adpretrain_hf.errors import ImageError, InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.files import atomic_path
-from adpretrain_hf.images import ImageSource, RunImages, default_device, to_host
+from adpretrain_hf.images import ImageSource, ImageState, RunImages, default_device, is_same_state, to_host
 from adpretrain_hf.quantization import quantize
 from adpretrain_hf.scoring import anomaly_map, score_batch
 
@@ -131,10 +131,11 @@ def write_parquet(
 ) -> dict[str, str]:
     """Scores images by an actor on every GPU of Ray (see ``connect``), or on every few cores, and writes Parquet files.
 
-    Their columns: ``path``, absolute, or a data set's row (``"row 7"``); ``modified``, when the image was changed, in
-    nanoseconds, 0 for a row; ``score`` and ``error`` as ``ADPretrainScores`` adds them. The same call again does what
-    is missing, has changed or could not be used. Scores are to the bit those of one process with as many threads and
-    the same images in a batch: one that cannot be used shifts those that follow.
+    Their columns: ``path``, absolute, or a data set's row (``"row 7"``); ``size``, the file's in bytes, and
+    ``modified``, when it was changed, in nanoseconds, both 0 for a row; ``score`` and ``error`` as ``ADPretrainScores``
+    adds them. The same call again does what is missing, has changed or could not be used. Scores are to the bit those
+    of one process with as many threads and the same images in a batch: one that cannot be used shifts those that
+    follow.
 
     Args:
         images: what ``open_images`` returns; these, and all other paths, as every node sees them.
@@ -151,9 +152,10 @@ def write_parquet(
         InputError: see ``connect``; no node has so many cores, a path is not Unicode, or an actor raised it.
     """
     ray = connect()
-    modified = {os.path.abspath(image): time for image, time in images.times.items()} or dict.fromkeys(images.names, 0)
-    done = _keep_rows(output, lambda row: _holds(row, modified))
-    if pending := {path: time for path, time in modified.items() if path not in done}:
+    states = {os.path.abspath(image): state for image, state in images.states.items()}
+    states = states or dict.fromkeys(images.names, (0, 0))
+    done = _keep_rows(output, lambda row: _holds(row, states))
+    if pending := {path: state for path, state in states.items() if path not in done}:
         number, resources, device = _pool(ray, cpus, actor.get("device"))
         number = min(number, math.ceil(len(pending) / batch_size))
         # Of many batches the network is busy from one to the next; the features of a block are in memory at once.
@@ -168,7 +170,7 @@ def write_parquet(
         )
         _write(ray, scored, output, number)
     errors = _keep_rows(output, lambda row: True)
-    return {path: errors[path] for path in modified if errors.get(path)}
+    return {path: errors[path] for path in states if errors.get(path)}
 
 
 def connect(address: str | None = None, **options: Any) -> Any:
@@ -213,11 +215,12 @@ def _pool(ray: Any, cpus: int | None, device: str | None) -> tuple[int, dict[str
     return number, {"num_cpus": cores}, device or "cpu"
 
 
-def _blocks(modified: Mapping[str, int], size: int) -> list[Any]:
+def _blocks(states: Mapping[str, ImageState], size: int) -> list[Any]:
     import pyarrow as pa
 
+    sizes, times = zip(*states.values(), strict=True)
     try:
-        table = pa.table({"path": list(modified), "modified": list(modified.values())})
+        table = pa.table({"path": list(states), "size": sizes, "modified": times})
     except UnicodeEncodeError as error:
         raise InputError(f"{error.object!r} is not Unicode, as paths in Parquet files are: rename it") from error
     return [table.slice(start, size) for start in range(0, len(table), size)]
@@ -246,7 +249,7 @@ def _keep_rows(output: Path, holds: Callable[[dict[str, Any]], bool]) -> dict[st
     errors: dict[str, str] = {}
     for file in sorted(output.glob("[!.]*.parquet")):
         try:
-            rows = parquet.read_table(file, columns=["path", "modified", "error"], partitioning=None).to_pylist()
+            rows = parquet.ParquetFile(file).read(["path", "size", "modified", "error"]).to_pylist()
         except pa.ArrowInvalid:  # its end is missing
             rows = []
         kept = [holds(row) for row in rows]
@@ -259,7 +262,11 @@ def _keep_rows(output: Path, holds: Callable[[dict[str, Any]], bool]) -> dict[st
     return errors
 
 
-def _holds(row: Mapping[str, Any], modified: Mapping[str, int]) -> bool:
+def _holds(row: Mapping[str, Any], states: Mapping[str, ImageState]) -> bool:
     """Whether the image could be used and is as it was; one that this run is not about only has to be there."""
-    now = modified.get(row["path"], row["modified"] if os.path.exists(row["path"]) else None)
-    return not row["error"] and row["modified"] == now
+    now = states.get(row["path"])
+    if row["error"] or now is None:
+        return not row["error"] and os.path.exists(row["path"])
+    if "size" not in row:  # an earlier version wrote none
+        return row["modified"] == now[1]
+    return is_same_state((row["size"], row["modified"]), now)

@@ -9,6 +9,7 @@ import contextlib
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,7 +34,7 @@ SETTINGS = {"variant": "angle", "fingerprint": "0123"}
 
 
 def start(images: list[Path] | Path, output: Path, **overrides: object) -> FolderRun:
-    options = {"settings": SETTINGS, "suffix": ".npz", "subfolder": "maps"} | overrides
+    options = {"settings": SETTINGS, "files": {"maps": ".npz", "overlays": ".png"}} | overrides
     return FolderRun(open_images(images, output), output, **options)
 
 
@@ -60,7 +61,7 @@ def test_results_mirror_the_folder(image_folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     image = str(image_folder / "sub" / "3.jpg")
     assert start(image_folder, output).result_path(image) == output / "maps" / "sub" / "3.jpg.npz"
-    one = FolderRun(open_images(image_folder, output), output, SETTINGS, ".npz")
+    one = FolderRun(open_images(image_folder, output), output, SETTINGS, {".": ".npz"})
     assert one.result_path(image) == output / "sub" / "3.jpg.npz"
 
 
@@ -702,7 +703,64 @@ def test_a_mount_without_times_and_permissions_takes_the_results(bundle, image_f
     monkeypatch.setattr(os, "utime", refuse)
     monkeypatch.setattr(Path, "chmod", refuse)
     assert run("score", bundle, image_folder, "--reference", bank, "--output", tmp_path / "results") == 0
-    assert len(list((tmp_path / "results/maps").rglob("*.npz"))) == 5
+    before = times(tmp_path / "results", "score")
+    assert len(before) == 5
+    assert run("score", bundle, image_folder, "--reference", bank, "--output", tmp_path / "results") == 0
+    assert times(tmp_path / "results", "score") == before
+
+
+def test_results_on_a_file_system_of_coarse_times_are_not_done_again(bundle, image_folder, bank, tmp_path, capsys):
+    words = ("score", bundle, image_folder, "--reference", bank, "--output", tmp_path / "results", "--no-overlays")
+    assert run(*words) == 0
+    for path in [*list_images(image_folder), *results(tmp_path / "results", "score").values()]:
+        seconds = path.stat().st_mtime_ns // 2_000_000_000 * 2  # as FAT keeps them
+        os.utime(path, (seconds, seconds))
+    before = times(tmp_path / "results", "score")
+    capsys.readouterr()
+    assert run(*words) == 0
+    assert "5 of 5 images are done already" in capsys.readouterr().err
+    assert times(tmp_path / "results", "score") == before
+
+
+def test_an_image_of_another_size_is_done_again_whatever_its_time(image_folder: Path, tmp_path: Path) -> None:
+    image, state = image_folder / "0.png", (image_folder / "0.png").stat()
+    one = start(image_folder, tmp_path / "out")
+    for path in list_images(image_folder):
+        finish(one, path)
+    image.write_bytes(image.read_bytes() + b"0")
+    os.utime(image, ns=(state.st_mtime_ns, state.st_mtime_ns))
+    assert start(image_folder, tmp_path / "out").pending() == [str(image)]
+
+
+def test_half_a_line_of_the_list_costs_one_image(image_folder: Path, tmp_path: Path) -> None:
+    images = [str(path) for path in list_images(image_folder)]
+    one = start(image_folder, tmp_path / "out")
+    for image in images[:3]:
+        finish(one, image)
+    listed = tmp_path / "out" / "done.jsonl"
+    listed.write_text(listed.read_text()[:-20])
+    again = start(image_folder, tmp_path / "out")
+    assert again.pending() == images[2:]
+    for image in images[2:]:
+        finish(again, image)
+    assert start(image_folder, tmp_path / "out").pending() == []
+
+
+def test_results_of_images_that_were_removed_go_with_them(bundle, image_folder, bank, tmp_path):
+    output, more = tmp_path / "results", tmp_path / "more"
+    words = ("score", bundle, "--reference", bank, "--output", output)
+    shutil.copytree(image_folder, more)
+    (more / "0.png").rename(more / "kept.png")
+    assert run(*words, image_folder) == 0
+    (image_folder / "sub" / "3.jpg").unlink()
+    assert run(*words, more / "kept.png") == 0  # of other images, in the same place
+    left = {"0.png", "1.png", "2.png", "sub/4.jpg", "kept.png"}
+    assert {*results(output, "score")} == left
+    overlays = output / "overlays"
+    assert {path.relative_to(overlays).as_posix() for path in overlays.rglob("*.png")} == {f"{n}.png" for n in left}
+    shutil.rmtree(image_folder)  # a mount that is not there, for all that is known
+    assert run(*words, more / "kept.png") == 0
+    assert {*results(output, "score")} == left
 
 
 def test_an_image_that_is_gone_costs_the_others_no_overlay(bundle, image_folder, bank, tmp_path, monkeypatch, caplog):

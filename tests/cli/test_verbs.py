@@ -305,7 +305,9 @@ def test_extract_writes_the_features_of_every_image(
 ) -> None:
     assert run("extract", bundle, image_folder, "--reference", normal, "--output", tmp_path / "out") == 0
     names = ["0.png", "1.png", "2.png", "sub/3.jpg", "sub/4.jpg"]
-    assert files_below(tmp_path / "out") == sorted([*(f"{name}.safetensors" for name in names), "run.json"])
+    assert files_below(tmp_path / "out") == sorted(
+        [*(f"{name}.safetensors" for name in names), "done.jsonl", "run.json"]
+    )
     expected = extractor.set_reference(normal).extract(image_folder, progress=False)
     for name, features in zip(names, expected, strict=True):
         assert features["layer1"].shape == (32, 4, 4)
@@ -317,7 +319,7 @@ def test_extract_writes_npz(
 ) -> None:
     where = ("--reference", normal, "--output", tmp_path / "out", "--format", "npz", "--batch-size", 2)
     assert run("extract", bundle, image_folder / "1.png", image_folder / "sub" / "3.jpg", *where) == 0
-    assert files_below(tmp_path / "out") == ["1.png.npz", "3.jpg.npz", "run.json"]
+    assert files_below(tmp_path / "out") == ["1.png.npz", "3.jpg.npz", "done.jsonl", "run.json"]
     features = extractor.set_reference(normal)(image_folder / "sub" / "3.jpg")
     with np.load(tmp_path / "out" / "3.jpg.npz") as file:
         got = {name: torch.from_numpy(file[name]) for name in file.files}

@@ -213,7 +213,7 @@ def test_scores_on_ray_are_those_of_one_process_to_the_bit(
     assert all(line.startswith(start) for line, start in zip(err.splitlines()[-2:], told, strict=True))
 
     rows = rows_of(on_ray)
-    assert list(rows[str(image_folder / "0.png")]) == ["path", "modified", "score", "error"]
+    assert list(rows[str(image_folder / "0.png")]) == ["path", "size", "modified", "score", "error"]
     failed = rows.pop(str(image_folder / "whole.png"))
     with (plain / "scores.csv").open(encoding="utf-8", newline="") as file:
         expected = {str(image_folder / row["image"]): float(row["score"]) for row in csv.DictReader(file)}
@@ -247,9 +247,12 @@ def test_second_run_on_ray_does_what_is_missing_has_changed_or_could_not_be_used
     other, gone = tmp_path / "other.png", tmp_path / "gone.png"
     random_image(50).save(other)
 
-    def row(image: str | Path, error: str = "", later: int = 0) -> dict[str, object]:
+    def row(image: str | Path, error: str = "", later: int = 0, larger: int | None = None) -> dict[str, object]:
         modified = Path(image).stat().st_mtime_ns + later if Path(image).exists() else 1
-        return {"path": str(image), "modified": modified, "score": -1.0, "error": error}
+        size = (
+            {"size": Path(image).stat().st_size + larger} if larger is not None else {}
+        )  # an earlier version had none
+        return {"path": str(image), **size, "modified": modified, "score": -1.0, "error": error}
 
     def write(name: str, *rows: dict[str, object]) -> Path:
         parquet.write_table(pa.Table.from_pylist(list(rows)), output / name)
@@ -259,6 +262,7 @@ def test_second_run_on_ray_does_what_is_missing_has_changed_or_could_not_be_used
     output.mkdir()
     whole = write("whole.parquet", row(done))
     write("partly.parquet", row(changed, later=1), row(other), row(gone))
+    write("grown.parquet", row(missing, larger=1))
     write("none.parquet", row(failed, error="broken"))
     half = write("half.parquet", row(halved))
     half.write_bytes(half.read_bytes()[:-8])

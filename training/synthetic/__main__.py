@@ -6,15 +6,16 @@ python -m training.synthetic OUTPUT [--categories 24] [--normals 12] [--seed 0] 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
-from adpretrain_hf.errors import InputError
+from adpretrain_hf.errors import run_program
 from training.synthetic.generate import SIZE, SIZES, generate
 from training.synthetic.overview import draw_overview
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """The command line."""
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns the exit code, see ``run_program``."""
     parser = argparse.ArgumentParser(
         prog="python -m training.synthetic", description="Draws the synthetic data set, and a contact sheet of it."
     )
@@ -24,12 +25,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of all that is random (default 0)")
     parser.add_argument("--size", type=int, default=SIZE, choices=SIZES, help="side of the images in px (default 256)")
     given = parser.parse_args(arguments)
-    try:
+
+    def run() -> int:
         generate(given.output, categories=given.categories, normals=given.normals, seed=given.seed, size=given.size)
         print(draw_overview(given.output, given.size))
-    except (InputError, OSError) as error:
-        parser.exit(1, f"error: {error}\n")
+        return 0
+
+    return run_program("synthetic", run)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
