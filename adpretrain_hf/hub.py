@@ -21,6 +21,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 _PASSING_STATUS = frozenset((408, 429, 500, 502, 503, 504))
+_READ_ONLY = frozenset((errno.EROFS, errno.EACCES, errno.EPERM))
 # Names, for huggingface_hub changed its HTTP library from one major version to the next.
 _NETWORK_ERRORS = frozenset(("TimeoutException", "NetworkError", "RemoteProtocolError"))
 # What the client fails by when it reads an answer that is not the Hub's, such as a login page.
@@ -135,8 +136,13 @@ class RepositoryFiles:
             return self._cached_instead(error, probe)
         self.names = [sibling.rfilename for sibling in info.siblings or ()]
         if info.sha != self.revision:
-            # Under the branch's own name, or the cache would not know later which commit it was at.
-            self._fetch(probe, self.revision)
+            try:
+                # Under the branch's own name, or the cache would not know later which commit it was at.
+                self._fetch(probe, self.revision)
+            except OSError as error:
+                if error.errno not in _READ_ONLY:
+                    raise
+                return self._cached_instead(error, probe)
         return info.sha or self.revision
 
     def _cached_commit(self, probe: str) -> str | None:
@@ -146,12 +152,15 @@ class RepositoryFiles:
 
     def _cached_instead(self, error: Exception, probe: str) -> str:
         commit, offline = self._cached_commit(probe), isinstance(error, client.OfflineModeIsEnabled)
-        if commit is None or not (offline or _is_network_error(error)):
+        read_only = getattr(error, "errno", None) in _READ_ONLY
+        if commit is None or not (offline or read_only or _is_network_error(error)):
             raise error
         if not offline and commit != self.revision:
-            text = "the Hub cannot be reached: taking the cached commit %s for revision %s of %s, which may be old"
-            logger.warning(text, commit, self.revision, self.repo_id)
+            why = "the cache cannot be written" if read_only else "the Hub cannot be reached"
+            text = "%s: taking the cached commit %s for revision %s of %s, which may be old"
+            logger.warning(text, why, commit, self.revision, self.repo_id)
         self._offline = self._where["local_files_only"] = True  # no further file is waited for
+        self.names = None
         return commit
 
 
@@ -287,6 +296,11 @@ def _explain(error: BaseException) -> str | None:
         return _STATUS.get(status, passing if status in _PASSING_STATUS else refused)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "the disk is full while {doing} {}: free some space, or choose another cache_dir"
+    if isinstance(error, OSError) and error.errno in _READ_ONLY:
+        return (
+            "the cache cannot be written while {doing} {} ({error}): choose a folder that can be, by cache_dir or "
+            "HF_HOME, or load it once with the right to write there"
+        )
     if _is_network_error(error):
         cause = "CERTIFICATE" in str(error)
         advice = "set SSL_CERT_FILE to the certificates of your network" if cause else "try again later"

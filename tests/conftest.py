@@ -52,6 +52,12 @@ def _fork_server() -> None:
         processes.start_server()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hides a GPU from all tests but its own: they expect a CPU's numbers."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
     """Starts the random numbers of every test anew, or some would depend on the tests before it."""

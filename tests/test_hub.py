@@ -413,6 +413,28 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing_half(repository, hub,
     assert all(is_intact(path) for path in small_disk.rglob("snapshots/**/*") if path.is_file())
 
 
+def test_a_read_only_cache_serves_what_it_has_and_says_what_to_do_for_the_rest(repository, hub, mount_disk):
+    disk = mount_disk("100m")
+    expected = features_of(load("acme/tiny", cache_dir=disk))
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    assert torch.equal(features_of(load("acme/tiny", cache_dir=disk)), expected)
+    assert torch.equal(features_of(load("acme/tiny", cache_dir=disk, local_files_only=True)), expected)
+    for lacking in ({"variant": "norm"}, {"revision": "v1"}, {"force_download": True}):
+        with pytest.raises(BundleError, match="the cache cannot be written while loading acme/tiny .*cache_dir"):
+            load("acme/tiny", cache_dir=disk, **lacking)
+
+
+def test_a_read_only_cache_serves_an_older_commit_with_a_warning(repository, hub, mount_disk, caplog):
+    disk = mount_disk("100m")
+    expected = features_of(load("acme/tiny", cache_dir=disk, revision=repository["first"]))
+    branch = disk / "models--acme--tiny" / "refs" / "main"
+    branch.parent.mkdir()
+    branch.write_text(repository["first"])  # as if loaded before the later push
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    assert torch.equal(features_of(load("acme/tiny", cache_dir=disk)), expected)
+    assert f"the cache cannot be written: taking the cached commit {repository['first']} for" in caplog.text
+
+
 class TestRefusals:
     def refused(self, message: str, name: str = "acme/tiny", kind: type = BundleError, **arguments: object) -> None:
         with pytest.raises(kind, match=message) as caught:

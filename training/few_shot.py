@@ -179,10 +179,9 @@ def _numbers(text: str) -> list[int]:
 
 def _compare(args: argparse.Namespace) -> list[Row]:
     """Untrained features under all detectors, and each variant's under those that it is meant for."""
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     first, last = args.variants[0], args.variants[-1]
     extractors = {
-        name: ADPretrainFeatureExtractor.from_pretrained(args.bundle, variant=name, device=device)
+        name: ADPretrainFeatureExtractor.from_pretrained(args.bundle, variant=name, device=args.device)
         for name in dict.fromkeys(args.variants)
     }
     variant_of = {name: last if name == "FeatureNorm" else first for name in DETECTORS}

@@ -36,7 +36,7 @@ from torch.utils.data import DataLoader
 
 from adpretrain_hf.errors import run_program
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
-from adpretrain_hf.images import to_device
+from adpretrain_hf.images import choose_device, to_device
 from training.data.augment import augment
 from training.data.samples import Batch, Collate, EpochBatches, Samples, check_unreadable
 from training.data.slots import SlotFile, content_keys
@@ -185,10 +185,10 @@ def make_extractor(settings: PretrainSettings) -> ADPretrainFeatureExtractor:
     Raises:
         InputError: the backbone or bundle is unknown, or a setting does not fit it.
     """
-    device = distributed.local_device(settings.device)
+    device = choose_device(settings.device)
     torch.manual_seed(settings.seed)
     if settings.init_from:
-        return ADPretrainFeatureExtractor.from_pretrained(settings.init_from, dtype=torch.float32, device=str(device))
+        return ADPretrainFeatureExtractor.from_pretrained(settings.init_from, device=device)
     overrides: dict[str, Any] = {
         "backbone": settings.upstream,
         "image_size": settings.image_size,
@@ -196,6 +196,7 @@ def make_extractor(settings: PretrainSettings) -> ADPretrainFeatureExtractor:
     }
     extractor = ADPretrainFeatureExtractor.from_backbone(
         settings.backbone or "dinov2-base",
+        device="cpu",  # a seed draws other weights on a GPU
         num_reference_tokens=settings.reference_tokens,
         normalize_tokens=settings.normalize_tokens,
         **{name: value for name, value in overrides.items() if value},

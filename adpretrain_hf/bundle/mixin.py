@@ -11,6 +11,7 @@ from adpretrain_hf.backbones import Backbone
 from adpretrain_hf.bundle.load import Parts, PathLike, load, new
 from adpretrain_hf.bundle.save import card_of, save
 from adpretrain_hf.config import ADPretrainConfig
+from adpretrain_hf.images import choose_device
 from adpretrain_hf.projector import Projectors
 
 T = TypeVar("T", bound="BundleMixin")
@@ -33,6 +34,7 @@ class BundleMixin(ModelHubMixin):
         source: str,
         *,
         dtype: torch.dtype = torch.float32,
+        device: str | torch.device | None = None,
         hub: dict[str, Any] | None = None,
         **overrides: Any,
     ) -> T:
@@ -42,14 +44,16 @@ class BundleMixin(ModelHubMixin):
             source: a preset's name, a transformers id or folder, ``open_clip:<arch>/<weights>`` or
                 ``imagebind:<checkpoint>``.
             dtype: precision of the weights.
+            device: where to put them; the GPU if there is one, and the CPU otherwise, by default.
             hub: ``token``, ``cache_dir``, ``local_files_only`` for the Hub.
             overrides: fields of ``ADPretrainConfig``, e.g. ``layers``, ``image_size``, or ``backbone`` to record the
                 Hub id that a folder comes from.
 
         Raises:
-            InputError: the source is unknown or not supported, or a field is out of its range.
+            InputError: the source is unknown or not supported, a field is out of its range, or no such device.
         """
-        return cls(*new(source, dtype=dtype, hub=hub, **overrides))
+        extractor: Any = cls(*new(source, dtype=dtype, hub=hub, **overrides))
+        return extractor.to(choose_device(device))
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -75,7 +79,7 @@ class BundleMixin(ModelHubMixin):
                 CFLOW, GLASS and UniAD. The bundle's default by default.
             dtype: precision in memory, e.g. ``torch.bfloat16`` or its name; float32 by default, whatever the files
                 hold.
-            device: where to put the weights; the CPU by default.
+            device: where to put the weights; the GPU if there is one, and the CPU otherwise, by default.
             image_size: overrides the size that images are prepared to, in pixels.
             resize_mode: overrides how: ``"crop"`` to the centre square, as published, or ``"resize"``, which cuts
                 nothing off.
@@ -84,12 +88,13 @@ class BundleMixin(ModelHubMixin):
         Raises:
             MissingPathError: no such folder or repository.
             BundleError: not a bundle, an incomplete or damaged one, or without this variant.
+            InputError: no such device.
         """
         hub: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
         hub |= {"local_files_only": local_files_only, "force_download": force_download}
         changes = {"image_size": image_size, "resize_mode": resize_mode}
         extractor: Any = cls(*load(pretrained_model_name_or_path, variant, dtype, changes, **hub))
-        return extractor if device is None else extractor.to(device)
+        return extractor.to(choose_device(device))
 
     def save_pretrained(
         self,

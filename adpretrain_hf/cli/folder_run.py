@@ -25,7 +25,7 @@ from adpretrain_hf.cli.done import DoneList
 from adpretrain_hf.errors import ImageError, InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.files import atomic_path, combined_digest, fitting_name, tensor_digest, write_text
-from adpretrain_hf.images import RunImages, default_device, list_images, open_images, read_image
+from adpretrain_hf.images import RunImages, list_images, open_images, read_image
 from adpretrain_hf.quantization import quantize
 
 
@@ -179,13 +179,8 @@ def load(args: Namespace) -> ADPretrainFeatureExtractor:
     """Loads the extractor onto the device, and lets images be as large as the options say."""
     if args.max_pixels is not None:
         Image.MAX_IMAGE_PIXELS = args.max_pixels
-    device = args.device or default_device()
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--device {device} cannot be used: expected cpu, cuda, cuda:1 ... ({reason})") from error
     in_8_bits = args.dtype == INT8
+    device = args.device or ("cpu" if in_8_bits else None)  # where 8-bit layers run
     choices = _choices(args) | ({"dtype": "float32"} if in_8_bits else {})
     extractor = ADPretrainFeatureExtractor.from_pretrained(args.bundle, device=device, **choices)
     return quantize(extractor) if in_8_bits else extractor

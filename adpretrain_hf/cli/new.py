@@ -47,7 +47,9 @@ def run(args: argparse.Namespace) -> int:
     overrides = {name: value for name, value in overrides.items() if value is not None}
     check_free(args.output)
     torch.manual_seed(args.seed)
-    extractor = ADPretrainFeatureExtractor.from_backbone(args.backbone, dtype=getattr(torch, args.dtype), **overrides)
+    extractor = ADPretrainFeatureExtractor.from_backbone(
+        args.backbone, dtype=getattr(torch, args.dtype), device="cpu", **overrides
+    )
     extractor.save_pretrained(args.output, include_backbone=not args.no_backbone)
     print(f"{args.output}: {describe(extractor.config)}; its projectors are the identity: nothing is trained")
     return 0

@@ -20,4 +20,4 @@ from adpretrain_hf.images.sources import (
     named_sources,
     open_images,
 )
-from adpretrain_hf.images.transfer import begin_copy, default_device, to_device, to_host
+from adpretrain_hf.images.transfer import begin_copy, choose_device, to_device, to_host

@@ -7,13 +7,24 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from adpretrain_hf.errors import InputError
+
 Key = TypeVar("Key")
 Copy = tuple[list[Tensor], "torch.cuda.Event | None"]  # tensors on the CPU, and what marks that they have arrived
 
 
-def default_device() -> str:
-    """The GPU if there is one; the CPU otherwise."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def choose_device(name: str | torch.device | None = None) -> torch.device:
+    """The device of that name; by default the GPU if there is one, and the CPU otherwise.
+
+    Raises:
+        InputError: no such device here.
+    """
+    device = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"the device {device} cannot be used: expected cpu, cuda, cuda:1 ... ({reason})") from error
 
 
 def to_device(images: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -26,7 +26,7 @@ from PIL import Image
 from adpretrain_hf.errors import ImageError, InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.files import atomic_path
-from adpretrain_hf.images import ImageSource, ImageState, RunImages, default_device, is_same_state, to_host
+from adpretrain_hf.images import ImageSource, ImageState, RunImages, is_same_state, to_host
 from adpretrain_hf.quantization import quantize
 from adpretrain_hf.scoring import anomaly_map, score_batch
 
@@ -63,7 +63,6 @@ class ADPretrainScores:
     ) -> None:
         if max_pixels is not None:
             Image.MAX_IMAGE_PIXELS = max_pixels
-        from_pretrained.setdefault("device", default_device())
         if in_8_bits := from_pretrained.get("dtype") == "int8":
             from_pretrained["dtype"] = "float32"
         extractor = ADPretrainFeatureExtractor.from_pretrained(bundle, **from_pretrained)

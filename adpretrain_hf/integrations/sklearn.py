@@ -38,7 +38,7 @@ class ADPretrainTransformer(TransformerMixin, BaseEstimator):
             if there are fewer. The published protocol takes 8.
         num_patches: how many of the longest patches of a level the magnitudes are averaged over.
         batch_size: images at a time.
-        device: where to compute; the CPU by default.
+        device: where to compute; the GPU if there is one, and the CPU otherwise, by default.
 
     Attributes:
         extractor_: the extractor, with its reference bank; it is pickled along.

@@ -26,7 +26,7 @@ from adpretrain_hf.config import MODEL_TYPE, ADPretrainConfig
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.files import check_fit
-from adpretrain_hf.images import Preprocessor, default_device
+from adpretrain_hf.images import Preprocessor, choose_device
 from adpretrain_hf.projector import Projectors
 
 _Path = str | os.PathLike[str]
@@ -127,8 +127,7 @@ class ADPretrainModel(PreTrainedModel):
             config = cls.config_class.from_pretrained(config)
         given = _checked(arguments, _AT_LOADING)
         output = {name: given.pop(name) for name in _OUTPUT if name in given}
-        if device_map is not None:
-            given["device"] = _only_device(device_map)
+        given["device"] = _only_device(device_map or "cpu")
         given["dtype"] = next((one for one in (dtype, torch_dtype) if one not in (None, "auto")), None)
         overrides = config.to_dict() if config else {}
         # AutoConfig takes to itself the arguments that it has fields for.
@@ -342,7 +341,7 @@ def _only_device(device_map: Any) -> torch.device:
     if len(places) == 1:
         (place,) = places
         if place in ("auto", "balanced", "balanced_low_0", "sequential"):
-            place = default_device()
+            return choose_device()
         try:
             return torch.device(place)
         except (RuntimeError, TypeError):

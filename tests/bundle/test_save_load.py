@@ -15,8 +15,12 @@ from adpretrain_hf.backbones import load_backbone
 from adpretrain_hf.bundle import BundlePusher, describe_bundle, variants_among
 from adpretrain_hf.cli import main
 from adpretrain_hf.errors import BundleError, InputError, MissingPathError
+from adpretrain_hf.integrations.ray import ADPretrainScores
+from adpretrain_hf.integrations.sklearn import ADPretrainTransformer
 from tests.conftest import make_extractor, random_image
 from tests.tiny import save_tiny, tiny_model
+from training.pretrain import make_extractor as make_training_extractor
+from training.settings import PretrainSettings
 
 load = ADPretrainFeatureExtractor.from_pretrained
 
@@ -166,6 +170,27 @@ class TestLoading:
     def test_device(self, bundle):
         assert load(bundle, device="cpu").device == torch.device("cpu")
         assert load(bundle, device=torch.device("meta")).device.type == "meta"
+        with pytest.raises(
+            InputError, match=r"the device gpu cannot be used: expected cpu, cuda, cuda:1 \.\.\. \(Expected"
+        ):
+            load(bundle, device="gpu")
+
+    def test_a_gpu_is_the_default_of_all_that_computes(self, bundle, tmp_path, monkeypatch, capsys):
+        """Where there is none, one that is said to be there is asked for, and found missing."""
+        random_image(0).save(tmp_path / "0.png")
+        words = ("score", str(bundle), str(tmp_path / "0.png"), "--reference", str(tmp_path / "0.png"), "--output")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        for begin in (
+            lambda: load(bundle),
+            lambda: ADPretrainFeatureExtractor.from_backbone(str(bundle / "backbone"), num_heads=4),
+            lambda: ADPretrainTransformer(bundle).fit([tmp_path / "0.png"]),
+            lambda: ADPretrainScores(bundle, tmp_path / "0.png"),
+            lambda: make_training_extractor(PretrainSettings(data=("x",), backbone=str(bundle / "backbone"))),
+        ):
+            with pytest.raises(InputError, match="the device cuda cannot be used"):
+                begin()
+        assert main([*words, str(tmp_path / "out")]) == 1
+        assert "the device cuda cannot be used" in capsys.readouterr().err
 
     def test_image_size(self, bundle):
         extractor = load(bundle, image_size=64)

@@ -657,12 +657,14 @@ def test_paths_with_spaces_and_any_characters(
 
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="file names are Unicode there")
-def test_file_name_that_is_not_utf8(bundle: Path, bank: Path, tmp_path: Path, output: Path) -> None:
-    folder = tmp_path / "latin"
+def test_file_name_that_is_not_utf8(bundle: Path, tmp_path: Path, output: Path) -> None:
+    folder, normal = tmp_path / "latin", tmp_path / "normal.png"
     folder.mkdir()
     random_image(0).save(folder / "a.png")
+    random_image(1).save(normal)
     (folder / "a.png").rename(Path(os.fsdecode(bytes(folder) + b"/caf\xe9.png")))
-    assert run("score", bundle, folder, "--reference", bank, "--output", output) == 0
+    # Nothing is cut off, of which a warning would name the image: pytest cannot send such a name between processes.
+    assert run("score", bundle, folder, "--reference", normal, "--output", output, "--resize-mode", "resize") == 0
     assert list((output / "scores.csv").read_bytes().splitlines())[1].startswith(b"caf")
 
 

@@ -206,7 +206,7 @@ class TestArguments:
             {"variant": "angle", "token": "hf_owner"},
             {"save_peft_format": False, "save_original_format": True},
         ],
-        ids=str,
+        ids=lambda given: next(iter(given)),
     )
     def test_at_saving(self, bundle, tmp_path, given):
         AutoModel.from_pretrained(bundle).save_pretrained(tmp_path / "saved", **given)

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-import torch
 from torch.utils.data import DataLoader
 
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.files import combined_digest, tensor_digest
+from adpretrain_hf.images import choose_device
 from training.evaluation.cells import Cell
 from training.evaluation.data_sets import Category, Sample, read_category
 from training.evaluation.images import ImageFiles
@@ -42,7 +42,7 @@ class Shared:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.device = _device(plan.device)
+        self.device = choose_device(plan.device)
         self._lists = read_reference_lists(plan.references) if plan.references else None
         self.memory = Memory(_MEMORY)
         self.extractor = ADPretrainFeatureExtractor.from_pretrained(plan.bundle, device=self.device)
@@ -61,7 +61,7 @@ class Shared:
         """
         identity = {"bundle": self.extractor.config.fingerprint}
         for variant in variants:
-            loaded = ADPretrainFeatureExtractor.from_pretrained(self.plan.bundle, variant=variant)
+            loaded = ADPretrainFeatureExtractor.from_pretrained(self.plan.bundle, variant=variant, device="cpu")
             weights = sorted(loaded.projectors.state_dict().items())
             identity[f"weights of {variant}"] = combined_digest(tensor_digest(tensor) for _, tensor in weights)
         return identity
@@ -99,14 +99,3 @@ class Shared:
 
     def _make_bank(self, paths: tuple[str, ...]) -> CategoryReferences:
         return CategoryReferences(self.extractor.make_reference(list(paths)), paths)
-
-
-def _device(name: str | None) -> torch.device:
-    has_gpu = torch.cuda.is_available()
-    try:
-        device = torch.device(name or ("cuda" if has_gpu else "cpu"))
-    except RuntimeError as error:
-        raise InputError(f"device is {name!r}, expected cpu, cuda, cuda:1, ...") from error
-    if device.type == "cuda" and not has_gpu:
-        raise InputError(f"device is {name!r}, but torch finds no GPU: leave --device out, or install torch for CUDA")
-    return device

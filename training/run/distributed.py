@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from adpretrain_hf.images import default_device
-
 # The first process validates and fills the cache while the others wait.
 _PATIENCE = timedelta(hours=6)
 
@@ -44,15 +42,6 @@ def rank() -> int:
 def world_size() -> int:
     """How many processes there are."""
     return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def local_device(name: str) -> torch.device:
-    """The device of this process: ``name`` if it is given, else the GPU if there is one, else the CPU.
-
-    ``"cuda"`` is each process's own GPU.
-    """
-    device = torch.device(name or default_device())
-    return torch.device("cuda", torch.cuda.current_device()) if device == torch.device("cuda") else device
 
 
 def wait_for_all() -> None:

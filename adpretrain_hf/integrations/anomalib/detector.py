@@ -96,7 +96,8 @@ class ADPretrainDetector(AnomalibModule):
         if asked is None:
             config, files = describe_bundle(bundle)
             asked = cls._variant if cls._variant in variants_among(files, config) else None
-        extractor = ADPretrainFeatureExtractor.from_pretrained(bundle, variant=asked)
+        # Lightning moves it to where it trains.
+        extractor = ADPretrainFeatureExtractor.from_pretrained(bundle, variant=asked, device="cpu")
         if asked is None:
             said = "%s has no variant %r, which is published for %s: taking %r"
             _LOG.warning(said, bundle, cls._variant, cls.__name__, extractor.variant)
