@@ -27,6 +27,10 @@ class ParameterCache(Generic[T]):
         """Forgets the value."""
         self._entry = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles are void: what is kept is computed again where it is needed."""
+        return type(self), ()
+
     def get(self, parameters: Sequence[Tensor], compute: Callable[[], T]) -> T:
         """Returns the kept value, or computes it, without gradients and in the parameters' own precision."""
         # Inference tensors have no version counter.

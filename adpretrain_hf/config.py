@@ -64,6 +64,7 @@ class ADPretrainConfig:
         residual_scale: one factor per level on the residuals; empty means 1 for all.
         backbone_revision: commit or tag of ``backbone`` on the Hub.
         backbone_digest: identity of the backbone's weights, so that equal settings on other weights are told apart.
+        backbone_saved_digest: that of the weights as the bundle holds them, where it was saved in less precision.
         reported_scores: what the makers of released projectors reported, by variant and metric; for people.
         default_variant: name of the projectors in ``model.safetensors``.
         variant_aliases: other names of theirs, where the same ones are best for several detectors.
@@ -87,6 +88,7 @@ class ADPretrainConfig:
     residual_scale: tuple[float, ...] = ()
     backbone_revision: str | None = None
     backbone_digest: str | None = None
+    backbone_saved_digest: str | None = None
     reported_scores: dict[str, dict[str, float]] = field(default_factory=dict, hash=False)
     default_variant: str = "angle"
     variant_aliases: tuple[str, ...] = ()
@@ -129,7 +131,7 @@ class ADPretrainConfig:
         yield _is_text(self.backbone), "backbone", "a non-empty text"
         yield self.resize_mode in RESIZE_MODES, "resize_mode", f"one of {RESIZE_MODES}"
         yield isinstance(self.normalize_tokens, bool), "normalize_tokens", "True or False"
-        for name in ("backbone_revision", "backbone_digest"):
+        for name in ("backbone_revision", "backbone_digest", "backbone_saved_digest"):
             yield getattr(self, name) is None or _is_text(getattr(self, name)), name, "a non-empty text, or None"
         scores = self.reported_scores
         yield isinstance(scores, dict), "reported_scores", "{variant: {metric: finite number}}"

@@ -1,7 +1,6 @@
 """ADPretrainFeatureExtractor: the public class. The method is ``encode``, ``residuals`` and ``forward``."""
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from functools import partialmethod
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -14,6 +13,7 @@ from adpretrain_hf.backbones import Backbone
 from adpretrain_hf.bundle import BundleMixin
 from adpretrain_hf.config import ADPretrainConfig, check_variant_name
 from adpretrain_hf.errors import InputError
+from adpretrain_hf.feature_info import FeatureInfo
 from adpretrain_hf.images import (
     OnError,
     PreparedBatches,
@@ -31,48 +31,8 @@ from adpretrain_hf.reference import ReferenceBank, RunNotice, is_bank, residuals
 from adpretrain_hf.scoring import AnomalyScores, ScoredImage, anomaly_map, score_batch
 
 References = Union[ReferenceBank, Sequence[ReferenceBank], Any]
+Layers = Optional[Sequence[str]]
 Batches = Iterator[tuple[list[PreparedImage], list[Tensor]]]
-
-
-class FeatureInfo:
-    """What the features are like, known before the first image; read as ``timm.models.FeatureInfo`` is.
-
-    ``channels()``, ``reduction()`` and ``module_name()`` are ``get`` of their key.
-
-    Attributes:
-        info: for each level its channels (``num_chs``), the pixels per patch (``reduction``), the name of the module
-            whose one output (B, C, h, w) the features are (``module``, for ``get_submodule`` or a forward hook), and
-            its place among the levels (``index``).
-        out_indices: the places of the levels that are returned: all.
-    """
-
-    def __init__(self, config: ADPretrainConfig) -> None:
-        entry = {"num_chs": config.hidden_size, "reduction": config.patch_size}
-        self.out_indices = tuple(range(len(config.layers)))
-        self.info: list[dict[str, Any]] = [
-            entry | {"module": f"projectors.levels.{index}", "index": index} for index in self.out_indices
-        ]
-
-    def get(self, key: str, idx: Union[int, Sequence[int], None] = None) -> Any:
-        """The value of ``key`` at one level, or a list of them at some; at all by default."""
-        return self.info[idx][key] if isinstance(idx, int) else [one[key] for one in self.get_dicts([key], idx)]
-
-    def get_dicts(self, keys: Optional[Sequence[str]] = None, idx: Union[int, Sequence[int], None] = None) -> Any:
-        """The entry of one level, or a list of them of some, with all keys or some."""
-        if isinstance(idx, int):
-            return self.get_dicts(keys, [idx])[0]
-        entries = [self.info[place] for place in (self.out_indices if idx is None else idx)]
-        return [{key: entry[key] for key in keys or entry} for entry in entries]
-
-    channels = partialmethod(get, "num_chs")
-    reduction = partialmethod(get, "reduction")
-    module_name = partialmethod(get, "module")
-
-    def __getitem__(self, item: int) -> dict[str, Any]:
-        return self.info[item]
-
-    def __len__(self) -> int:
-        return len(self.info)
 
 
 class ADPretrainFeatureExtractor(nn.Module, BundleMixin):
@@ -124,43 +84,63 @@ class ADPretrainFeatureExtractor(nn.Module, BundleMixin):
         self.image_size, self.mean, self.std = config.image_size, config.mean, config.std
         self.eval()
 
-    def encode(self, images: Tensor) -> list[Tensor]:
+    def encode(self, images: Tensor, *, layers: Layers = None) -> list[Tensor]:
         """Backbone tokens of prepared images (B, 3, H, W), as residuals are made of: L maps (B, C, h, w).
 
         They have unit length if the configuration says ``normalize_tokens``.
+
+        Args:
+            images: on any device.
+            layers: see ``forward``.
         """
         maps = self.backbone(to_device(images, self.device, self.dtype))
+        maps = [maps[place] for place in self._places(layers)]
         if self.config.normalize_tokens:
             return [F.normalize(level.float(), dim=1).to(level.dtype) for level in maps]
         return maps
 
-    def residuals(self, features: Sequence[Tensor], references: Optional[References] = None) -> list[Tensor]:
+    def residuals(
+        self,
+        features: Sequence[Tensor],
+        references: Optional[References] = None,
+        *,
+        own: Sequence[Optional[int]] = (),
+        layers: Layers = None,
+    ) -> list[Tensor]:
         """Scaled residuals of encoded images against their references: L maps (B, C, h, w) to the same.
 
         Args:
             features: what ``encode`` returned.
             references: None for the reference that is set, a bank, one bank for each image, or what ``make_reference``
                 takes.
+            own: for each image which of the reference's images it is, from 0, or None: it is compared with the others.
+            layers: see ``forward``.
 
         Raises:
             InputError: no reference is set or given, or one that does not fit.
         """
-        residuals = self._match(features, references)
-        return [r if s == 1 else r * s for r, s in zip(residuals, self.config.residual_scale, strict=True)]
+        places = self._places(layers)
+        residuals = self._match(features, references, own, places)
+        scales = [self.config.residual_scale[place] for place in places]
+        return [r if s == 1 else r * s for r, s in zip(residuals, scales, strict=True)]
 
-    def forward(self, images: Any, references: Optional[References] = None) -> dict[str, Tensor]:
+    def forward(
+        self, images: Any, references: Optional[References] = None, *, layers: Layers = None
+    ) -> dict[str, Tensor]:
         """Extracts pretrained features.
 
         Args:
             images: a float tensor (B, 3, H, W), prepared, H and W multiples of the patch size; everything else goes
                 through ``preprocess``.
             references: see ``residuals``.
+            layers: names of the levels that are wanted, e.g. ``("layer9",)``, in their order; the others are neither
+                matched nor projected. All by default.
 
         Returns:
             ``{"layer<n>": (B, C, h, w)}`` with h = H / patch size and w = W / patch size.
 
         Raises:
-            InputError: images of a wrong shape or with NaN, or no reference.
+            InputError: images of a wrong shape or with NaN, no reference, or a level that there is not.
         """
         if torch.jit.is_tracing() and not torch.onnx.is_in_onnx_export():
             raise InputError(
@@ -169,8 +149,9 @@ class ADPretrainFeatureExtractor(nn.Module, BundleMixin):
         if not is_prepared(images):
             images = self.preprocess(images)
         check_prepared(images, self.config)
-        features = self.projectors(self.residuals(self.encode(images), references))
-        return dict(zip(self.layers, features, strict=True))
+        residuals = self.residuals(self.encode(images, layers=layers), references, layers=layers)
+        features = self.projectors(residuals, self._places(layers))
+        return dict(zip(self.layers if layers is None else layers, features, strict=True))
 
     @property
     def device(self) -> torch.device:
@@ -216,15 +197,16 @@ class ADPretrainFeatureExtractor(nn.Module, BundleMixin):
             ImageError: an image cannot be used.
         """
         batches = PreparedBatches(images, self.preprocess, batch_size)
-        encoded, digests = [], []
+        encoded, digests, counts = [], list[str](), list[int]()
         for batch, features in self._encode_batches(batches, progress, "reference"):
             encoded.append(features)
             digests += [image.digest for image in batch]
+            counts += [features[0][0, 0].numel()] * len(batch)
         if not encoded:
             raise InputError("no reference images were given: expected at least one normal image")
         patches = [torch.cat([to_rows(maps) for maps in level]) for level in zip(*encoded, strict=True)]
         about: dict[str, Any] = {"fingerprint": self._fingerprint, "category": category, "num_images": len(digests)}
-        return ReferenceBank(patches, images=digests, **about)
+        return ReferenceBank(patches, images=digests, image_patches=counts if len(set(counts)) > 1 else (), **about)
 
     def set_reference(self, images: Any, *, category: str = "", batch_size: int = 16) -> "ADPretrainFeatureExtractor":
         """Sets the normal images that later calls compare with, and returns self.
@@ -341,7 +323,7 @@ class ADPretrainFeatureExtractor(nn.Module, BundleMixin):
         notice = RunNotice(reference)
 
         def project(batch: list[PreparedImage], features: list[Tensor]) -> list[Tensor]:
-            return self.projectors(self.residuals(features, notice.references(batch)))
+            return self.projectors(self.residuals(features, reference, own=notice.own(batch)))
 
         return self._encode_batches(
             PreparedBatches(images, self.preprocess, batch_size, on_error), progress, label, project
@@ -360,13 +342,26 @@ class ADPretrainFeatureExtractor(nn.Module, BundleMixin):
                 yield batch, then(batch, self.encode(stack(batch)))
                 bar.update(len(batch))
 
-    def _match(self, features: Sequence[Tensor], references: Optional[References]) -> list[Tensor]:
-        if references is None:
-            return self._require_reference().residuals(features)
+    def _places(self, layers: Layers) -> list[int]:
+        """Which levels these are, from 0."""
+        wanted = self.layers if layers is None else tuple(layers)
+        places = [place for place, name in enumerate(self.layers) if name in wanted]
+        if not wanted or wanted != tuple(self.layers[place] for place in places):
+            raise InputError(f"layers are {wanted}, expected some of {self.layers}, in their order")
+        return places
+
+    def _match(
+        self,
+        features: Sequence[Tensor],
+        references: Optional[References],
+        own: Sequence[Optional[int]],
+        places: Sequence[int],
+    ) -> list[Tensor]:
         if isinstance(references, (list, tuple)) and all(isinstance(bank, ReferenceBank) for bank in references):
             checked = {id(bank): self._check_bank(bank) for bank in references}  # one that is shared is moved once
-            return residuals_per_image(features, [checked[id(bank)] for bank in references])
-        return self._as_bank(references).residuals(features)
+            return residuals_per_image(features, [checked[id(bank)] for bank in references], places)
+        bank = self._require_reference() if references is None else self._as_bank(references)
+        return bank.residuals(features, own, places)
 
     def _as_bank(self, images: Any, category: str = "", batch_size: int = 16) -> ReferenceBank:
         if isinstance(images, (str, Path)) and is_bank(images):

@@ -7,7 +7,9 @@ from torch import Tensor
 _QUERY_CHUNK, _REFERENCE_CHUNK = 2048, 4096
 
 
-def nearest_reference(queries: Tensor, references: Tensor, inverse_norms: Tensor | None = None) -> Tensor:
+def nearest_reference(
+    queries: Tensor, references: Tensor, inverse_norms: Tensor | None = None, hidden: Tensor | None = None
+) -> Tensor:
     """Finds for every query the reference with the largest cosine similarity, the first one of equals.
 
     Memory is bounded: similarities are computed block by block, in float32.
@@ -16,6 +18,7 @@ def nearest_reference(queries: Tensor, references: Tensor, inverse_norms: Tensor
         queries: (Q, C).
         references: (K, C).
         inverse_norms: (K,), one over the references' lengths, if known.
+        hidden: (Q, 2), for each query the first of the references that it must not find, and the one after the last.
 
     Returns:
         (Q,), indices into the references.
@@ -33,20 +36,28 @@ def nearest_reference(queries: Tensor, references: Tensor, inverse_norms: Tensor
             stop = start + _REFERENCE_CHUNK
             unit = references[start:stop].float() * inverse_norms[start:stop, None]
             for rows in blocks:
-                similarity, where = (queries[rows].float() @ unit.T).max(dim=1)
+                similarities = queries[rows].float() @ unit.T
+                if hidden is not None:
+                    first, end = hidden[rows, :1], hidden[rows, 1:]
+                    places = torch.arange(start, start + len(unit), device=hidden.device)
+                    similarities.masked_fill_((places >= first) & (places < end), -torch.inf)
+                similarity, where = similarities.max(dim=1)
                 better = similarity > best[rows]
                 best[rows] = torch.where(better, similarity, best[rows])
                 index[rows] = torch.where(better, where + start, index[rows])
     return index
 
 
-def nearest_residual(features: Tensor, references: Tensor, inverse_norms: Tensor | None = None) -> Tensor:
+def nearest_residual(
+    features: Tensor, references: Tensor, inverse_norms: Tensor | None = None, hidden: Tensor | None = None
+) -> Tensor:
     """Subtracts from every token of one level its nearest reference (see ``ReferenceBank.residuals``); checks nothing.
 
     Args:
         features: (B, C, h, w).
         references: (K, C).
         inverse_norms: (K,), one over the references' lengths, if known.
+        hidden: (B, 2), see ``nearest_reference``, for all patches of an image.
 
     Returns:
         (B, C, h, w).
@@ -54,7 +65,8 @@ def nearest_residual(features: Tensor, references: Tensor, inverse_norms: Tensor
     b, _, h, w = features.shape
     queries = to_rows(features)
     with torch.no_grad():
-        index = nearest_reference(queries, references, inverse_norms)
+        rows = None if hidden is None else hidden.repeat_interleave(h * w, dim=0)
+        index = nearest_reference(queries, references, inverse_norms, rows)
     residual = queries - references[index].to(queries.dtype)
     return residual.view(b, h * w, -1).transpose(1, 2).unflatten(2, (h, w))
 

@@ -135,17 +135,22 @@ class Projectors(nn.Module):
         sizes = (config.hidden_size, config.num_heads, config.num_reference_tokens)
         self.levels = nn.ModuleList(ResidualProjector(*sizes) for _ in config.layers)
 
-    def forward(self, residuals: Sequence[Tensor]) -> list[Tensor]:
+    def forward(self, residuals: Sequence[Tensor], places: Sequence[int] | None = None) -> list[Tensor]:
         """Projects L residual maps (B, C, h, w) to L feature maps (B, C, h, w).
 
+        Args:
+            residuals: of all levels, or of some.
+            places: which levels they are of, from 0; all by default.
+
         Raises:
-            InputError: not L maps, or not of C channels.
+            InputError: not as many maps, or not of C channels.
         """
+        levels = list(self) if places is None else [self[place] for place in places]
         channels = self[0].reference_tokens.shape[-1]
         shapes = [tuple(residual.shape) for residual in residuals]
-        if len(shapes) != len(self) or any(len(shape) != 4 or shape[1] != channels for shape in shapes):
-            raise InputError(f"got maps of shapes {shapes}, expected {len(self)} of (B, {channels}, h, w)")
-        return [level(residual) for level, residual in zip(self.levels, residuals, strict=True)]
+        if len(shapes) != len(levels) or any(len(shape) != 4 or shape[1] != channels for shape in shapes):
+            raise InputError(f"got maps of shapes {shapes}, expected {len(levels)} of (B, {channels}, h, w)")
+        return [level(residual) for level, residual in zip(levels, residuals, strict=True)]
 
     def check_fits(self, config: ADPretrainConfig) -> None:
         """Raises InputError if the levels, width, heads or reference tokens are others than the configuration's."""

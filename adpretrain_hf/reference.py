@@ -35,6 +35,7 @@ class ReferenceBank:
         num_images: how many images the patches come from, for people.
         compacted: whether they are a choice of those images' patches, see ``compact``.
         images: ``PreparedImage.digest`` of each image, in order, by which it is recognised; empty if not known.
+        image_patches: how many patches each image has, in order; empty where all have as many.
 
     Raises:
         InputError: no patches, shapes that do not belong together, or NaN or infinite values.
@@ -49,6 +50,7 @@ class ReferenceBank:
         num_images: int = 0,
         compacted: bool = False,
         images: Sequence[str] = (),
+        image_patches: Sequence[int] = (),
     ) -> None:
         shapes = [tuple(level.shape) for level in patches]
         if not shapes or any(len(shape) != 2 or shape != shapes[0] for shape in shapes) or 0 in shapes[0]:
@@ -57,9 +59,15 @@ class ReferenceBank:
             raise InputError(f"got reference patches of {patches[0].dtype}, expected one of {_DTYPES}")
         if not all(level.isfinite().all() for level in patches):
             raise InputError("the reference patches hold NaN or infinite values: check the reference images")
+        if image_patches and (len(image_patches), sum(image_patches)) != (num_images, shapes[0][0]):
+            raise InputError(
+                f"got {num_images} images with {shapes[0][0]} reference patches, expected {len(image_patches)} with "
+                f"{sum(image_patches)}, as image_patches says"
+            )
         self.patches = list(patches)
         self.fingerprint, self.category = fingerprint, category
         self.num_images, self.compacted, self.images = num_images, compacted, list(images)
+        self.image_patches = list(image_patches)
         # The norms are needed by every matching and do not change.
         self._inverse_norms = [1 / level.float().norm(dim=1).clamp_min(1e-12) for level in patches]
 
@@ -80,7 +88,9 @@ class ReferenceBank:
             f"levels, {c} channels, {self.patches[0].dtype}, fingerprint={self.fingerprint!r})"
         )
 
-    def residuals(self, features: Sequence[Tensor]) -> list[Tensor]:
+    def residuals(
+        self, features: Sequence[Tensor], own: Sequence[int | None] = (), levels: Sequence[int] | None = None
+    ) -> list[Tensor]:
         """Subtracts from every token its nearest reference patch (paper, section 3.2).
 
         The nearest one by cosine similarity is sought; the un-normalised one is subtracted. An image whose patches
@@ -88,18 +98,29 @@ class ReferenceBank:
 
         Args:
             features: L maps (B, C, h, w).
+            own: for each image which of the bank's images it is, from 0, or None: it is compared with the others.
+            levels: which of the bank's levels the maps are of, from 0; all by default.
 
         Returns:
             L maps (B, C, h, w).
 
         Raises:
-            InputError: not as many levels or channels as the bank has.
+            InputError: not as many levels or channels as the bank has; an image that cannot be left out, see
+                ``without_image``.
         """
+        places = range(len(self.patches)) if levels is None else levels
         channels, shapes = self.patches[0].shape[1], [tuple(level.shape) for level in features]
-        if len(shapes) != len(self.patches) or any(len(s) != 4 or s[1] != channels for s in shapes):
-            expected = f"{len(self.patches)} levels of (B, {channels}, h, w)"
+        if len(shapes) != len(places) or any(len(s) != 4 or s[1] != channels for s in shapes):
+            expected = f"{len(places)} levels of (B, {channels}, h, w)"
             raise InputError(f"got feature maps of shapes {shapes}, the bank has {expected}")
-        return [nearest_residual(*one) for one in zip(features, self.patches, self._inverse_norms, strict=True)]
+        hidden = None
+        if any(image is not None for image in own):
+            rows = [(0, 0) if image is None else self._rows_of(image) for image in own]
+            hidden = torch.tensor(rows, device=features[0].device)
+        return [
+            nearest_residual(level, self.patches[place], self._inverse_norms[place], hidden)
+            for level, place in zip(features, places, strict=True)
+        ]
 
     def without_image(self, index: int) -> "ReferenceBank":
         """The bank of all images but one: what that image itself is compared with, where it shall not find itself.
@@ -108,18 +129,28 @@ class ReferenceBank:
             index: of the image, from 0, in the order that the bank was made in.
 
         Raises:
-            InputError: no such image, no other image, images of unequal numbers of patches, or a compacted bank.
+            InputError: no such image, no other image, a bank that does not know which patches are whose, or a compacted
+                one.
         """
+        first, end = self._rows_of(index)
+        patches = [torch.cat((level[:first], level[end:])) for level in self.patches]
+        images, counts = (
+            [value for place, value in enumerate(values) if place != index]
+            for values in (self.images, self.image_patches)
+        )
+        return self._with(patches, num_images=self.num_images - 1, images=images, image_patches=counts)
+
+    def _rows_of(self, index: int) -> tuple[int, int]:
+        """Where an image's patches begin and end."""
         if self.compacted:
             raise InputError("cannot leave an image out of a compacted bank: leave it out first, then compact")
         each, rest = divmod(len(self), max(self.num_images, 1))
-        if rest or self.num_images < 2 or not 0 <= index < self.num_images:
+        counts = self.image_patches or [each] * self.num_images
+        if (rest and not self.image_patches) or self.num_images < 2 or not 0 <= index < self.num_images:
             bank = f"a bank of {self.num_images} images with {len(self)} patches"
-            expected = "at least 2 images of equally many patches, and the index of one of them"
+            expected = "at least 2 images, of equally many patches or with image_patches, and the index of one of them"
             raise InputError(f"cannot leave image {index} out of {bank}: expected {expected}")
-        patches = [torch.cat((level[: index * each], level[(index + 1) * each :])) for level in self.patches]
-        images = [digest for place, digest in enumerate(self.images) if place != index]
-        return self._with(patches, num_images=self.num_images - 1, images=images)
+        return sum(counts[:index]), sum(counts[: index + 1])
 
     def compact(self, fraction: float, *, seed: int = 0) -> "ReferenceBank":
         """A bank of fewer patches that stand for all: matching takes time and memory in proportion to their number.
@@ -139,7 +170,7 @@ class ReferenceBank:
         if count == len(self):
             return self
         patches = [level[choose_core(level, count, seed=seed)] for level in self.patches]
-        return self._with(patches, compacted=True)
+        return self._with(patches, compacted=True, image_patches=[])
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "ReferenceBank":
         """A bank on another device or in another precision (itself, if it is there already).
@@ -183,7 +214,8 @@ class ReferenceBank:
 
     def _about(self) -> dict[str, Any]:
         about = {"fingerprint": self.fingerprint, "category": self.category, "num_images": self.num_images}
-        return about | {name: getattr(self, name) for name in ("compacted", "images") if getattr(self, name)}
+        more = {name: getattr(self, name) for name in ("compacted", "images", "image_patches")}
+        return about | {name: value for name, value in more.items() if value}
 
     def _with(self, patches: Sequence[Tensor], **changes: Any) -> "ReferenceBank":
         """The same bank with other patches."""
@@ -201,8 +233,8 @@ class RunNotice:
         self._bank, self._said = bank, set[str]()
         self._places = {digest: place for place, digest in enumerate(bank.images) if digest}
 
-    def references(self, batch: Sequence[PreparedImage]) -> ReferenceBank | list[ReferenceBank]:
-        """The bank, or one for each image where some are in it: those are compared with the other references."""
+    def own(self, batch: Sequence[PreparedImage]) -> list[int | None]:
+        """For each image which of the bank's images it is, or None; empty where none is, or cannot be left out."""
         for image in batch:
             if image.unseen > _UNSEEN:
                 text = "%s: %.0f %% of it are cut off and not looked at; with resize_mode='resize' nothing is"
@@ -210,14 +242,13 @@ class RunNotice:
         places = [self._places.get(image.digest) for image in batch] if self._places else []
         own = {place: image for place, image in zip(places, batch, strict=False) if place is not None}
         if not own:
-            return self._bank
+            return []
         first = next(iter(own.values()))
         if self._bank.compacted or self._bank.num_images < 2:
             self._say("%s is a reference itself, and compared with itself: its score says nothing", first)
-            return self._bank
+            return []
         self._say("%s is a reference itself: such images are compared with the other references", first)
-        others = {place: self._bank.without_image(place) for place in own}
-        return [self._bank if place is None else others[place] for place in places]
+        return places
 
     def _say(self, text: str, image: PreparedImage, *numbers: float) -> None:
         if text not in self._said:
@@ -236,12 +267,15 @@ def is_bank(path: str | Path) -> bool:
         return False
 
 
-def residuals_per_image(features: Sequence[Tensor], banks: Sequence[ReferenceBank]) -> list[Tensor]:
+def residuals_per_image(
+    features: Sequence[Tensor], banks: Sequence[ReferenceBank], levels: Sequence[int] | None = None
+) -> list[Tensor]:
     """Residuals of a batch in which every image has its own bank, as where categories are mixed.
 
     Args:
         features: L maps (B, C, h, w).
         banks: B banks; one that several images share is matched once for all of them.
+        levels: see ``ReferenceBank.residuals``.
 
     Returns:
         L maps (B, C, h, w).
@@ -254,7 +288,7 @@ def residuals_per_image(features: Sequence[Tensor], banks: Sequence[ReferenceBan
     residuals = [torch.empty_like(level) for level in features]
     for bank in {id(bank): bank for bank in banks}.values():
         rows = torch.tensor([i for i, own in enumerate(banks) if own is bank], device=features[0].device)
-        parts = bank.residuals([level[rows] for level in features])
+        parts = bank.residuals([level[rows] for level in features], levels=levels)
         for level, part in zip(residuals, parts, strict=True):
             level[rows] = part
     return residuals

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
+from copy import deepcopy
 
 import pytest
 import torch
 from torch import nn
 
 from adpretrain_hf.cache import ParameterCache
+from tests.conftest import make_extractor, random_image
 
 
 class Doubled(nn.Module):
@@ -117,6 +120,16 @@ def test_clear_is_for_writes_through_data():
     module.weight.data.add_(1)
     module.cache.clear()
     assert torch.equal(module.doubled(), 2 * module.weight)
+
+
+def test_copies_and_pickles_are_void(tiny_folder):
+    extractor = make_extractor(tiny_folder)
+    before = len(pickle.dumps(extractor.projectors))
+    extractor.set_reference([random_image(0)]).score([random_image(1)])
+    assert len(pickle.dumps(extractor.projectors)) == before
+    copy = deepcopy(extractor)
+    assert copy.projectors[0]._cache._entry is None and extractor.projectors[0]._cache._entry is not None
+    assert torch.equal(copy.score([random_image(1)]).scores, extractor.score([random_image(1)]).scores)
 
 
 def test_threads_get_the_same_value():

@@ -32,6 +32,16 @@ def references(number: int = 3) -> list[Image.Image]:
     return [random_image(100 + seed) for seed in range(number)]
 
 
+def test_some_levels_are_those_of_all(tiny_folder):
+    extractor = make_extractor(tiny_folder).set_reference([random_image(0)])
+    every, some = extractor([random_image(1)]), extractor([random_image(1)], layers=("layer2", "layer4"))
+    assert list(some) == ["layer2", "layer4"]
+    assert all(torch.equal(level, every[name]) for name, level in some.items())
+    for layers in ((), ("layer4", "layer2"), ("layer9",)):
+        with pytest.raises(InputError, match=r"layers are .*, expected some of \('layer1', .*\), in their order"):
+            extractor([random_image(1)], layers=layers)
+
+
 class TestAgainstTheAuthors:
     def test_features(self, golden, authors):
         authors.set_reference(golden["e2e.references"])

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from adpretrain_hf import ReferenceBank, matching
 from adpretrain_hf.errors import BundleError, InputError, MissingPathError
-from adpretrain_hf.matching import nearest_reference
+from adpretrain_hf.matching import nearest_reference, to_rows
 from adpretrain_hf.reference import is_bank, residuals_per_image
-from tests.conftest import random_image
+from tests.conftest import make_extractor, random_image
 
 
 def random_bank(k: int = 40, c: int = 16, levels: int = 2, seed: int = 0, **about: object) -> ReferenceBank:
@@ -228,6 +228,33 @@ def test_bank_without_an_image_is_the_bank_of_the_others():
     expected = ReferenceBank.from_features([level[[0, 2]] for level in maps])
     assert all(torch.equal(a, b) for a, b in zip(others.patches, expected.patches, strict=True))
     assert (others.num_images, others.fingerprint, others.category) == (2, "0123456789abcdef", "screw")
+
+
+def test_images_of_a_bank_are_compared_with_the_others_alone():
+    """As with the bank of the others, whether the images have equally many patches or not."""
+    few, more = torch.randn(2, 5, 2, 2), torch.randn(1, 5, 3, 4)
+    patches = torch.cat([to_rows(few), to_rows(more)])
+    unequal = ReferenceBank([patches] * 2, num_images=3, image_patches=[4, 4, 12])
+    equal = ReferenceBank([to_rows(few)] * 2, num_images=2)
+    for bank, features, own in ((equal, few, [0, 1]), (unequal, few, [0, None]), (unequal, more, [2])):
+        banks = [bank if place is None else bank.without_image(place) for place in own]
+        expected = residuals_per_image([features] * 2, banks)
+        for got, wanted in zip(bank.residuals([features] * 2, own), expected, strict=True):
+            torch.testing.assert_close(got, wanted, rtol=0, atol=0)
+    assert unequal.without_image(1).image_patches == [4, 12]
+    assert unequal.compact(0.5).image_patches == []
+
+
+def test_images_that_an_extractor_prepares_to_unequal_sizes_can_be_left_out(tiny_folder, tmp_path):
+    extractor = make_extractor(tiny_folder, resize_mode="resize")
+    images = [random_image(0, 64, 64), random_image(1, 128, 64)]
+    extractor.make_reference(images).save(tmp_path / "bank.safetensors")
+    bank = ReferenceBank.load(tmp_path / "bank.safetensors")
+    assert bank.image_patches == [16, 32] and len(bank.without_image(1)) == 16
+    with pytest.raises(InputError, match="got 2 images with 48 reference patches, expected 1 with 4, as image_patches"):
+        ReferenceBank(bank.patches, num_images=2, image_patches=[4])
+    alone = extractor.set_reference(images[:1]).score(images[1:]).scores
+    assert torch.allclose(extractor.set_reference(bank).score(images[1:]).scores, alone)
 
 
 @pytest.mark.parametrize(("images", "index"), [(1, 0), (4, 4), (4, -1), (3, 0), (0, 0)])

@@ -116,6 +116,7 @@ def load_backbone(
         commit = None if folder == Path(name) else folder.name
     backbone = Backbone(model, layers, commit).to(dtype)
     check_finite(str(source), backbone.state_dict())
+    backbone.loaded_digests = [backbone.digest(kept) for kept in _PRECISIONS]
     return backbone
 
 
@@ -138,7 +139,7 @@ def load_same_backbone(
     if digest is None:
         return load_backbone(source, layers, dtype=dtype, **hub)
     backbone = load_backbone(source, layers, dtype=torch.float32, **hub)
-    found = [backbone.digest(kept) for kept in _PRECISIONS]
+    found = backbone.loaded_digests
     if digest not in found:
         raise _other_weights(Path(source).resolve() if Path(source).is_dir() else source, found[0], digest)
     return backbone.to(_PRECISIONS[found.index(digest)]).to(dtype)
@@ -173,6 +174,7 @@ def load_saved_backbone(
         raise BundleError(str(error)) from error
     backbone = Backbone(model, layers)
     found = backbone.digest()  # of the values in the file's precision
+    backbone.loaded_digests = [backbone.digest(kept) for kept in _PRECISIONS]
     check_finite(str(folder), backbone.to(dtype).state_dict())
     if digest not in (None, found):
         raise _other_weights(folder, found, str(digest))

@@ -60,6 +60,9 @@ class Backbone(nn.Module):
         layers: the levels, blocks counted from 1.
         commit: of the repository on the Hub that the weights come from, if they do.
 
+    Attributes:
+        loaded_digests: see ``digest``; those of the weights as they were loaded, and rounded to other precisions.
+
     Raises:
         InputError: a level beyond the depth of the network.
     """
@@ -70,6 +73,7 @@ class Backbone(nn.Module):
         super().__init__()
         family = family_of(model.config.model_type)
         self.layers, self.commit = tuple(layers), commit
+        self.loaded_digests: list[str] = []
         self.hidden_size: int = model.config.hidden_size
         self.patch_size: int = model.config.patch_size
         self._prefix_tokens = family.class_tokens + getattr(model.config, "num_register_tokens", 0)

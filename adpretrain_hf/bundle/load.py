@@ -138,7 +138,8 @@ def _open(name: PathLike, **hub: Any) -> tuple[ADPretrainConfig, Collection[str]
 def _load_bundled_backbone(folder: Path, config: ADPretrainConfig, dtype: torch.dtype, **hub: Any) -> Backbone:
     """Loads a bundle's backbone, or fetches the one that its configuration names if it was saved without."""
     if (folder / LAYOUT.backbone).is_dir():
-        return load_saved_backbone(folder / LAYOUT.backbone, config.layers, dtype=dtype, digest=config.backbone_digest)
+        digest = config.backbone_saved_digest or config.backbone_digest
+        return load_saved_backbone(folder / LAYOUT.backbone, config.layers, dtype=dtype, digest=digest)
     try:
         hub |= {"revision": config.backbone_revision}  # its own, not the bundle's
         return load_same_backbone(config.backbone, config.layers, digest=config.backbone_digest, dtype=dtype, **hub)

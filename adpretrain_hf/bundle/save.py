@@ -5,6 +5,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from adpretrain_hf.backbones import Backbone
 from adpretrain_hf.bundle.layout import LAYOUT, files_in, read_config, variants_among, write_config
 from adpretrain_hf.bundle.load import Parts
 from adpretrain_hf.config import ADPretrainConfig
@@ -29,9 +30,7 @@ def save(parts: Parts, folder: Path, *, include_backbone: bool = True, repositor
     config, backbone, projectors, variant = parts
     if is_quantized(backbone) or is_quantized(projectors):
         raise InputError("an extractor with quantised layers cannot be saved: save the one that it was made of")
-    if include_backbone and config.backbone_digest:
-        # Of the weights as they are written: in memory they may have another precision than they once had.
-        config = config.replace(backbone_digest=backbone.digest())
+    config = _with_digests(config, backbone if include_backbone else None)
     _check_no_foreign_variants(folder, config, variant)
     if include_backbone:
         with atomic_path(folder / LAYOUT.backbone) as temporary:
@@ -47,6 +46,19 @@ def save(parts: Parts, folder: Path, *, include_backbone: bool = True, repositor
     write_config(folder, config)
     if not (folder / LAYOUT.card).exists():  # a card is edited by hand
         write_text(folder / LAYOUT.card, card_of(parts, repository))
+
+
+def _with_digests(config: ADPretrainConfig, backbone: Backbone | None) -> ADPretrainConfig:
+    """The configuration with the identity of the weights as they are written.
+
+    Where they are those that were loaded, rounded, they keep their name too: their patches are interchangeable.
+    """
+    if backbone is None or config.backbone_digest is None:
+        return config.replace(backbone_saved_digest=None)
+    found = backbone.digest()
+    if found == config.backbone_digest or found not in backbone.loaded_digests:
+        return config.replace(backbone_digest=found, backbone_saved_digest=None)
+    return config.replace(backbone_saved_digest=found)
 
 
 def card_of(parts: Parts, repository: str | None = None) -> str:

@@ -162,6 +162,34 @@ class TestLoading:
         extractor = load(bundle, dtype=dtype)
         assert {parameter.dtype for parameter in extractor.parameters()} == {dtype}
 
+    @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+    def test_saved_in_less_precision_it_takes_its_own_banks(self, bundle, tmp_path, precision):
+        """Wherever it was rounded: at loading, later, or once more."""
+        whole, half = load(bundle), load(bundle, dtype=precision)
+        bank = half.make_reference([random_image(0)])
+        half.save_pretrained(tmp_path / "half")
+        load(bundle).to(half.dtype).save_pretrained(tmp_path / "rounded")
+        load(tmp_path / "half", dtype="float32").save_pretrained(tmp_path / "again")
+        expected = half.set_reference(bank).score([random_image(1)]).scores
+        for name in ("half", "rounded", "again"):
+            saved = load(tmp_path / name, dtype=precision)
+            assert torch.equal(saved.set_reference(bank).score([random_image(1)]).scores, expected)
+            assert (
+                saved.set_reference(whole.make_reference([random_image(0)])).reference.fingerprint == bank.fingerprint
+            )
+        change = load_file(tmp_path / "half" / "backbone" / "model.safetensors")
+        next(iter(change.values())).view(-1)[0] += 1
+        save_file(change, tmp_path / "half" / "backbone" / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(BundleError, match="has other weights than the bundle was made with"):
+            load(tmp_path / "half")
+
+    def test_other_weights_have_another_identity(self, bundle, tmp_path):
+        changed = load(bundle)
+        next(changed.backbone.parameters()).data += 1
+        changed.save_pretrained(tmp_path / "changed")
+        with pytest.raises(InputError, match="the reference bank was made by another extractor"):
+            load(tmp_path / "changed").set_reference(load(bundle).make_reference([random_image(0)]))
+
     def test_float32_is_the_default_whatever_the_files_hold(self, bundle, tmp_path):
         load(bundle, dtype=torch.float16).save_pretrained(tmp_path / "half")
         assert {t.dtype for t in load_file(tmp_path / "half" / "model.safetensors").values()} == {torch.float16}

@@ -10,6 +10,7 @@ import torch
 
 from adpretrain_hf import ADPretrainFeatureExtractor, ReferenceBank
 from adpretrain_hf.errors import InputError
+from adpretrain_hf.matching import nearest_residual
 from tests.conftest import ROOT
 
 pytest.importorskip("anomalib")
@@ -39,6 +40,23 @@ def test_kinds_are_the_extractors_own_steps(extractor, images, references):
         assert list(features) == list(extractor.layers)
         for got, wanted in zip(features.values(), levels, strict=True):
             assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("kind", ["residual", "pretrained"])
+def test_levels_that_are_not_asked_for_are_not_computed(extractor, images, references, kind, monkeypatch):
+    extractor.set_reference(references)
+    expected = DetectorFeatures(extractor, kind)(images)
+    done = []
+    original = nearest_residual
+    monkeypatch.setattr(
+        "adpretrain_hf.reference.nearest_residual", lambda level, *rest: done.append("match") or original(level, *rest)
+    )
+    for number, projector in enumerate(extractor.projectors):
+        projector.register_forward_hook(lambda *_, number=number: done.append(number))
+    got = DetectorFeatures(extractor, kind, levels=(2, 4))(images)
+    assert done == ["match", "match"] + ([1, 3] if kind == "pretrained" else [])
+    for name, level in got.items():
+        assert torch.equal(level, expected[name])
 
 
 def test_levels_are_chosen_by_block_number(extractor, images, references):

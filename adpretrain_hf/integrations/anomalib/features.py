@@ -73,14 +73,15 @@ class DetectorFeatures(nn.Module):
         """
         images = images.to(self.extractor.device, self.extractor.dtype)
         if self.kind == "raw":
-            maps = self.extractor.backbone(images)
+            every = self.extractor.backbone(images)
+            maps = [every[place] for place in self._places]
         else:
-            tokens = self.extractor.encode(images)
-            maps = self.extractor.residuals(tokens, self._references(tokens[0]))
+            tokens = self.extractor.encode(images, layers=self.layers)
+            maps = self.extractor.residuals(tokens, own=self._own_of(tokens[0]), layers=self.layers)
             self._warn_of_zeros(tokens[0], maps[0])
         if self.kind == "pretrained":
-            maps = self.extractor.projectors(maps)
-        return {name: maps[place] for name, place in zip(self.layers, self._places, strict=True)}
+            maps = self.extractor.projectors(maps, self._places)
+        return dict(zip(self.layers, maps, strict=True))
 
     def set_reference(self, references: Any, names: Sequence[str] = ()) -> None:
         """Sets the reference bank.
@@ -105,7 +106,7 @@ class DetectorFeatures(nn.Module):
     def get_extra_state(self) -> dict[str, Any]:
         """The reference bank, as the state dict holds it."""
         bank = self.extractor.reference
-        fields = ("patches", "fingerprint", "category", "num_images", "compacted")
+        fields = ("patches", "fingerprint", "category", "num_images", "compacted", "image_patches")
         return {} if bank is None else {"names": [*self.names]} | {name: getattr(bank, name) for name in fields}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -120,14 +121,12 @@ class DetectorFeatures(nn.Module):
         if values:
             self.extractor.set_reference(ReferenceBank(values.pop("patches"), **values))
 
-    def _references(self, tokens: Tensor) -> list[ReferenceBank] | None:
-        """One bank for each image where some are of the bank themselves, else None: the one that is set for all."""
+    def _own_of(self, tokens: Tensor) -> list[int | None]:
+        """For each image which of the bank's it is, or None; empty where none can be left out."""
         bank = self.extractor.reference
         if bank is None or bank.num_images < 2 or bank.compacted or not self.own:
-            return None
-        own = self._recognised(tokens, bank)
-        others = {place: bank.without_image(place) for place in set(own) if place is not None}
-        return [bank if place is None else others[place] for place in own] if others else None
+            return []
+        return self._recognised(tokens, bank)
 
     def _recognised(self, tokens: Tensor, bank: ReferenceBank) -> list[int | None]:
         """Which image of the bank each is: by its name, or by tokens (B, C, h, w) that are equal up to rounding."""
@@ -136,7 +135,7 @@ class DetectorFeatures(nn.Module):
         if None not in own or len(own) != len(tokens) or len(bank) != bank.num_images * each:
             return own
         rows = tokens.flatten(2).mT.float()  # (B, P, C)
-        images = bank.patches[0].to(rows.device).view(bank.num_images, each, -1).float()  # (N, P, C)
+        images = bank.patches[self._places[0]].to(rows.device).view(bank.num_images, each, -1).float()  # (N, P, C)
         nearest = torch.cdist(rows.mean(dim=1), images.mean(dim=1)).argmin(dim=1)
         apart = (rows - images[nearest]).flatten(1).norm(dim=1) / rows.flatten(1).norm(dim=1)
         same = apart < (1e-3 if tokens.dtype == torch.float32 else 3e-2)
