@@ -24,7 +24,7 @@ test-all: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m "slow or not slow"
 
 test-gpu: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m gpu tests/gpu
+	$(BIN)/python -m pytest -n 0 -m gpu tests/gpu
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m tests.benchmarks

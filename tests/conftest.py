@@ -56,6 +56,11 @@ def pytest_configure(config: pytest.Config) -> None:
     """Hides a GPU from all tests but its own: they expect a CPU's numbers."""
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
+        # Threads of one that wait for those of another take longer than one thread.
+        threads = max(1, (os.cpu_count() or 1) // workers)
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # of processes that tests start
+        torch.set_num_threads(threads)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -4,8 +4,8 @@ A cell is one category and view. For each seed some of its normal images are dra
 on their features, each taken against the others, and tested on all other images of the cell against all references.
 Every image is encoded once, and all kinds of features are made of its tokens.
 
-    python -m training.few_shot hub_cards/adpretrain-dinov2-small --data realiad --categories toy,zipper \\
-        --variants angle,norm --output results.json
+    python -m training.few_shot hub_cards/adpretrain-dinov2-small --data realiad --categories toy zipper \\
+        --variants angle norm --output results.json
 
 prints a Markdown table. With two variants, PatchCore and PaDiM take the first, FeatureNorm the second. Where other
 programs compute on the same cores, set OMP_WAIT_POLICY=PASSIVE: threads that spin can make it several times slower.
@@ -24,6 +24,7 @@ from datasets import Dataset
 from torch import Tensor
 from tqdm import tqdm
 
+from adpretrain_hf.cli.arguments import Values
 from adpretrain_hf.errors import InputError, run_program
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.files import write_text
@@ -135,7 +136,10 @@ def _metrics(cell: EncodedCell, test: Tensor, maps: Tensor) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; see the docstring of the module. Returns the exit code, see ``run_program``."""
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if len(args.variants) > 2:
+        parser.error(f"--variants: got {','.join(args.variants)!r}, expected one or two names, e.g. angle norm")
 
     def run() -> int:
         rows = _compare(args)
@@ -153,28 +157,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("bundle", help="a folder, or an id on the Hub")
     parser.add_argument("--data", required=True, help="RealIAD: a folder, or an id on the Hub")
     parser.add_argument("--resolution", default="512", help="which of RealIAD's resolutions: 256, 512, 1024 or raw")
-    parser.add_argument("--categories", type=_names, required=True, help="to test on, with commas between them")
-    parser.add_argument("--variants", type=_variants, default=[None], help="of the bundle: one, or one,two (see above)")
-    parser.add_argument("--seeds", type=_numbers, default=[0, 1, 2], help="a draw of references each, e.g. 0,1,2")
+    parser.add_argument("--categories", action=Values, required=True, help="to test on")
+    parser.add_argument("--variants", action=Values, default=[None], help="of the bundle: one or two (see above)")
+    parser.add_argument("--seeds", action=Values, type=int, default=[0, 1, 2], help="a draw of references each")
     parser.add_argument("--shots", type=int, default=8, help="references of a draw")
     parser.add_argument("--device", help="cpu, cuda, ...; the first GPU if there is one")
     parser.add_argument("--output", required=True, help="the JSON file of the results")
     return parser
-
-
-def _names(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _variants(text: str) -> list[str]:
-    names = _names(text)
-    if len(names) not in (1, 2):
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected one or two names, e.g. angle,norm")
-    return names
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
 
 
 def _compare(args: argparse.Namespace) -> list[Row]:

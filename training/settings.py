@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from adpretrain_hf.cli.arguments import Values
 from adpretrain_hf.errors import InputError
 
 
@@ -162,7 +163,8 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[
         if kind is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
         elif typing.get_origin(kind) is tuple:
-            parser.add_argument(flag, nargs="+", type=typing.get_args(kind)[0], **options)
+            several: Any = {"nargs": "+"} if field.name == "data" else {"action": Values}  # a path may have a comma
+            parser.add_argument(flag, type=typing.get_args(kind)[0], **several, **options)
         else:
             parser.add_argument(flag, type=kind, **options)
     config = parser.parse_known_args(argv)[0].config

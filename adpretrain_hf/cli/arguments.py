@@ -1,7 +1,9 @@
 """Arguments that several verbs share, and what they may be."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 DTYPES = ("float32", "float16", "bfloat16")
 INT8 = "int8"
@@ -89,6 +91,19 @@ def seed(text: str) -> int:
     return int(text)
 
 
-def levels(text: str) -> tuple[int, ...]:
-    """Block numbers with commas between them."""
-    return tuple(positive(part) for part in text.split(","))
+class Values(argparse.Action):
+    """Several values of a kind, with spaces or commas between them: ``3 6 9`` and ``3,6,9`` are the same."""
+
+    def __init__(self, *args: Any, type: Callable[[str], Any] = str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs | {"nargs": "+"})
+        self._kind = type
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: str | None = None) -> None:
+        """See argparse."""
+        try:
+            parts = [self._kind(part.strip()) for word in values for part in word.split(",") if part.strip()]
+        except (argparse.ArgumentTypeError, ValueError) as error:
+            raise argparse.ArgumentError(self, str(error)) from error
+        if not parts:
+            raise argparse.ArgumentError(self, "expected at least one value")
+        setattr(namespace, self.dest, parts)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from adpretrain_hf.cli.arguments import levels
+from adpretrain_hf.cli.arguments import Values, positive
 from adpretrain_hf.cli.new import check_free, describe
 
 HELP = "make a bundle from the authors' released checkpoints"
@@ -20,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--angle", type=Path, help="checkpoint of the angle variant (.pth)")
     parser.add_argument("--norm", type=Path, help="checkpoint of the norm variant (.pth)")
     parser.add_argument("--from-hub", metavar="REPOSITORY", help="fetch both from the Hub: xcyao00/ADPretrain")
-    parser.add_argument("--levels", type=levels, help="blocks counted from 1, where the backbone is no preset")
+    levels = "blocks counted from 1, where the backbone is no preset"
+    parser.add_argument("--levels", action=Values, type=positive, help=levels)
     parser.add_argument("--upstream", help="id on the Hub to record as the origin, where the backbone is a folder")
 
 

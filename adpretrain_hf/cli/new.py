@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adpretrain_hf.cli.arguments import DTYPES, levels, positive, seed
+from adpretrain_hf.cli.arguments import DTYPES, Values, positive, seed
 
 if TYPE_CHECKING:
     from adpretrain_hf.config import ADPretrainConfig
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 HELP = "make a bundle from a backbone; its projectors are the identity: nothing is trained"
 EXAMPLES = """\
   adpretrain new --backbone facebook/dinov2-base --output my-bundle
-  adpretrain new --backbone facebook/dinov2-small --levels 2,5,8 --image-size 336 --output my-bundle
+  adpretrain new --backbone facebook/dinov2-small --levels 2 5 8 --image-size 336 --output my-bundle
 """
 
 
@@ -24,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="preset, transformers id or folder, open_clip:<arch>/<weights> or imagebind:<checkpoint>",
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of the bundle")
-    parser.add_argument("--levels", type=levels, help="blocks counted from 1, e.g. 3,6,9,12; the quarters by default")
+    levels = "blocks counted from 1, e.g. 3 6 9 12; the quarters by default"
+    parser.add_argument("--levels", action=Values, type=positive, help=levels)
     parser.add_argument("--image-size", type=positive, help="side in pixels that images are prepared to")
     parser.add_argument("--resize-mode", choices=("crop", "resize"), help="centre crop, or the whole image")
     parser.add_argument("--reference-tokens", type=positive, help="learned reference tokens of a projector")

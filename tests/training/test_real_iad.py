@@ -470,14 +470,15 @@ class TestBadTrees:
         refused(root, "realiad_jsons.zip cannot be read as a zip")
 
     def test_members_that_lead_out_of_the_zip_harm_nobody(self, tmp_path, ballast):
-        path = ballast.write_zip(tmp_path)
-        ballast.write_json(tmp_path)
+        folder = tmp_path / "below" / "data"
+        path = ballast.write_zip(folder)
+        ballast.write_json(folder)
         with zipfile.ZipFile(path, "a") as archive:
             archive.writestr("../../outside.txt", b"x")
             archive.writestr("/etc/outside.txt", b"x")
-        before = sorted(tmp_path.parent.rglob("*"))
-        assert all(contents(load_real_iad(tmp_path)))
-        assert sorted(tmp_path.parent.rglob("*")) == before
+        before = sorted(tmp_path.rglob("*"))
+        assert all(contents(load_real_iad(folder)))
+        assert sorted(tmp_path.rglob("*")) == before and not Path("/etc/outside.txt").exists()
 
 
 @pytest.fixture(scope="module")

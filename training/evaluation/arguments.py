@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from adpretrain_hf.cli.arguments import Values
 from training.evaluation.cells import FEATURES
 from training.evaluation.data_sets import DATA_SETS
 from training.evaluation.detectors import DETECTORS
@@ -53,7 +54,7 @@ def _add_lists(parser: argparse.ArgumentParser) -> None:
         "fraction": (float, "shares of the normal training images that are used, in (0, 1]"),
     }
     for name, (kind, text) in lists.items():
-        parser.add_argument(f"--{name}", nargs="+", type=kind, help=text)
+        parser.add_argument(f"--{name}", action=Values, type=kind, help=text)
 
 
 def _named_text(text: str) -> tuple[str, str]:
