@@ -11,6 +11,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# A file of tests to a process; in the files' order, or one that takes long would come last and alone.
+SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-all test-gpu bench bench-gpu lint format clean
 
@@ -18,13 +20,13 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m adpretrain_hf.cli demo --output demo
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-all: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "slow or not slow"
 
 test-gpu: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 0 -m gpu tests/gpu
+	$(BIN)/python -m pytest -m gpu tests/gpu
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m tests.benchmarks

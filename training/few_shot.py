@@ -24,7 +24,7 @@ from datasets import Dataset
 from torch import Tensor
 from tqdm import tqdm
 
-from adpretrain_hf.cli.arguments import Values
+from adpretrain_hf.cli import Values
 from adpretrain_hf.errors import InputError, run_program
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.files import write_text

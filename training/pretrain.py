@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from adpretrain_hf.bundle import check_rights
 from adpretrain_hf.errors import run_program
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.images import choose_device, to_device
@@ -376,6 +377,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args, settings = parse(parser, argv)
         command = shlex.join(["python", "-m", "training.pretrain", *(sys.argv[1:] if argv is None else argv)])
         with distributed.process_group():
+            if args.push and distributed.rank() == 0:
+                check_rights(args.push, private=None if args.public else True)
             signal = pretrain(settings, args.output, resume=args.resume, command=command)
             if args.push and not signal and distributed.rank() == 0:
                 print(push_run(args.output, args.push, public=args.public))

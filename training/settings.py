@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from adpretrain_hf.cli.arguments import Values
+from adpretrain_hf.cli import Values
 from adpretrain_hf.errors import InputError
 
 

@@ -13,10 +13,11 @@ from adpretrain_hf.bundle.save import is_quantized, write_projectors
 
 if TYPE_CHECKING:
     from adpretrain_hf.bundle.card import card_text
-    from adpretrain_hf.bundle.push import BundlePusher
+    from adpretrain_hf.bundle.push import BundlePusher, check_rights
     from adpretrain_hf.bundle.released import convert, fetch_released
 
-_ON_REQUEST = {"BundlePusher": "push", "card_text": "card", "convert": "released", "fetch_released": "released"}
+_ON_REQUEST = {"BundlePusher": "push", "check_rights": "push", "card_text": "card"}
+_ON_REQUEST |= {"convert": "released", "fetch_released": "released"}
 
 
 def __getattr__(name: str) -> Any:

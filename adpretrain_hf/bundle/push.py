@@ -151,11 +151,8 @@ class BundlePusher:
         seconds = constants.HF_HUB_ETAG_TIMEOUT
         look_up = partial(self._ask, "looking up the repository", self.api.model_info, timeout=seconds)
         try:
-            if self.private and not look_up().private:
-                raise BundleError(
-                    f"{self.repo_id} is public, and a private repository was asked for: nothing was sent. Make it "
-                    "private, or choose another name"
-                )
+            if self.private:
+                _check_private(look_up(), self.private)
             found = look_up(revision=self.branch, files_metadata=True)
         except RepositoryNotFoundError:
             return None, {}
@@ -218,6 +215,44 @@ class BundlePusher:
 
     def _ask(self, what: str, call: Callable[..., Any], **arguments: Any) -> Any:
         return with_retries(partial(call, self.repo_id, **arguments), f"{what} ({self.repo_id})")
+
+
+def check_rights(repo_id: str, *, private: bool | None = None, token: str | bool | None = None) -> None:
+    """Checks that a push will be let in, for work that takes long before it has anything to push; writes nothing.
+
+    Args:
+        repo_id, private, token: see ``push_to_hub``.
+
+    Raises:
+        BundleError: no access, no connection, no right to write there or to make the repository, or a public repository
+            where a private one was asked for.
+    """
+    api = HfApi(token=token)
+    with explained(repo_id, None, doing="pushing to"):
+        try:
+            with_retries(partial(api.auth_check, repo_id, write=True), f"asking for rights ({repo_id})")
+            found: ModelInfo = with_retries(partial(api.model_info, repo_id), f"looking up the repository ({repo_id})")
+        except RepositoryNotFoundError:
+            me = with_retries(api.whoami, "asking who the token is of")
+        else:
+            _check_private(found, private)
+            return
+    owner, names = repo_id.partition("/")[0], [me["name"], *(group["name"] for group in me["orgs"])]
+    role = me.get("auth", {}).get("accessToken", {}).get("role")
+    if owner not in names or role == "read":
+        raise BundleError(
+            f"there is no repository {repo_id}, and the token, of {me['name']}, may not make it: its rights are "
+            f"{role!r}, in {', '.join(names)}. Use another name, or a token with the right to write there"
+        )
+
+
+def _check_private(found: ModelInfo, private: bool | None) -> None:
+    """Raises BundleError if a repository is public and a private one was asked for."""
+    if private and not found.private:
+        raise BundleError(
+            f"{found.id} is public, and a private repository was asked for: nothing was sent. Make it private, or "
+            "choose another name"
+        )
 
 
 def _is_same(path: Path, file: RepoSibling) -> bool:

@@ -132,6 +132,7 @@ class HubHandler(Handler):
             ("DELETE", "/api/repos/delete", "delete_repo"),
             ("GET", REPO + "(?:/revision/([^/]+))?", "info"),
             ("PUT", REPO + "/settings", "settings"),
+            ("GET", REPO + "/auth-check(/write)?", "auth_check"),
             ("GET", REPO + "/refs", "refs"),
             ("GET", REPO + "/tree" + REV + "(?:/(.+))?", "tree"),
             ("POST", REPO + "/paths-info" + REV, "paths_info"),
@@ -271,6 +272,10 @@ class HubHandler(Handler):
         repo, body = self.repo(kind, repo_id, write=True), self.json()
         repo["gated"] = body.get("gated", repo["gated"])
         repo["private"] = body["visibility"] == "private" if "visibility" in body else repo["private"]
+        self.reply({})
+
+    def auth_check(self, kind, repo_id, write):
+        self.repo(kind, repo_id, write=bool(write), files=True)
         self.reply({})
 
     def refs(self, kind, repo_id):

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 from safetensors.torch import load_file
 
 from adpretrain_hf import ADPretrainFeatureExtractor
@@ -258,6 +259,35 @@ def test_pushes_at_the_end_and_later(flags, tmp_path, hub, capsys, monkeypatch):
     assert push([str(tmp_path / "run"), "alice/later"]) == 0
     for name in ("alice/at-the-end", "alice/later"):
         assert ADPretrainFeatureExtractor.from_pretrained(name, variant="norm").variant == "norm"
+
+
+@pytest.mark.parametrize(
+    ("token", "name", "message"),
+    [
+        (
+            "hf_reader",
+            "alice/new",
+            "there is no repository alice/new, and the token, of alice, may not make it: its rights",
+        ),
+        ("hf_owner", "mallory/new", "its rights are 'write', in alice, acme. Use another name"),
+        ("hf_reader", "acme/there", "the token may not do this with acme/there: use one with the rights for it"),
+        ("hf_other", "acme/there", "there is no repository acme/there, and the token, of mallory, may not make it"),
+        ("hf_owner", "acme/public", "acme/public is public, and a private repository was asked for"),
+        ("hf_nobody", "acme/there", "no token, or one that the Hub does not accept"),
+    ],
+)
+def test_the_right_to_push_is_asked_for_before_anything_is_trained(
+    flags, tmp_path, hub, capsys, monkeypatch, token, name, message
+):
+    api = HfApi(token="hf_owner")
+    for repository, private in (("acme/there", True), ("acme/public", False)):
+        api.create_repo(repository, private=private, exist_ok=True)
+    monkeypatch.setenv("HF_TOKEN", token)
+    assert main(["--output", str(tmp_path / "run"), *flags, "--push", name]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    if name.endswith("new"):
+        assert f"models/{name}" not in hub.repos
 
 
 def test_push_of_an_unfinished_run(tmp_path, capsys):

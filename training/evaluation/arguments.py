@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from adpretrain_hf.cli.arguments import Values
+from adpretrain_hf.cli import Values
 from training.evaluation.cells import FEATURES
 from training.evaluation.data_sets import DATA_SETS
 from training.evaluation.detectors import DETECTORS
