@@ -22,6 +22,7 @@ pytest.importorskip("anomalib")
 from anomalib.data import Folder
 from anomalib.deploy import ExportType
 from anomalib.models import AnomalibModule
+from anomalib.models.components import KCenterGreedy
 
 from adpretrain_hf.integrations.anomalib import (
     ADPretrainCflow,
@@ -31,6 +32,7 @@ from adpretrain_hf.integrations.anomalib import (
     ADPretrainPatchcore,
     ADPretrainUniad,
 )
+from adpretrain_hf.integrations.anomalib.core_set import CoreSet
 from tests.integrations.anomalib_data import datamodule, engine, write_images
 from tests.integrations.conftest import save_two_variants
 
@@ -303,6 +305,19 @@ def test_glass_learns_from_normalised_images(bundle, folder, tmp_path):
     run.fit(model, datamodule=datamodule(folder, train_batch_size=8))
     expected = model.features.extractor.preprocess(sorted((folder / "train").iterdir()))
     assert sorted(seen[0].sum(dim=(1, 2, 3)).tolist()) == pytest.approx(sorted(expected.sum(dim=(1, 2, 3)).tolist()))
+
+
+def test_the_core_set_is_anomalibs_and_its_memory_does_not_grow():
+    patches, chosen = torch.randn(200, 300), []
+    for kind in (KCenterGreedy, CoreSet):
+        torch.manual_seed(0)
+        np.random.seed(0)
+        sampler = kind(patches, 0.5)
+        chosen.append(sampler.select_coreset_idxs())
+    assert chosen[0] == chosen[1] and len(set(chosen[0])) == 100
+    before = sampler.min_distances.data_ptr(), sampler._differences.data_ptr()
+    sampler.update_distances(torch.tensor(3))
+    assert (sampler.min_distances.data_ptr(), sampler._differences.data_ptr()) == before
 
 
 @pytest.mark.parametrize(

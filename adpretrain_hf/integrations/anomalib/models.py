@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from adpretrain_hf.errors import InputError
+from adpretrain_hf.integrations.anomalib.core_set import CoreSet
 from adpretrain_hf.integrations.anomalib.detector import ADPretrainDetector, DetectorArguments
 from adpretrain_hf.integrations.anomalib.features import DetectorFeatures
 from adpretrain_hf.integrations.anomalib.uniad import UniadModel
@@ -51,6 +52,12 @@ class ADPretrainPatchcore(ADPretrainDetector, Patchcore):
         )
         self.model.layers = features.layers
         self.install_features(features)
+
+    def fit(self) -> None:
+        """Chooses the core-set of the patches that training has collected."""
+        patches = torch.vstack(self.model.embedding_store)
+        self.model.embedding_store.clear()
+        self.model.memory_bank = CoreSet(patches, self.coreset_sampling_ratio).sample_coreset()
 
 
 class ADPretrainPadim(ADPretrainDetector, Padim):
