@@ -262,7 +262,7 @@ def load_batches(
 
     def batches_of(epoch: int) -> EpochBatches:
         return EpochBatches(
-            parts.data.positions,
+            parts.data.epoch_positions(settings.seed, epoch),
             batch_size=settings.batch_size,
             references=settings.references,
             accumulate=settings.accumulate,

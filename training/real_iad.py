@@ -12,32 +12,19 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import pyarrow as pa
-from datasets import Dataset, Features, Image, Value
+from datasets import Dataset
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from adpretrain_hf.errors import MissingPathError
 from adpretrain_hf.hub import RepositoryFiles
+from training.data.table import FEATURES, Row, make_table
 from training.encoded import read_encoded, read_mask
 from training.real_iad_json import check_files, read_annotation
 from training.real_iad_trees import JSONS, Layout, choose, class_tree, layout_of_folder, layout_of_repository
 
 __all__ = ["FEATURES", "load_real_iad", "read_encoded", "read_mask"]
 logger = logging.getLogger(__name__)
-
-FEATURES = Features(
-    {
-        "image": Image(decode=False),
-        "mask": Image(decode=False),
-        "category": Value("string"),
-        "view": Value("string"),
-        "anomaly_class": Value("string"),
-        "is_anomalous": Value("bool"),
-        "is_good": Value("bool"),
-        "sample": Value("string"),
-    }
-)
 
 
 def load_real_iad(
@@ -70,14 +57,7 @@ def load_real_iad(
         wanted = choose(layout_of_folder(root), source, resolution, categories)
     else:
         root, wanted = _download(str(source), resolution, categories, token)
-    rows = [row for category in wanted for row in _rows(root, resolution, category)]
-    columns = zip(*rows, strict=True)
-    # As Arrow arrays, or datasets would look for each file on the disk.
-    arrays = {
-        name: pa.array(column, pa.bool_() if name.startswith("is_") else pa.string())
-        for name, column in zip(FEATURES, columns, strict=True)
-    }
-    return Dataset.from_dict(arrays, features=FEATURES)
+    return make_table(row for category in wanted for row in _rows(root, resolution, category))
 
 
 def list_categories(source: str | Path, *, resolution: str = "512", token: str | bool | None = None) -> list[str]:
@@ -91,20 +71,20 @@ def list_categories(source: str | Path, *, resolution: str = "512", token: str |
     return choose(layout, source, resolution, None)
 
 
-def _rows(root: Path, resolution: str, category: str) -> list[tuple[str | bool | None, ...]]:
+def _rows(root: Path, resolution: str, category: str) -> list[Row]:
     annotation = read_annotation(root, category)
     tree = class_tree(root / f"realiad_{resolution}", category, annotation.prefix)
     check_files(annotation, tree)
     return [
-        (
-            tree.address(item.image),
-            tree.address(item.mask) if item.mask else None,
-            category,
-            item.view,
-            item.anomaly_class,
-            item.mask is not None,
-            item.image.startswith("OK/"),
-            item.sample,
+        Row(
+            image=tree.address(item.image),
+            mask=tree.address(item.mask) if item.mask else None,
+            category=category,
+            view=item.view,
+            anomaly_class=item.anomaly_class,
+            is_anomalous=item.mask is not None,
+            is_good=item.image.startswith("OK/"),
+            sample=item.sample,
         )
         for item in annotation.items
     ]

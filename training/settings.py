@@ -39,12 +39,14 @@ class PretrainSettings:
 
     data: tuple[str, ...] = _free(
         ("synthetic",),
-        "RealIAD folders, a gated Hub repository (Real-IAD/Real-IAD), or 'synthetic'; several are joined",
+        "folders as of RealIAD, MVTecAD, VisA, BTAD or MVTec3D-AD, or of one product's undamaged images; a gated Hub "
+        "repository (Real-IAD/Real-IAD); 'synthetic'. Several are joined",
     )
+    weights: tuple[float, ...] = _setting((), "shares of --data in an epoch, e.g. 3 1; as many images as each has")
     resolution: str = _setting("512", "which of RealIAD's resolutions: 256, 512, 1024 or raw")
     categories: tuple[str, ...] = _setting((), "train and validate on these alone; all by default")
     validation_categories: tuple[str, ...] = _setting(
-        (), "kept out of training, judge every epoch; each 8th by default"
+        (), "kept out of training, judge every epoch; each 8th with anomalies by default"
     )
     all_categories: bool = _setting(False, "train on the validation categories as well, as published")
     shots: int = _setting(8, "references of each validation category and view")
@@ -100,6 +102,8 @@ class PretrainSettings:
         self._require(0 <= self.paint_defects <= 1, "paint_defects", "a share from 0 to 1")
         self._require(0 <= self.ema < 1, "ema", "a number from 0 to below 1")
         self._require(bool(self.data), "data", "at least one source")
+        fits = len(self.weights) in (0, len(self.data)) and all(weight > 0 for weight in self.weights)
+        self._require(fits, "weights", f"a number > 0 for each of the {len(self.data)} of --data")
         self._require(bool(self.references) and min(self.references) >= 1, "references", "integers >= 1")
         self._require(self.precision in ("float32", "bfloat16"), "precision", "float32 or bfloat16")
         self._require(self.patch_labels in ("coverage", "published"), "patch_labels", "coverage or published")

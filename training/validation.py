@@ -38,7 +38,7 @@ class Validation:
     Args:
         settings: of the run.
         run: where the best weights go.
-        data: the data and the names of the validation categories.
+        data: the data and the names of the validation categories; without any, the last weights are kept.
         extractor: whose projectors are judged; the tokens of the images are computed now and kept in float16.
 
     Raises:
@@ -50,7 +50,7 @@ class Validation:
     ) -> None:
         self._run, self._extractor = run, extractor
         self._cells: list[EncodedCell] = []
-        if distributed.rank() == 0:
+        if distributed.rank() == 0 and data.validation:
             cells = [_some(cell, settings.seed) for cell in find_cells(data.dataset, data.validation, settings.shots)]
             encoded = encode_cells(
                 extractor,
@@ -66,7 +66,8 @@ class Validation:
         """Scores the epoch that has just ended, and keeps the weights where they are the best so far."""
         scores = self.scores(self._extractor) if distributed.rank() == 0 else {}
         for variant, detector in DETECTOR_OF.items():
-            self._keep_best(variant, scores.get(detector, {}), progress)
+            if distributed.rank() == 0:
+                self._keep_best(variant, scores.get(detector), progress)
         record: dict[str, Any] = {"epoch": progress.epoch + 1, "validation": scores, "unreadable": list(unreadable)}
         untrained = f" (untrained: {scores_text(progress.baseline)})"
         progress.history.append(record | reporter.end_epoch(progress.epoch, scores, untrained))
@@ -90,11 +91,9 @@ class Validation:
             name: {metric: fmean(row[metric] for row in own) for metric in METRICS} for name, own in by_detector.items()
         }
 
-    def _keep_best(self, variant: str, scores: dict[str, float], progress: Progress) -> None:
-        if not scores:
-            return
-        score = (scores["image_auroc"] + scores["aupro"]) / 2
-        if variant not in progress.best or score > progress.best[variant]["score"]:
+    def _keep_best(self, variant: str, scores: dict[str, float] | None, progress: Progress) -> None:
+        score = 0.0 if scores is None else (scores["image_auroc"] + scores["aupro"]) / 2
+        if scores is None or variant not in progress.best or score > progress.best[variant]["score"]:
             progress.best[variant] = {"epoch": progress.epoch + 1, "score": score}
             self._run.save_variant(variant, self._extractor.projectors)
 

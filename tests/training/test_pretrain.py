@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import json
@@ -24,7 +25,7 @@ from safetensors.torch import load_file
 
 from adpretrain_hf import ADPretrainFeatureExtractor
 from adpretrain_hf.errors import InputError
-from tests.conftest import ROOT
+from tests.conftest import PHOTOS, ROOT
 from tests.loopback_hub.hub_server import TOKENS
 from tests.processes import kill, start
 from tests.tiny import save_tiny
@@ -69,6 +70,36 @@ def assert_same_bits(one: Path, other: Path) -> None:
     assert all(torch.equal(expected[name], got[name]) for name in expected)
     first, second = (json.loads((run / "metrics.json").read_text()) for run in (one, other))
     assert first["best"] == second["best"]
+
+
+def small_run(tiny_folder: Path, run: Path, *words: object) -> int:
+    """An epoch on own images."""
+    settings = {
+        **{"--output": run, "--shots": 2, "--workers": 0, "--backbone": tiny_folder, "--image-size": 32},
+        **{"--reference-tokens": 16, "--epochs": 1, "--batch-size": 4, "--precision": "float32", "--device": "cpu"},
+    }
+    return main([str(word) for word in (*(part for setting in settings.items() for part in setting), *words)])
+
+
+def test_own_images_in_mvtecads_layout(tiny_folder, tmp_path):
+    words = ("--data", PHOTOS, "--categories", "gravel", "--all-categories", "--max-steps", 2)
+    assert small_run(tiny_folder, tmp_path / "run", *words) == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["epochs"][0]["validation"].keys() == metrics["baseline"].keys() == {"PatchCore", "FeatureNorm"}
+    bundle = ADPretrainFeatureExtractor.from_pretrained(tmp_path / "run" / "bundle")
+    bundle.set_reference(PHOTOS / "gravel" / "train" / "good").score(PHOTOS / "gravel" / "test")
+
+
+def test_images_without_damage_alone(tiny_folder, tmp_path, caplog):
+    """Defects are painted, nothing judges the epochs, and the last weights are kept."""
+    words = ("--data", PHOTOS / "gravel" / "train" / "good", "--paint-defects", 0.5, "--image-size", 64)
+    assert small_run(tiny_folder, tmp_path / "run", *words, "--epochs", 2) == 0
+    assert "no category has anomalous images to judge epochs by" in caplog.text
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert {variant: best["epoch"] for variant, best in metrics["best"].items()} == {"angle": 2, "norm": 2}
+    card = (tmp_path / "run" / "bundle" / "README.md").read_text()
+    assert "Nothing was measured: no category had anomalies to judge by." in card
+    assert ADPretrainFeatureExtractor.from_pretrained(tmp_path / "run" / "bundle", variant="norm").variant == "norm"
 
 
 def test_offline_with_data_that_it_draws(tiny_folder, tmp_path, monkeypatch):
@@ -239,14 +270,19 @@ def test_full_disk_leaves_the_last_checkpoint(flags, mount_disk, tmp_path):
     folder = mount_disk("3m")
     # Of two images a step, so that there are steps left to write a checkpoint after once the disk is full.
     words = ["--output", str(folder / "run"), *flags, "--checkpoint-minutes", "1e-9", "--batch-size", "2"]
-    process = start(main, words, stderr=tmp_path / "stderr.txt")
+    errors = tmp_path / "stderr.txt"
+    (folder / "rest").touch()  # where a disk is full, no file can be made
+    process = start(main, words, stderr=errors)
     while not (folder / "run" / "checkpoint.safetensors").exists() and process.is_alive():
         time.sleep(0.01)
-    (folder / "rest").write_bytes(b"x" * shutil.disk_usage(folder).free)
+    with (folder / "rest").open("ab", buffering=0) as rest:
+        while process.is_alive() and "no checkpoint" not in errors.read_text():
+            with contextlib.suppress(OSError):  # again and again: a checkpoint that fails leaves room for the next
+                rest.write(b"x" * 2**16)
+            time.sleep(0.001)
     process.join()
-    errors = (tmp_path / "stderr.txt").read_text()
-    assert "no checkpoint was written, the last one is intact: " in errors
-    assert "No space left" in errors
+    assert "no checkpoint was written, the last one is intact: " in errors.read_text()
+    assert "No space left" in errors.read_text()
     (folder / "rest").unlink()
     assert main([*words, "--resume"]) == 0
 

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import logging
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from adpretrain_hf.errors import InputError
 from training import synthetic
+from training.data.folders import LAYOUTS, Category, layout_of
+from training.data.table import Row, make_table
 from training.real_iad import list_categories, load_real_iad
+from training.seeds import generator
 from training.settings import PretrainSettings
 
 _VALIDATE_EVERY = 8
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -24,17 +31,37 @@ class TrainingData:
     """What a run trains and validates on.
 
     Attributes:
-        dataset: with the columns of ``load_real_iad``.
-        training, validation: names of categories; apart, but with ``all_categories``.
-        positions: of the training images in the data set.
+        dataset: with the columns of ``FEATURES``.
+        training, validation: names of categories; apart, but with ``all_categories``. There is none for validation
+            where none has anomalies to judge by.
+        groups: positions of the training images in the data set, of each source.
         anomalous: of the anomalous ones among them.
+        weights: of the groups, their shares of an epoch; empty for as many as there are of each.
     """
 
     dataset: Dataset
     training: list[str]
     validation: list[str]
-    positions: list[int]
+    groups: list[list[int]]
     anomalous: list[int]
+    weights: tuple[float, ...] = ()
+
+    @functools.cached_property
+    def positions(self) -> list[int]:
+        """Of the training images in the data set."""
+        return [position for group in self.groups for position in group]
+
+    def epoch_positions(self, seed: int, epoch: int) -> list[int]:
+        """The images of an epoch: all, or by the sources' weights some not at all and others more than once."""
+        if not self.weights:
+            return self.positions
+        random, total = generator(seed, "weights", epoch), len(self.positions)
+        ends = np.rint(np.cumsum(self.weights) / sum(self.weights) * total).astype(int)
+        drawn = []
+        for group, number in zip(self.groups, np.diff(ends, prepend=0), strict=True):
+            passes = [random.permutation(group) for _ in range(-(-number // len(group)))]
+            drawn += np.concatenate([*passes, np.empty(0, int)])[:number].tolist()
+        return drawn
 
     def digest(self) -> str:
         """64 hex digits that tell the images by their names and labels, wherever the folder lies."""
@@ -62,44 +89,90 @@ def load_training_data(settings: PretrainSettings, synthetic_folder: Path) -> Tr
         raise InputError(
             f"the categories {twice} are in more than one of --data {list(settings.data)}: rename them in one"
         )
-    training, validation = _split(names, settings)
-    parts = [source.load({*training, *validation}) for source in sources]
-    dataset = concatenate_datasets([part for part in parts if part is not None])
-    trained = set(training)
-    positions = [number for number, name in enumerate(dataset["category"]) if name in trained]
+    chosen = _choose(names, settings)
+    parts = [(source.categories, [name for name in source.categories if name in chosen]) for source in sources]
+    dataset = concatenate_datasets([source.load(own) for source, (_, own) in zip(sources, parts, strict=True) if own])
+    training, validation = _split(chosen, dataset, settings)
+    trained, categories = set(training), list(dataset["category"])
+    groups = [
+        [number for number, name in enumerate(categories) if name in own and name in trained]
+        for own in (set(every) for every, _ in parts)
+    ]
     is_anomalous = list(dataset["is_anomalous"])
-    anomalous = [position for position in positions if is_anomalous[position]]
+    anomalous = [position for group in groups for position in group if is_anomalous[position]]
     if not anomalous and not settings.paint_defects:
         raise InputError(
-            f"none of the {len(positions)} training images is anomalous, so that there is nothing to learn: give "
-            "anomalous images with masks, or --paint-defects 0.5"
+            f"none of the {sum(map(len, groups))} training images is anomalous, so that there is nothing to learn: "
+            "give anomalous images with masks, or --paint-defects 0.5"
         )
-    return TrainingData(dataset, training, validation, positions, anomalous)
+    if settings.weights and not all(groups):
+        empty = settings.data[[bool(group) for group in groups].index(False)]
+        raise InputError(f"--weights: of {empty} no image is trained on: leave it out of --data, or its categories in")
+    return TrainingData(dataset, training, validation, groups, anomalous, settings.weights)
 
 
 class _Source(NamedTuple):
-    place: str | Path
-    resolution: str
-    categories: list[str]
+    """A place that images come from.
 
-    def load(self, wanted: Collection[str]) -> Dataset | None:
-        own = [name for name in self.categories if name in wanted]
-        return load_real_iad(self.place, resolution=self.resolution, categories=own) if own else None
+    Attributes:
+        categories: their names.
+        load: some of them, at least one.
+    """
+
+    categories: list[str]
+    load: Callable[[list[str]], Dataset]
 
 
 def _open(source: str, settings: PretrainSettings, synthetic_folder: Path) -> _Source:
-    place: str | Path = synthetic.generate(synthetic_folder) if source == "synthetic" else source
-    resolution = str(synthetic.SIZE) if source == "synthetic" else settings.resolution
-    return _Source(place, resolution, list_categories(place, resolution=resolution))
+    if source == "synthetic":
+        return _real_iad(synthetic.generate(synthetic_folder), str(synthetic.SIZE))
+    folder = Path(os.path.abspath(source))
+    if not folder.is_dir() or any(folder.glob("realiad_*")):
+        return _real_iad(source, settings.resolution)
+    layout = LAYOUTS[layout_of(folder)]
+    return _Source(layout.names(folder), lambda names: _table_of(layout.read(folder, name) for name in names))
 
 
-def _split(names: Sequence[str], settings: PretrainSettings) -> tuple[list[str], list[str]]:
+def _real_iad(place: str | Path, resolution: str) -> _Source:
+    names = list_categories(place, resolution=resolution)
+    return _Source(names, lambda wanted: load_real_iad(place, resolution=resolution, categories=wanted))
+
+
+def _table_of(categories: Iterable[Category]) -> Dataset:
+    """Training and test images together, as of RealIAD; anomalous ones without a mask, of which nothing can be learned,
+    are left out."""
+    rows, without = list[Row](), list[str]()
+    for category in categories:
+        for sample in (*category.train, *category.test):
+            if sample.is_anomalous and sample.mask is None:
+                without.append(str(sample.image))
+                continue
+            mask = None if sample.mask is None else str(sample.mask)
+            labels = sample.defect, sample.is_anomalous, not sample.is_anomalous
+            rows.append(Row(str(sample.image), mask, category.name, "", *labels, sample.image.stem))
+    if without:
+        _LOG.warning("left out %d anomalous images without a mask, such as %s", len(without), without[0])
+    return make_table(rows)
+
+
+def _choose(names: Sequence[str], settings: PretrainSettings) -> list[str]:
+    """The categories that are trained or validated on."""
     _check_known("categories", settings.categories, names)
     _check_known("exclude-categories", settings.exclude_categories, names)
     excluded = set(settings.exclude_categories)
     chosen = [name for name in settings.categories or names if name not in excluded]
     _check_known("validation-categories", settings.validation_categories, chosen)
-    validation = list(settings.validation_categories) or sorted(chosen)[::_VALIDATE_EVERY]
+    return chosen
+
+
+def _split(chosen: Sequence[str], dataset: Dataset, settings: PretrainSettings) -> tuple[list[str], list[str]]:
+    """The categories to train and to validate on: those that are named, or each 8th of those that have anomalies."""
+    validation = list(settings.validation_categories)
+    if not validation:
+        damaged = {name for name, is_one in zip(dataset["category"], dataset["is_anomalous"], strict=True) if is_one}
+        validation = [name for name in sorted(chosen) if name in damaged][::_VALIDATE_EVERY]
+    if not validation:
+        _LOG.warning("no category has anomalous images to judge epochs by: the weights of the last one are kept")
     training = [name for name in chosen if settings.all_categories or name not in validation]
     if not training:
         raise InputError(

@@ -2,44 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 from adpretrain_hf.errors import InputError, MissingPathError
-from training.evaluation.categories import Category, Sample
-from training.evaluation.mvtec_layouts import (
-    folder_names,
-    names_with,
-    read_btad,
-    read_folder,
-    read_mpdd,
-    read_mvtec3d,
-    read_mvtecad,
-)
+from training.data.folders import LAYOUTS, Category, Layout, Sample
 from training.evaluation.real_iad_split import read_real_iad, real_iad_names
-from training.evaluation.visa import read_visa, visa_names
+from training.refusal import refuse
 
 __all__ = ["DATA_SETS", "Category", "Sample", "category_names", "read_category"]
 
-
-class Reader(NamedTuple):
-    """How a data set is read; nothing is ever downloaded."""
-
-    names: Callable[[Path], list[str]]
-    read: Callable[[Path, str], Category]
-
-
-DATA_SETS = {
-    "mvtecad": Reader(functools.partial(names_with, training="train/good"), read_mvtecad),
-    "visa": Reader(visa_names, read_visa),
-    "btad": Reader(functools.partial(names_with, training="train/ok"), read_btad),
-    "mvtec3d": Reader(functools.partial(names_with, training="train/good/rgb"), read_mvtec3d),
-    "mpdd": Reader(functools.partial(names_with, training="train/good"), read_mpdd),
-    "realiad": Reader(real_iad_names, read_real_iad),
-    "folder": Reader(folder_names, read_folder),
-}
+DATA_SETS = {name: layout for name, layout in LAYOUTS.items() if name != "images"}  # in which there is no anomaly
+DATA_SETS["realiad"] = Layout(real_iad_names, read_real_iad)
 
 
 def category_names(data_set: str, root: str | Path) -> list[str]:
@@ -65,16 +38,32 @@ def category_names(data_set: str, root: str | Path) -> list[str]:
 
 
 def read_category(data_set: str, root: str | Path, name: str) -> Category:
-    """The images of one category.
-
-    Args:
-        data_set, root: see ``category_names``.
-        name: of the category.
+    """The images of one category that can be evaluated.
 
     Raises:
-        MissingPathError, InputError: see ``category_names``; no such category; or what is there is incomplete.
+        MissingPathError, InputError: see ``category_names``; no such category; no normal image to train on, not both
+            normal and anomalous ones to test on, an image or a mask that is not there or of a lossy kind, or masks of
+            some anomalous images only.
     """
     there = category_names(data_set, root)
     if name not in there:
         raise InputError(f"{data_set} in {root} has no category {name!r}: expected one of {', '.join(there)}")
-    return DATA_SETS[data_set].read(Path(root).absolute(), name)
+    category = DATA_SETS[data_set].read(Path(root).absolute(), name)
+    _check(category, f"the category {name!r} of {data_set}")
+    return category
+
+
+def _check(category: Category, where: str) -> None:
+    if not category.train or any(sample.is_anomalous for sample in category.train):
+        raise InputError(f"{where} has {len(category.train)} training images, expected normal ones, at least 1")
+    for is_anomalous, kind in ((True, "anomalous"), (False, "normal")):
+        if not any(sample.is_anomalous == is_anomalous for sample in category.test):
+            raise InputError(f"{where} has no {kind} test image: nothing can be measured without one")
+    remedy = "unpack or download the data set again"
+    images = [sample.image for sample in (*category.train, *category.test)]
+    refuse([str(image) for image in images if not image.is_file()], f"images of {where} are missing", remedy)
+    masks = [sample.mask for sample in category.test if sample.mask]
+    refuse([str(mask) for mask in masks if not mask.is_file()], f"masks of {where} are missing", remedy)
+    if masks:  # without any, images alone are measured
+        without = [str(sample.image) for sample in category.test if sample.is_anomalous and not sample.mask]
+        refuse(without, f"anomalous images of {where} have no mask, others do", remedy)

@@ -12,7 +12,7 @@ from torchvision.tv_tensors import Mask
 
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.images import Preprocessor
-from training.evaluation.categories import Sample
+from training.data.folders import Sample
 from training.masks import seen_mask
 
 

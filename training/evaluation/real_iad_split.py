@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from adpretrain_hf.errors import InputError
-from training.evaluation.categories import Category, Sample, make_category
+from training.data.folders import Category, Sample
 from training.real_iad_json import check_files, read_annotation
 from training.real_iad_trees import JSONS, class_tree, layout_of_folder
 
@@ -33,7 +33,7 @@ def read_real_iad(root: Path, name: str) -> Category:
     for item in annotation.items:
         mask = Path(tree.address(item.mask)) if item.mask else None
         parts[item.split].append(Sample(Path(tree.address(item.image)), mask, mask is not None, item.anomaly_class))
-    return make_category("realiad", name, parts["train"], parts["test"])
+    return Category.of("realiad", name, parts["train"], parts["test"])
 
 
 def _resolution(root: Path) -> tuple[Path, str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from adpretrain_hf.errors import InputError
-from training.evaluation.categories import Category, Sample
+from training.data.folders import Category, Sample
 from training.evaluation.cells import Cell
 from training.seeds import named_generator
 

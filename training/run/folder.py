@@ -150,6 +150,8 @@ On {len(categories)} categories, {progress.steps_done} steps of {settings.batch_
 
 def _results_text(settings: PretrainSettings, progress: Progress) -> str:
     """What the validation measured, as Markdown for the card."""
+    if not progress.baseline:
+        return "Nothing was measured: no category had anomalies to judge by. The weights are those of the last epoch."
     seen = " They were trained on as well." if settings.all_categories else ""
     lines = [
         f"On the validation categories, by which the epochs were chosen: not a test.{seen}",

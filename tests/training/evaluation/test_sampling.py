@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from adpretrain_hf import ADPretrainConfig
 from adpretrain_hf.errors import ImageError, InputError, MissingPathError
 from adpretrain_hf.images import Preprocessor
-from training.evaluation.categories import Category, Sample
+from training.data.folders import Category, Sample
 from training.evaluation.cells import Cell
 from training.evaluation.images import ImageFiles, test_masks
 from training.evaluation.sampling import draw_training, read_reference_lists

@@ -1,0 +1,266 @@
+"""Data sets of plain folders: MVTecAD, MPDD, BTAD, MVTec3D-AD, VisA, and anyone's own images in MVTecAD's layout.
+
+One reader for training and for evaluation. Listed here, not by anomalib: that refuses paths outside ASCII, reads seven
+suffixes, does not say which file it stumbles over, and pairs masks by their places in sorted lists, which differ for
+``1.png``, ``10.png`` and their masks; and VisA it copies into another layout first, which takes its size on disk again.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from adpretrain_hf.errors import InputError
+from adpretrain_hf.images import SUFFIXES, find_images
+from training.refusal import refuse
+
+_PARTS = ("train", "test")
+_VISA_SPLIT = "split_csv/1cls.csv"
+_VISA_COLUMNS = ["object", "split", "label", "image", "mask"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image.
+
+    Attributes:
+        image: its path.
+        mask: of its anomalies, any non-zero pixel is one; None for normal images, or where it is not known.
+        is_anomalous: its label.
+        defect: the kind of its anomaly, as the data set calls it.
+    """
+
+    image: Path
+    mask: Path | None
+    is_anomalous: bool
+    defect: str
+
+
+@dataclass(frozen=True)
+class Category:
+    """One category, in order of the images' paths.
+
+    Attributes:
+        data_set: its name in ``LAYOUTS``, or ``"realiad"``.
+        name: of the category.
+        train: the images that are meant for training; normal ones.
+        test: normal and anomalous images.
+    """
+
+    data_set: str
+    name: str
+    train: tuple[Sample, ...]
+    test: tuple[Sample, ...]
+
+    @classmethod
+    def of(cls, data_set: str, name: str, train: Iterable[Sample], test: Iterable[Sample]) -> Category:
+        """A category of samples in any order.
+
+        Raises:
+            InputError: masks of a lossy kind.
+        """
+        parts = [tuple(sorted(samples, key=lambda sample: sample.image)) for samples in (train, test)]
+        masks = [sample.mask for part in parts for sample in part if sample.mask]
+        lossy = [str(mask) for mask in masks if mask.suffix.lower() in (".jpg", ".jpeg", ".webp", ".gif")]
+        exact = "whatever is not 0 is a defect, and they do not keep 0: convert them to PNG, 0 where there is none"
+        refuse(lossy, f"masks of the category {name!r} of {data_set} are no PNG, BMP, TIFF or PGM", exact)
+        return cls(data_set, name, *parts)
+
+
+class Layout(NamedTuple):
+    """How a data set is read; nothing is ever downloaded, and nothing decoded.
+
+    Attributes:
+        names: of the categories in a folder.
+        read: one of them.
+    """
+
+    names: Callable[[Path], list[str]]
+    read: Callable[[Path, str], Category]
+
+
+def layout_of(root: Path) -> str:
+    """Which of ``LAYOUTS`` a folder has; ``"images"`` where it holds nothing but images itself.
+
+    Raises:
+        InputError: none of them.
+    """
+    if (root / _VISA_SPLIT).is_file():
+        return "visa"
+    if _names_with("train/good/rgb")(root):
+        return "mvtec3d"
+    if _names_with("train/ok")(root):
+        return "btad"
+    if _own_names(root):
+        return "folder"
+    folders = [entry.name for entry in sorted(root.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
+    if folders or not find_images(root):
+        raise InputError(
+            f"{root} is in no layout that is known: expected <category>/train/good and beside it, if there are any, "
+            "test/<kind> and ground_truth/<kind> (as MVTecAD), VisA, BTAD, MVTec3D-AD, RealIAD, or images of one "
+            f"product without damage and nothing else; there are {', '.join(folders[:10]) or 'no images'}"
+        )
+    return "images"
+
+
+def _names_with(training: str) -> Callable[[Path], list[str]]:
+    """Lists the folders that have images to train on in a subfolder, e.g. ``train/good``."""
+    return lambda root: sorted(folder.name for folder in root.iterdir() if (folder / training).is_dir())
+
+
+def _own_names(root: Path) -> list[str]:
+    """The categories of a folder; its own name, if it is one category itself."""
+    return [root.name] if (root / "train/good").is_dir() else _names_with("train/good")(root)
+
+
+def _read_mvtecad(data_set: str, root: Path, name: str) -> Category:
+    """``<category>/{train,test}/<kind>/``, masks in ``ground_truth/<kind>/<stem>_mask.png``."""
+    _refuse_relatives(root / name)
+    return _category(data_set, root / name, name, _paired_masks(root / name))
+
+
+def _read_btad(root: Path, name: str) -> Category:
+    """``{01,02,03}/{train,test}/{ok,ko}/``, masks in ``ground_truth/ko/<stem>.png``, of class 03 ``.bmp``."""
+    return _category("btad", root / name, name, _paired_masks(root / name, normal="ok"), normal="ok")
+
+
+def _read_mvtec3d(root: Path, name: str) -> Category:
+    """``<category>/{train,test}/<kind>/{rgb,gt}/``; depth is not used, validation images are left out."""
+    base = root / name
+    images = {part: [path for path in find_images(base / part) if path.parent.name == "rgb"] for part in _PARTS}
+    masks = {path: path.parents[1] / "gt" / path.name for path in images["test"]}
+    return _category("mvtec3d", base, name, masks, images=images)
+
+
+def _read_own(root: Path, name: str) -> Category:
+    """Your own images, as MVTecAD's; masks may be called ``<stem>.png`` too, ``test`` and masks may be left out."""
+    base = root if (root / "train/good").is_dir() else root / name
+    _refuse_relatives(base)
+    truth = base / "ground_truth"
+    masks = _paired_masks(base) if truth.is_dir() and find_images(truth) else {}
+    images = {part: find_images(base / part) if (base / part).is_dir() else [] for part in _PARTS}
+    return _category("folder", base, name, masks, images=images)
+
+
+def _read_images(root: Path, name: str) -> Category:
+    """Images of one product, all without damage."""
+    return Category.of("images", name, (Sample(path, None, False, "good") for path in find_images(root)), ())
+
+
+def _visa_names(root: Path) -> list[str]:
+    """The categories that the published split names."""
+    return sorted(_visa_split(root)["object"].unique())
+
+
+def _read_visa(root: Path, name: str) -> Category:
+    """``<category>/Data/Images/{Normal,Anomaly}/*.JPG`` and ``Data/Masks/Anomaly/*.png``, split by ``1cls.csv``."""
+    rows = _visa_split(root)
+    rows = rows[rows["object"] == name]
+    parts = ([_visa_sample(root, row) for row in rows[rows["split"] == part].to_dict("records")] for part in _PARTS)
+    return Category.of("visa", name, *parts)
+
+
+LAYOUTS = {
+    "mvtecad": Layout(_names_with("train/good"), functools.partial(_read_mvtecad, "mvtecad")),
+    "visa": Layout(_visa_names, _read_visa),
+    "btad": Layout(_names_with("train/ok"), _read_btad),
+    "mvtec3d": Layout(_names_with("train/good/rgb"), _read_mvtec3d),
+    "mpdd": Layout(_names_with("train/good"), functools.partial(_read_mvtecad, "mpdd")),
+    "folder": Layout(_own_names, _read_own),
+    "images": Layout(lambda root: [root.name], _read_images),
+}
+
+
+def _category(
+    data_set: str,
+    base: Path,
+    name: str,
+    masks: Mapping[Path, Path],
+    *,
+    normal: str = "good",
+    images: Mapping[str, Sequence[Path]] | None = None,
+) -> Category:
+    """A category of the images in ``train/<normal>`` and ``test/<kind>``; masks of normal images are left out."""
+    parts = images or {part: find_images(base / part) for part in _PARTS}
+    kinds = {path: path.relative_to(base / part).parts[0] for part, paths in parts.items() for path in paths}
+    stray = [str(path) for path in parts["test"] if kinds[path] == path.name]
+    stray += [str(path) for path in parts["train"] if kinds[path] != normal]
+    stray += [str(path) for path in sorted(base.iterdir()) if path.suffix.lower() in SUFFIXES and path.name[0] != "."]
+    expected = f"expected {base}/train/{normal} and {base}/test/<kind>: move them there, or away"
+    refuse(stray, f"images of {data_set} are in none of its folders", expected)
+    samples = {
+        part: [
+            Sample(path, masks.get(path) if kinds[path] != normal else None, kinds[path] != normal, kinds[path])
+            for path in paths
+        ]
+        for part, paths in parts.items()
+    }
+    return Category.of(data_set, name, samples["train"], samples["test"])
+
+
+def _paired_masks(base: Path, normal: str = "good") -> dict[Path, Path]:
+    """The mask of each anomalous test image: ``<stem>_mask`` or ``<stem>`` at the same place in ``ground_truth``.
+
+    Args:
+        base: with ``test`` and ``ground_truth`` in it.
+        normal: the folder in ``test`` whose images have none.
+
+    Raises:
+        InputError: an anomalous image without a mask, a mask without an image, or images of one stem, which would share
+            a mask.
+    """
+    images = {path: _stem(path, base / "test") for path in find_images(base / "test")}
+    truth = base / "ground_truth"
+    masks = {path: _stem(path, truth) for path in (find_images(truth) if truth.is_dir() else ())}
+    of_stem = {stem: path for path, stem in masks.items()}
+    anomalous = {path: stem for path, stem in images.items() if not stem.startswith(f"{normal}/")}
+    number = Counter(anomalous.values())
+    alike = sorted(str(path) for path, stem in anomalous.items() if number[stem] > 1)
+    refuse(alike, "images differ in their suffix alone and would share a mask", "give each a name of its own")
+    found = {path: of_stem.get(f"{stem}_mask") or of_stem.get(stem) for path, stem in anomalous.items()}
+    pairs = {path: mask for path, mask in found.items() if mask is not None}
+    remedy = f"expected one in {base}/ground_truth for each anomalous image in {base}/test, and no other"
+    refuse(sorted(str(path) for path in anomalous.keys() - pairs.keys()), "images have no mask", remedy)
+    refuse(sorted(str(path) for path in masks.keys() - set(pairs.values())), "masks have no image", remedy)
+    return pairs
+
+
+def _stem(path: Path, below: Path) -> str:
+    return path.relative_to(below).with_suffix("").as_posix()
+
+
+def _refuse_relatives(base: Path) -> None:
+    """Data sets of the same makers that look like MVTecAD, and are not."""
+    if (base / "test_public").is_dir():
+        raise InputError(
+            f"{base} is of MVTec AD 2 (it has test_public), which is not read: its masks lie in test_public. Bring it "
+            "into the layout of 'folder': train/good, test/<kind> and ground_truth/<kind>"
+        )
+    if (base / "test/logical_anomalies").is_dir():
+        raise InputError(
+            f"{base} is of MVTec LOCO (it has test/logical_anomalies), which is not read: an image has several masks "
+            "there, and a metric of its own. Bring it into the layout of 'folder', with one mask for each image"
+        )
+
+
+def _visa_sample(root: Path, row: dict[str, str]) -> Sample:
+    is_anomalous = row["label"] != "normal"
+    mask = root / row["mask"] if is_anomalous and row["mask"] else None
+    return Sample(root / row["image"], mask, is_anomalous, row["label"])
+
+
+def _visa_split(root: Path) -> pd.DataFrame:
+    path = root / _VISA_SPLIT
+    try:
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}): it comes with VisA and says what to train on") from error
+    if list(frame.columns) != _VISA_COLUMNS:
+        raise InputError(f"{path} has the columns {list(frame.columns)}, expected {_VISA_COLUMNS}")
+    return frame
