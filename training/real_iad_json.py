@@ -1,8 +1,9 @@
-"""The jsons of RealIAD: which images a class has, which of them have a mask, and whether the files bear that out."""
+"""The jsons of RealIAD and its Variety: which images a class has, which have a mask, and whether the files agree."""
 
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -11,9 +12,10 @@ from typing import Any, NamedTuple
 
 from adpretrain_hf.errors import InputError
 from training.encoded import member_names, read_encoded
-from training.real_iad_trees import JSONS, ClassTree
+from training.real_iad_trees import ClassTree, Release
 from training.refusal import refuse
 
+_LOG = logging.getLogger(__name__)
 _NAMED_PLACE = re.compile(r"(?:^|/)(S\d+)/[^/]*_(C[1-5])_[^/]*$")
 _KINDS = {dict: "an object", list: "a list", str: "a text", type(None): "null"}
 
@@ -37,13 +39,13 @@ class Annotation(NamedTuple):
     items: list[Item]
 
 
-def read_annotation(root: Path, category: str) -> Annotation:
-    """Reads the json of a class from ``realiad_jsons``, ``realiad_jsons/realiad_jsons`` or ``realiad_jsons.zip``.
+def read_annotation(root: Path, category: str, release: Release) -> Annotation:
+    """Reads the json of a class from a folder or from the zip of all, see ``Release``.
 
     Raises:
         InputError: there is none, it is not JSON, lacks something, or names an image twice or outside its class.
     """
-    data, place = _find(root, category)
+    data, place = _find(root, category, release)
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -62,48 +64,69 @@ def read_annotation(root: Path, category: str) -> Annotation:
     return Annotation(place, prefix, sorted(items, key=lambda item: item.image))
 
 
-def check_files(annotation: Annotation, tree: ClassTree) -> None:
-    """Compares what a json names with the files that are there.
+def usable_items(annotation: Annotation, tree: ClassTree, *, strict: bool = True) -> list[Item]:
+    """The images of a json that are there; all, where it is strict.
+
+    Args:
+        annotation, tree: of one class.
+        strict: an image or a mask that is absent, and a mask that belongs to none of the images, is an error; otherwise
+            such images are left out, and counted in a warning.
 
     Raises:
-        InputError: an image or a mask is absent, a mask belongs to none of the images, or no image is normal.
+        InputError: see there; an image below ``OK`` has a mask, or no image is normal.
     """
     place, items = annotation.place, annotation.items
-    masks = {item.mask for item in items if item.mask is not None}
-    absent = [item.image for item in items if item.image not in tree.names]
-    refuse(absent, f"images that {place} names are absent from {tree.place}", "unpack or download it again")
-    absent = sorted(masks - tree.names)
-    refuse(absent, f"masks that {place} names are absent from {tree.place}", "unpack or download it again")
     marked = [item.image for item in items if item.mask is not None and item.image.startswith("OK/")]
     refuse(marked, f"images are normal (below OK) but have a mask in {place}", "get it again")
-    _check_stray_masks(annotation, tree, masks)
+    absent = [item.image for item in items if item.image not in tree.names]
+    masks = {item.mask for item in items if item.mask is not None}
+    lost = sorted(masks - tree.names)
+    contradicted, orphans = _stray_masks(annotation, tree, masks)
+    again = "unpack or download it again"
+    for names, what, remedy in (
+        (absent, f"images that {place} names are absent from {tree.place}", again),
+        (lost, f"masks that {place} names are absent from {tree.place}", again),
+        (
+            contradicted,
+            f"masks in {tree.place} belong to images that {place} gives no mask",
+            "get it again, or remove those masks",
+        ),
+        (orphans, f"masks in {tree.place} have no image", f"{again}, or remove them"),
+    ):
+        if strict:
+            refuse(names, what, f"{remedy}, or go on without them by --no-strict")
+        elif names:
+            _LOG.warning("%d %s: left out, such as %s", len(names), what, names[0])
+    unclear = {_stem(name) for name in contradicted}
+    there = [item for item in items if item.image in tree.names and item.mask not in lost]
+    items = [item for item in there if item.mask is not None or _stem(item.image) not in unclear]
     if all(item.mask is not None for item in items):
         raise InputError(f"{place} names no normal image: expected some without a mask, to be references of the class")
+    return items
 
 
-def _check_stray_masks(annotation: Annotation, tree: ClassTree, masks: set[str]) -> None:
+def _stray_masks(annotation: Annotation, tree: ClassTree, masks: set[str]) -> tuple[list[str], list[str]]:
+    """Masks that belong to images without one in the json, and those that belong to no image."""
     images = {item.image for item in annotation.items}
+    if any(
+        name.endswith(".png") for name in images
+    ):  # then nothing tells a mask from an image that the json leaves out
+        return [], []
     others = {name for name in tree.names - masks - images if name.startswith("NG/") and "/." not in name}
     stray = sorted(name for name in others if name.endswith(".png"))
     maskless = {_stem(item.image) for item in annotation.items if item.mask is None}
     contradicted = [name for name in stray if _stem(name) in maskless]
-    refuse(
-        contradicted,
-        f"masks in {tree.place} belong to images that {annotation.place} gives no mask",
-        "get it again, or remove those masks",
-    )
     # Images that the json leaves out may keep their masks.
     left_out = {_stem(name) for name in others if not name.endswith(".png")}
-    orphans = [name for name in stray if _stem(name) not in left_out]
-    refuse(orphans, f"masks in {tree.place} have no image", "unpack or download it again, or remove them")
+    return contradicted, [name for name in stray if _stem(name) not in left_out | maskless]
 
 
-def _find(root: Path, category: str) -> tuple[bytes, str]:
-    names = [f"{JSONS}/{category}.json", f"{JSONS}/{JSONS}/{category}.json"]
+def _find(root: Path, category: str, release: Release) -> tuple[bytes, str]:
+    names = [f"{folder}/{category}.json" for folder in release.jsons]
     for name in names:
         if (root / name).is_file():
             return (root / name).read_bytes(), str(root / name)
-    archive = root / f"{JSONS}.zip"
+    archive = root / release.archive
     members = set(member_names(archive)) if archive.is_file() else set()
     for name in names:
         if name in members:

@@ -44,6 +44,9 @@ class PretrainSettings:
     )
     weights: tuple[float, ...] = _setting((), "shares of --data in an epoch, e.g. 3 1; as many images as each has")
     resolution: str = _setting("512", "which of RealIAD's resolutions: 256, 512, 1024 or raw")
+    strict: bool = _setting(
+        True, "of RealIAD: images or masks that are absent, or contradict the json, are an error, not left out"
+    )
     categories: tuple[str, ...] = _setting((), "train and validate on these alone; all by default")
     validation_categories: tuple[str, ...] = _setting(
         (), "kept out of training, judge every epoch; each 8th with anomalies by default"

@@ -15,7 +15,7 @@ from huggingface_hub import HfApi
 from adpretrain_hf.errors import BundleError, InputError, MissingPathError
 from tests.loopback_hub.hub_server import HubServer
 from tests.training.real_iad_tree import RealIADClass, pack_jsons
-from training.real_iad import FEATURES, load_real_iad, read_encoded
+from training.real_iad import FEATURES, list_categories, load_real_iad, read_encoded
 
 API = HfApi(token="hf_owner")
 COLUMNS = ["image", "mask", "category", "view", "anomaly_class", "is_anomalous", "is_good", "sample"]
@@ -479,6 +479,105 @@ class TestBadTrees:
         before = sorted(tmp_path.rglob("*"))
         assert all(contents(load_real_iad(folder)))
         assert sorted(tmp_path.rglob("*")) == before and not Path("/etc/outside.txt").exists()
+
+
+def write_variety(root: Path, name: str, *, packed: bool = True, wrapped: bool = True) -> None:
+    """A class of Real-IAD Variety: PNG images, masks of other names, zips that may lack the class's folder."""
+    made = RealIADClass(name)
+    files = {}
+    for item in made.json["train"] + made.json["test"]:
+        for key, suffix in (("image_path", ".png"), ("mask_path", "_mask.png")):
+            if (old := item[key]) is not None:
+                item[key] = old.rpartition(".")[0] + suffix
+                files[item[key]] = made.files[old]
+    folder = root / "realiadvariety_512"
+    folder.mkdir(parents=True, exist_ok=True)
+    if packed:
+        with zipfile.ZipFile(folder / f"{name}.zip", "w") as archive:
+            for path, data in files.items():
+                archive.writestr(f"{name}/{path}" if wrapped else path, data)
+    else:
+        for path, data in files.items():
+            (folder / name / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name / path).write_bytes(data)
+    made.write_json(root, "Real-IAD_Variety_jsons")
+
+
+class TestVariety:
+    @pytest.mark.parametrize("written", [{"packed": False}, {"wrapped": False}, {}], ids=str)
+    @pytest.mark.parametrize("place", ["unpacked", "zip", "zip, unpacked"])
+    def test_is_read_as_realiad_is(self, tmp_path, written, place):
+        for name in ("audio_jack", "zipper"):
+            write_variety(tmp_path, name, **written)
+        if place == "zip":
+            with zipfile.ZipFile(tmp_path / "realiadvariety_jsons.zip", "w") as archive:
+                for path in (tmp_path / "Real-IAD_Variety_jsons").iterdir():
+                    archive.write(path, f"Real-IAD_Variety_jsons/{path.name}")
+            shutil.rmtree(tmp_path / "Real-IAD_Variety_jsons")
+        elif place == "zip, unpacked":
+            (tmp_path / "realiadvariety_jsons").mkdir()
+            (tmp_path / "Real-IAD_Variety_jsons").rename(tmp_path / "realiadvariety_jsons/Real-IAD_Variety_jsons")
+        dataset = load_real_iad(tmp_path)
+        expected = load_real_iad(make_real_iad(tmp_path / "plain", "audio_jack", "zipper"))
+        assert labels(dataset) == labels(expected)
+        assert all(contents(dataset)) and list_categories(tmp_path) == ["audio_jack", "zipper"]
+        assert [bool(mask) for mask in contents(dataset, "mask")] == dataset["is_anomalous"][:]
+
+    def test_another_data_set_beside_it_is_no_resolution(self, tmp_path):
+        write_variety(tmp_path, "zipper")
+        (tmp_path / "realiad_d3_raw" / "zipper").mkdir(parents=True)
+        assert len(load_real_iad(tmp_path)) == 9
+        refused(tmp_path, r"has no resolution 'raw': expected one of \['512'\]", resolution="raw")
+
+    def test_both_in_one_folder_are_refused(self, tmp_path):
+        write_variety(make_real_iad(tmp_path, "audiojack"), "zipper")
+        refused(tmp_path, "holds both RealIAD and Real-IAD Variety: give each a folder of its own")
+
+    def test_from_the_hub(self, tmp_path, hub, monkeypatch):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        write_variety(tmp_path / "data", "zipper")
+        write_variety(tmp_path / "data", "nut")
+        with zipfile.ZipFile(tmp_path / "data" / "realiadvariety_jsons.zip", "w") as archive:
+            for path in (tmp_path / "data" / "Real-IAD_Variety_jsons").iterdir():
+                archive.write(path, f"Real-IAD_Variety_jsons/{path.name}")
+        shutil.rmtree(tmp_path / "data" / "Real-IAD_Variety_jsons")
+        API.create_repo("acme/many-parts", repo_type="dataset")
+        API.upload_folder(repo_id="acme/many-parts", repo_type="dataset", folder_path=tmp_path / "data")
+        assert list_categories("acme/many-parts", token="hf_owner") == ["nut", "zipper"]
+        dataset = load_real_iad("acme/many-parts", categories=["nut"], token="hf_owner")
+        assert dataset["category"][:] == ["nut"] * 9 and all(contents(dataset))
+
+
+class TestNotStrict:
+    def test_what_is_absent_or_contradicted_is_left_out_and_counted(self, root, ballast, caplog):
+        expected = list(load_real_iad(root))
+        folder = root / "realiad_512" / "ballast"
+        image, lost = ballast.json["train"][0]["image_path"], ballast.json["test"][-3]
+        maskless = next(item["image_path"] for item in ballast.json["test"] if "_AK_C3_" in item["image_path"])
+        (folder / image).unlink()
+        (folder / lost["mask_path"]).unlink()
+        (folder / maskless).with_suffix(".png").touch()
+        (folder / "NG/AK/S0001/stray_C1_.png").touch()
+        refused(root, "1 images that .* names are absent from .*: unpack or download it again, or go on .* --no-strict")
+        rows = list(load_real_iad(root, strict=False))
+        gone = {f"{folder}/{name}" for name in (image, lost["image_path"], maskless)}
+        assert rows == [row for row in expected if row["image"]["path"] not in gone]
+        for what in (
+            f"ballast.json names are absent from {folder}: left out, such as {image}",
+            f"1 masks that {root}/realiad_jsons/realiad_jsons/ballast.json names are absent",
+            f"1 masks in {folder} belong to images that",
+            f"1 masks in {folder} have no image: left out, such as NG/AK/S0001/stray_C1_.png",
+        ):
+            assert what in caplog.text
+
+
+def make_real_iad(root: Path, *names: str) -> Path:
+    """Classes of RealIAD, unpacked."""
+    for name in names:
+        made = RealIADClass(name)
+        made.write_folder(root)
+        made.write_json(root)
+    return root
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from training import synthetic
 from training.data.folders import LAYOUTS, Category, layout_of
 from training.data.table import Row, make_table
 from training.real_iad import list_categories, load_real_iad
+from training.real_iad_trees import resolution_of
 from training.seeds import generator
 from training.settings import PretrainSettings
 
@@ -127,15 +128,15 @@ def _open(source: str, settings: PretrainSettings, synthetic_folder: Path) -> _S
     if source == "synthetic":
         return _real_iad(synthetic.generate(synthetic_folder), str(synthetic.SIZE))
     folder = Path(os.path.abspath(source))
-    if not folder.is_dir() or any(folder.glob("realiad_*")):
-        return _real_iad(source, settings.resolution)
+    if not folder.is_dir() or any(entry.is_dir() and resolution_of(entry.name) for entry in folder.iterdir()):
+        return _real_iad(source, settings.resolution, settings.strict)
     layout = LAYOUTS[layout_of(folder)]
     return _Source(layout.names(folder), lambda names: _table_of(layout.read(folder, name) for name in names))
 
 
-def _real_iad(place: str | Path, resolution: str) -> _Source:
+def _real_iad(place: str | Path, resolution: str, strict: bool = True) -> _Source:
     names = list_categories(place, resolution=resolution)
-    return _Source(names, lambda wanted: load_real_iad(place, resolution=resolution, categories=wanted))
+    return _Source(names, lambda wanted: load_real_iad(place, resolution=resolution, categories=wanted, strict=strict))
 
 
 def _table_of(categories: Iterable[Category]) -> Dataset:

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from adpretrain_hf.errors import InputError
 from training.data.folders import Category, Sample
-from training.real_iad_json import check_files, read_annotation
-from training.real_iad_trees import JSONS, class_tree, layout_of_folder
+from training.real_iad_json import read_annotation, usable_items
+from training.real_iad_trees import class_tree, layout_of_folder, resolution_of
 
 
 def real_iad_names(root: Path) -> list[str]:
     """The categories at the resolution that is there."""
     base, resolution = _resolution(root)
-    return sorted(layout_of_folder(base)[resolution])
+    return sorted(layout_of_folder(base)[1][resolution])
 
 
 def read_real_iad(root: Path, name: str) -> Category:
@@ -23,14 +23,14 @@ def read_real_iad(root: Path, name: str) -> Category:
         InputError: the json or the files are incomplete or contradict each other, or are still in a zip.
     """
     base, resolution = _resolution(root)
-    folder = base / f"realiad_{resolution}"
+    release, _ = layout_of_folder(base)
+    folder = base / release.folder(resolution)
     if not (folder / name).is_dir():
         raise InputError(f"{folder / name}.zip is not unpacked: unpack it beside itself to evaluate on it")
-    annotation = read_annotation(base, name)
+    annotation = read_annotation(base, name, release)
     tree = class_tree(folder, name, annotation.prefix)
-    check_files(annotation, tree)
     parts: dict[str, list[Sample]] = {"train": [], "test": []}
-    for item in annotation.items:
+    for item in usable_items(annotation, tree):
         mask = Path(tree.address(item.mask)) if item.mask else None
         parts[item.split].append(Sample(Path(tree.address(item.image)), mask, mask is not None, item.anomaly_class))
     return Category.of("realiad", name, parts["train"], parts["test"])
@@ -38,9 +38,9 @@ def read_real_iad(root: Path, name: str) -> Category:
 
 def _resolution(root: Path) -> tuple[Path, str]:
     """The folder with the jsons, and the resolution: the one that ``root`` itself is, or the only one in it."""
-    if root.name.startswith("realiad_") and root.name != JSONS:
-        return root.parent, root.name.removeprefix("realiad_")
-    there = sorted(layout_of_folder(root))
+    if (own := resolution_of(root.name)) is not None:
+        return root.parent, own
+    there = sorted(layout_of_folder(root)[1])
     if len(there) != 1:
         raise InputError(
             f"{root} has the resolutions {there}, expected one: give its folder, e.g. {root / 'realiad_512'}, with "
