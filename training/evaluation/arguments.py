@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import yaml
+
 from adpretrain_hf.cli import Values
 from training.evaluation.cells import FEATURES
 from training.evaluation.data_sets import DATA_SETS
@@ -22,7 +24,11 @@ def parse_values(argv: Sequence[str] | None, description: str) -> dict[str, Any]
         description: of the program, one line.
     """
     values = vars(_parser(description).parse_args(argv))
-    return {name: dict(value) if name in _MAPPINGS else value for name, value in values.items()}
+    values |= {name: dict(values[name]) for name in _MAPPINGS if name in values}
+    if "set" in values:
+        chosen = values.pop("set")
+        values["set"] = {detector: {name: v for d, name, v in chosen if d == detector} for detector, *_ in chosen}
+    return values
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
@@ -33,6 +39,8 @@ def _parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--config", help="a YAML file of the same names")
     _add_lists(parser)
     parser.add_argument("--epochs", nargs="+", type=_named_number, metavar="DETECTOR=NUMBER", help="of training")
+    own = "settings of a detector's model"
+    parser.add_argument("--set", nargs="+", type=_setting, metavar="DETECTOR.NAME=VALUE", help=own)
     parser.add_argument("--references", help="a JSON file {category: [paths of reference images]}")
     parser.add_argument("--batch-size", type=int, help="images at a time")
     parser.add_argument("--workers", type=int, help="processes that read images")
@@ -62,6 +70,14 @@ def _named_text(text: str) -> tuple[str, str]:
     if not (name and separator and value):
         raise argparse.ArgumentTypeError(f"got {text!r}, expected name=value")
     return name, value
+
+
+def _setting(text: str) -> tuple[str, str, Any]:
+    name, value = _named_text(text)
+    detector, dot, setting = name.partition(".")
+    if not (detector and dot and setting):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected detector.name=value")
+    return detector, setting, yaml.safe_load(value)
 
 
 def _named_number(text: str) -> tuple[str, int]:

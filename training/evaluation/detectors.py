@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+import inspect
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from adpretrain_hf.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -44,3 +47,15 @@ DETECTORS: Mapping[str, Detector] = {
 def model_class(detector: str) -> Any:
     """The class of a detector's model; anomalib is imported only now, for that takes seconds."""
     return getattr(importlib.import_module("adpretrain_hf.integrations.anomalib"), DETECTORS[detector].model)
+
+
+def check_settings(detector: str, names: Iterable[str]) -> None:
+    """Checks names of a detector's own settings: those of its model, and the levels.
+
+    Raises:
+        InputError: one that it does not have; the message lists those that it has.
+    """
+    own = inspect.signature(model_class(detector).__init__).parameters.values()
+    known = [one.name for one in own if one.kind is one.KEYWORD_ONLY] + ["levels"]
+    if unknown := [name for name in names if name not in known]:
+        raise InputError(f"{detector} has no setting {', '.join(unknown)}: expected some of {', '.join(known)}")

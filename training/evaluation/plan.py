@@ -13,7 +13,16 @@ from adpretrain_hf.errors import InputError, MissingPathError
 from training.evaluation.cells import FEATURES
 from training.evaluation.data_sets import DATA_SETS
 from training.evaluation.detectors import DETECTORS
-from training.evaluation.plan_values import names, number_by_name, numbers, shares, text, text_by_name, whole_number
+from training.evaluation.plan_values import (
+    names,
+    number_by_name,
+    numbers,
+    settings_by_name,
+    shares,
+    text,
+    text_by_name,
+    whole_number,
+)
 
 PUBLISHED = "published"
 
@@ -31,6 +40,7 @@ _READERS: Mapping[str, Callable[[str, Any], Any]] = {
     "fraction": shares,
     "references": text,
     "epochs": number_by_name,
+    "set": settings_by_name,
     "batch_size": whole_number,
     "workers": whole_number,
     "device": text,
@@ -56,6 +66,7 @@ class Plan:
         references: a JSON file ``{category: [paths]}`` of reference images, the first ``shots`` of which are taken;
             drawn by the seed where there is none.
         epochs: for detectors, passes over the training images instead of their default.
+        set: for detectors, settings of their models instead of the defaults, by name.
         batch_size: images at a time.
         workers: processes that read images; 0 reads them in the program itself.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...; the first GPU, if there is one, by default.
@@ -77,13 +88,14 @@ class Plan:
     fraction: tuple[float, ...] = (1.0,)
     references: str | None = None
     epochs: Mapping[str, int] = field(default_factory=dict)
+    set: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     batch_size: int = 8
     workers: int = 0
     device: str | None = None
 
     def __post_init__(self) -> None:
         _check_known("data sets", self.data, DATA_SETS)
-        _check_known("detectors", [*self.detectors, *self.epochs], DETECTORS)
+        _check_known("detectors", [*self.detectors, *self.epochs, *self.set], DETECTORS)
         _check_known("features", self.features, FEATURES)
         lists = ("data", "detectors", "features", "variants", "shots", "seeds", "noise", "fraction")
         empty = [name for name in lists if not getattr(self, name)]

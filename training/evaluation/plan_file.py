@@ -17,7 +17,7 @@ from training.evaluation.plan import Plan
 _FILE = "plan.json"
 
 
-def write_plan(plan: Plan, deciding: Mapping[str, Any]) -> None:
+def write_plan(plan: Plan, deciding: Mapping[str, Any], made_by: Mapping[str, str]) -> None:
     """Writes a plan into the folder of its run.
 
     A folder may hold the results of several plans, as long as nothing differs that decides a result and is not in its
@@ -26,6 +26,7 @@ def write_plan(plan: Plan, deciding: Mapping[str, Any]) -> None:
     Args:
         plan: to write.
         deciding: what else decides the results, such as the bundle's weights, by name; as JSON holds it.
+        made_by: what people want to know beside the results: command, date and versions.
 
     Raises:
         InputError: the folder holds results that something else has decided.
@@ -39,8 +40,17 @@ def write_plan(plan: Plan, deciding: Mapping[str, Any]) -> None:
         raise InputError(
             f"{plan.output} holds results of something else ({'; '.join(changed)}): choose another --output"
         )
-    text = json.dumps({"plan": dataclasses.asdict(plan), "decided by": decided | dict(deciding)}, indent=2)
-    write_text(file, text + "\n")
+    values = {"plan": dataclasses.asdict(plan), "decided by": decided | dict(deciding), "made by": dict(made_by)}
+    write_text(file, json.dumps(values, indent=2) + "\n")
+
+
+def read_origin(folder: str | Path) -> dict[str, str]:
+    """What a run's results come from, for people: bundle, command, date and versions; empty if it is not known."""
+    file = Path(folder) / _FILE
+    if not file.is_file():
+        return {}
+    values = json.loads(file.read_text(encoding="utf-8"))
+    return {"bundle": str(values["plan"]["bundle"])} | values.get("made by", {})
 
 
 def deciding_settings(plan: Plan, categories: Mapping[str, list[str]]) -> dict[str, Any]:
@@ -51,6 +61,7 @@ def deciding_settings(plan: Plan, categories: Mapping[str, list[str]]) -> dict[s
         categories: that are evaluated, of each data set.
     """
     settings: dict[str, Any] = {f"epochs of {name}": plan.epochs_of(name) for name in plan.detectors}
+    settings |= {f"settings of {name}": dict(plan.set.get(name, {})) for name in plan.detectors}
     settings |= {f"folder of {name}": str(Path(root).resolve()) for name, root in plan.data.items()}
     for name in plan.detectors:
         if DETECTORS[name].serves_all:

@@ -49,6 +49,11 @@ def number_by_name(name: str, value: Any) -> dict[str, int]:
     }
 
 
+def settings_by_name(name: str, value: Any) -> dict[str, dict[str, Any]]:
+    """Settings by name, of each name."""
+    return {str(key): _mapping(f"{name} of {key}", one) for key, one in _mapping(name, value).items()}
+
+
 def _one(name: str, value: Any, kind: type[T], expected: str) -> T:
     # To Python a truth value is a number, and a whole number is no float.
     kinds = (float, int) if kind is float else (kind,)
@@ -62,7 +67,7 @@ def _several(name: str, value: Any, kind: type[T], expected: str) -> tuple[T, ..
     return tuple(dict.fromkeys(_one(name, one, kind, expected) for one in values))
 
 
-def _mapping(name: str, value: Any) -> dict[Any, Any]:
+def _mapping(name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{name} is {value!r}, expected names with a value each")
-    return value
+    return {str(key): one for key, one in value.items()}

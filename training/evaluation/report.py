@@ -17,7 +17,8 @@ from training.evaluation.figures import Kind, histogram_figure, roc_figure
 from training.evaluation.map_strips import Strip, strips
 from training.evaluation.names import SETTINGS, detector_name, features_name, settings_text
 from training.evaluation.patch_plots import PatchPlot, patch_plots
-from training.evaluation.results import Result, load_patches, load_results, load_shown
+from training.evaluation.plan_file import read_origin
+from training.evaluation.results import Result, load_failures, load_patches, load_results, load_shown
 from training.evaluation.tables import DataSetTables, data_set_tables
 
 REPORT = "report.html"
@@ -68,7 +69,9 @@ def write_report(folder: str | Path) -> Path:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     sections = [_section(tables, results, maps, patches) for tables in data_set_tables(results)]
-    text = environment.get_template(_TEMPLATE).render(sections=sections, facts=_facts(results))
+    text = environment.get_template(_TEMPLATE).render(
+        sections=sections, facts=_facts(results), origin=read_origin(folder), failures=load_failures(folder)
+    )
     path = Path(folder, REPORT)
     write_text(path, text)
     return path

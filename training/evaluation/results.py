@@ -24,10 +24,12 @@ __all__ = [
     "Result",
     "Shown",
     "is_done",
+    "load_failures",
     "load_patches",
     "load_results",
     "load_shown",
     "patches_done",
+    "save_failure",
     "save_patches",
     "save_result",
 ]
@@ -46,6 +48,26 @@ def save_result(folder: str | Path, result: Result, shown: Shown) -> None:
     with atomic_path(pictures) as temporary:
         np.savez_compressed(temporary, **{one.name: getattr(shown, one.name) for one in fields(shown)})
     write_text(numbers, json.dumps(asdict(result), indent=1, allow_nan=False))
+    _failure_path(folder, result.cell).unlink(missing_ok=True)  # of an earlier run
+
+
+def save_failure(folder: str | Path, cell: Cell, error: str) -> None:
+    """Notes why a cell has no result; the next run tries it again."""
+    write_text(_failure_path(folder, cell), json.dumps({"cell": asdict(cell), "error": error}, indent=1))
+
+
+def load_failures(folder: str | Path) -> dict[Cell, str]:
+    """Why cells have no result, in the cells' order.
+
+    Raises:
+        BundleError: a file is damaged.
+    """
+    failures = {}
+    for path in Path(folder, "failed").glob("[!.]*.json"):
+        with _damage_named(path):
+            values = json.loads(path.read_text(encoding="utf-8"))
+            failures[Cell.from_dict(values["cell"])] = str(values["error"])
+    return dict(sorted(failures.items()))
 
 
 def is_done(folder: str | Path, cell: Cell) -> bool:
@@ -107,6 +129,10 @@ def load_patches(folder: str | Path) -> list[PatchSample]:
 def _paths(folder: str | Path, cell: Cell) -> tuple[Path, Path]:
     # Not with_suffix(): a name ends in numbers with a dot.
     return Path(folder, "cells", f"{cell.name}.json"), Path(folder, "cells", f"{cell.name}.npz")
+
+
+def _failure_path(folder: str | Path, cell: Cell) -> Path:
+    return Path(folder, "failed", f"{cell.name}.json")
 
 
 def _patches_path(folder: str | Path, *names: str) -> Path:

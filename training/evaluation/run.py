@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -17,14 +19,18 @@ from training.evaluation.fitting import fit, predict, quietly, seed
 from training.evaluation.images import test_masks
 from training.evaluation.measure import Predicted, measure
 from training.evaluation.remember import RememberedFeatures
-from training.evaluation.results import Result, is_done, patches_done, save_patches, save_result
+from training.evaluation.results import Result, is_done, patches_done, save_failure, save_patches, save_result
 from training.evaluation.sampling import Drawn
 from training.evaluation.shared import Shared
 from training.evaluation.shown import choose_shown, sample_patches
 
+_LOG = logging.getLogger(__name__)
+
 
 def run_cells(shared: Shared, cells: Sequence[Cell]) -> None:
     """Runs cells that one model serves, and saves their results; those that are done are left alone.
+
+    Where a detector fails, of memory that runs out for example, its cells get that as their result, and others go on.
 
     Args:
         shared: by all cells of the plan.
@@ -32,7 +38,6 @@ def run_cells(shared: Shared, cells: Sequence[Cell]) -> None:
 
     Raises:
         InputError: something about the data; the message names the cell.
-        RuntimeError: a detector failed; the message names the cell.
     """
     pending = [cell for cell in cells if not is_done(shared.plan.output, cell)]
     if not pending:
@@ -41,8 +46,18 @@ def run_cells(shared: Shared, cells: Sequence[Cell]) -> None:
         _fit_and_test(shared, cells, pending)
     except InputError as error:
         raise InputError(f"{pending[0].name}: {error}") from error
-    except (RuntimeError, ValueError) as error:
-        raise RuntimeError(f"{pending[0].name} failed: {error}") from error
+    except (RuntimeError, ValueError, TypeError, MemoryError) as error:
+        reason = f"{type(error).__name__}: {error}"
+    else:
+        return
+    # Not in the handler, which keeps the tensors of all frames that the error came through.
+    gc.collect()
+    if shared.device.type == "cuda":
+        torch.cuda.empty_cache()
+    for cell in pending:
+        if not is_done(shared.plan.output, cell):
+            _LOG.warning("%s failed: %s", cell.name, reason)
+            save_failure(shared.plan.output, cell, reason)
 
 
 def _fit_and_test(shared: Shared, cells: Sequence[Cell], pending: Sequence[Cell]) -> None:
@@ -64,7 +79,8 @@ def _model(shared: Shared, cell: Cell, drawn: dict[Cell, Drawn]) -> Any:
     """A model that remembers features, and compares each training image with the references of its category."""
     without = dict.fromkeys(("pre_processor", "post_processor", "evaluator", "visualizer"), False)
     kind = model_class(cell.detector)
-    model = kind(shared.plan.bundle, variant=cell.variant or None, features=cell.features, **without)
+    own = shared.plan.set.get(cell.detector, {})
+    model = kind(shared.plan.bundle, variant=cell.variant or None, features=cell.features, **own, **without)
     shared.remember_tokens(model.features.extractor)
     of_path = {
         str(sample.image): references

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from training.evaluation.cells import Cell
 from training.evaluation.names import (
     METRIC_NAMES,
     SETTINGS,
@@ -46,8 +47,8 @@ class DataSetTables:
     classes: dict[str, Table] = field(default_factory=dict)
 
 
-def markdown_tables(results: Sequence[Result]) -> str:
-    """All tables as Markdown, in percent.
+def markdown_tables(results: Sequence[Result], failures: Mapping[Cell, str] | None = None) -> str:
+    """All tables as Markdown, in percent, and the cells that failed.
 
     Raises:
         InputError: there are no results; so do the functions below.
@@ -56,6 +57,10 @@ def markdown_tables(results: Sequence[Result]) -> str:
     for one in data_set_tables(results):
         parts += [f"## {markdown_text(one.title)}\n", f"{markdown_text(one.notes)}\n"]
         parts += [f"### {markdown_text(table.title)}\n\n{table.markdown()}" for table in _with_rows(one)]
+    if failures:
+        parts.append("## Cells that failed\n")
+        parts += [f"- {markdown_text(cell.name)}: {markdown_text(reason)}" for cell, reason in failures.items()]
+        parts.append("")
     return "\n".join(parts)
 
 

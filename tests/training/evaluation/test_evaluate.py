@@ -20,10 +20,14 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.conftest import make_extractor
+from tests.conftest import ROOT, make_extractor
 from tests.processes import kill, start
 from training.evaluate import main
-from training.evaluation.results import load_results
+from training.evaluation import run as evaluation_run
+from training.evaluation.detectors import check_settings
+from training.evaluation.plan import Plan, read_plan_file
+from training.evaluation.plan_cells import chosen_categories
+from training.evaluation.results import load_failures, load_results
 
 
 def config(values: dict[str, Any], tmp_path: Path) -> list[str]:
@@ -69,7 +73,9 @@ def test_one_command_makes_the_tables_and_the_report(
     assert out.strip() == (folder / "tables.md").read_text().strip()
     assert "PatchCore" in out
     assert "longtable" in (folder / "tables.tex").read_text()
-    assert "<html" in (folder / "report.html").read_text()
+    report = (folder / "report.html").read_text()
+    assert "<html" in report and f"Bundle <code>{values['bundle']}</code>, 20" in report
+    assert f"<code>python -m training.evaluate {values['bundle']} --output" in report and "anomalib 2." in report
     metrics = json.loads((folder / "metrics.json").read_text())
     assert {row["detector"] for row in metrics["summary"]} == {"featurenorm", "patchcore"}
     assert metrics["versions"]["anomalib"]
@@ -130,6 +136,84 @@ def test_interrupting_leaves_tables_of_what_is_finished(plan_values: dict[str, A
     assert "Traceback" not in err
     assert len(load_results(plan_values["output"])) == 1
     assert json.loads(Path(plan_values["output"], "metrics.json").read_text())["summary"]
+
+
+def test_a_detector_that_fails_costs_its_own_cells_alone_and_is_tried_again(
+    plan_values: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    plan_values |= {"detectors": ["featurenorm", "patchcore"], "features": ["raw"]}
+    whole = evaluation_run.fit
+
+    def out_of_memory(model: Any, *args: Any, **kwargs: Any) -> None:
+        if type(model).__name__ == "ADPretrainPatchcore":
+            raise RuntimeError("CUDA out of memory. Tried to allocate 51 GiB")
+        whole(model, *args, **kwargs)
+
+    monkeypatch.setattr(evaluation_run, "fit", out_of_memory)
+    assert main(words(plan_values)) == 1
+    folder = Path(plan_values["output"])
+    out, err = capsys.readouterr()
+    assert f"evaluate: 2 cells failed: see {folder}/failed" in err
+    assert "## Cells that failed" in out and "RuntimeError: CUDA out of memory. Tried to allocate 51 GiB" in out
+    assert {result.cell.detector for result in load_results(folder)} == {"featurenorm"}
+    failures = load_failures(folder)
+    assert {cell.detector for cell in failures} == {"patchcore"} and len(failures) == 2
+    assert list(json.loads((folder / "metrics.json").read_text())["failures"]) == [cell.name for cell in failures]
+    assert "RuntimeError: CUDA out of memory" in (folder / "report.html").read_text()
+    assert "patchcore__raw" in caplog.text and "out of memory" in caplog.text
+    finished = {file: file.stat().st_mtime_ns for file in folder.glob("cells/[!.]*.json")}
+
+    monkeypatch.setattr(evaluation_run, "fit", whole)
+    assert main(words(plan_values)) == 0
+    assert {file: file.stat().st_mtime_ns for file in finished} == finished
+    assert len(load_results(folder)) == 4 and load_failures(folder) == {}
+    assert "Cells that failed" not in capsys.readouterr().out + (folder / "report.html").read_text()
+    assert "failures" not in json.loads((folder / "metrics.json").read_text())
+
+
+def test_a_detectors_own_settings_are_given_by_name(
+    plan_values: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan_values |= {"detectors": ["patchcore"], "features": ["raw"]}
+    assert main(words(plan_values)) == 0
+    given = ("--set", "patchcore.coreset_sampling_ratio=0.5", "patchcore.num_neighbors=3")
+    capsys.readouterr()
+    assert main([*words(plan_values), *given]) == 1  # not beside results of others
+    assert "holds results of something else (settings of patchcore" in capsys.readouterr().err
+    other = plan_values | {"output": f"{plan_values['output']}-other"}
+    assert main([*words(other), *given]) == 0
+    decided = json.loads(Path(other["output"], "plan.json").read_text())["decided by"]
+    assert decided["settings of patchcore"] == {"coreset_sampling_ratio": 0.5, "num_neighbors": 3}
+    plain, changed = (load_results(one["output"]) for one in (plan_values, other))
+    assert [one.cell for one in plain] == [one.cell for one in changed]
+    assert all(one.scores != another.scores for one, another in zip(plain, changed, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("patchcore.coreset=0.5", "patchcore has no setting coreset: expected some of coreset_sampling_ratio, num_"),
+        ("patchcore.variant=norm", "patchcore has no setting variant"),
+        ("nothing.a=1", "unknown detectors nothing"),
+    ],
+)
+def test_settings_that_there_are_not_are_refused(
+    plan_values: dict[str, Any], capsys: pytest.CaptureFixture[str], setting: str, message: str
+) -> None:
+    assert main([*words(plan_values), "--set", setting]) == 1
+    assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main([*words(plan_values), "--set", "patchcore=0.5"])
+    assert "got 'patchcore=0.5', expected detector.name=value" in capsys.readouterr().err
+
+
+def test_the_example_of_a_plan_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    plan = Plan.from_values(read_plan_file(str(ROOT / "training" / "evaluation" / "example_plan.yaml")))
+    assert [name for name, root in chosen_categories(plan).items()] == ["folder"]
+    for detector, settings in plan.set.items():
+        check_settings(detector, settings)
 
 
 def test_the_module_is_a_program(

@@ -171,7 +171,7 @@ def test_categories_may_be_named_with_their_data_set(values: dict[str, Any]) -> 
 
 
 def keep(plan: Plan, **bundle: str) -> None:
-    write_plan(plan, bundle | deciding_settings(plan, chosen_categories(plan)))
+    write_plan(plan, bundle | deciding_settings(plan, chosen_categories(plan)), {})
 
 
 def test_plans_that_differ_in_cells_share_a_folder(values: dict[str, Any]) -> None:
