@@ -61,6 +61,23 @@ def precision_recall_metrics(scores: Array, is_anomalous: Array) -> PrecisionRec
     return PrecisionRecallMetrics(float(-np.diff(recall) @ precision[:-1]), float(f1.max()))
 
 
+def overkill(scores: Array, is_anomalous: Array, escape: float) -> float:
+    """The share of normal images that is rejected at the threshold that lets a share of the anomalous ones pass.
+
+    The threshold is the largest that at most ``escape`` of the anomalous images are below; what is at it is rejected.
+
+    Args:
+        scores, is_anomalous: (N,).
+        escape: in [0, 1).
+    """
+    labels, values = _labels_and_scores(scores, is_anomalous)
+    if not 0 <= escape < 1:
+        raise InputError(f"escape is {escape}, expected a share in [0, 1)")
+    anomalous = np.sort(values[labels])
+    threshold = anomalous[int(round(escape * len(anomalous), 9))]  # 0.07 * 100 is a little more than 7
+    return float((values[~labels] >= threshold).mean())
+
+
 def pixel_auroc(maps: Array, masks: Array) -> float:
     """Area under the ROC curve of pixels; ``image_auroc``'s number, several times faster."""
     return pixel_metrics(maps, masks).auroc

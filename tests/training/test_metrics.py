@@ -20,6 +20,7 @@ from training.metrics import (
     average_precision,
     f1_max,
     image_auroc,
+    overkill,
     pixel_auroc,
     pixel_metrics,
     precision_recall_metrics,
@@ -179,3 +180,17 @@ def test_labels_must_be_bool_and_fit(metric: Callable[[np.ndarray, np.ndarray], 
 def test_the_limit_is_a_rate(limit: float) -> None:
     with pytest.raises(InputError, match=rf"fpr_limit is {limit}, expected a number in \(0, 1\]"):
         aupro(*random_maps(0, 2, 6, 5), fpr_limit=limit)
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.02, 0.05, 0.1, 0.5]))
+def test_overkill_is_the_least_that_any_threshold_costs(seed, escape):
+    random = np.random.default_rng(seed)
+    scores, labels = random.integers(0, 8, 40).astype(float), np.arange(40) % 3 == 0
+    allowed = [t for t in np.unique(scores) if (scores[labels] < t).mean() <= escape]
+    least = min((scores[~labels] >= threshold).mean() for threshold in allowed)
+    assert overkill(scores, labels, escape) == least
+
+
+def test_an_escape_is_a_share():
+    with pytest.raises(InputError, match=r"escape is 1.0, expected a share in \[0, 1\)"):
+        overkill(np.array([0.0, 1.0]), np.array([False, True]), 1.0)

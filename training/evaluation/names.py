@@ -14,6 +14,15 @@ METRIC_NAMES = {
     "pixel_f1": "pixel F1-max",
     "aupro": "AUPRO",
 }
+DECISION_NAMES = {
+    "overkill_2": "images at 2 %",
+    "overkill_5": "at 5 %",
+    "overkill_10": "at 10 %",
+    "object_auroc": "object AUROC",
+    "object_overkill_2": "objects at 2 %",
+    "object_overkill_5": "at 5 %",
+    "object_overkill_10": "at 10 %",
+}
 SETTINGS = ("shots", "noise", "fraction")
 _DETECTORS = {
     "patchcore": "PatchCore",

@@ -13,7 +13,7 @@ from training.evaluation.cells import FEATURES
 from training.evaluation.results import METRICS, Result
 
 BASELINES = ("raw", "residual")
-_GROUP = ["data_set", "detector", "shots", "noise", "fraction", "features", "variant"]
+GROUP = ["data_set", "detector", "shots", "noise", "fraction", "features", "variant"]
 _PAIR = ["data_set", "category", "detector", "shots", "noise", "fraction", "seed"]
 _GAINS = [f"{metric}_over_{baseline}" for baseline in BASELINES for metric in METRICS]
 
@@ -36,9 +36,9 @@ def summary(results: Sequence[Result]) -> list[dict[str, Any]]:
     if not results:
         raise InputError("there are no finished cells to sum up: run some first")
     frame = _frame(results)
-    groups = frame.groupby([*_GROUP, "category"], sort=True, observed=True)
+    groups = frame.groupby([*GROUP, "category"], sort=True, observed=True)
     classes = groups[[*METRICS, *_GAINS]].mean().assign(categories=1, seeds=groups["seed"].nunique())
-    over = classes.groupby(_GROUP, sort=True, observed=True)
+    over = classes.groupby(GROUP, sort=True, observed=True)
     means = over[[*METRICS, *_GAINS]].mean().assign(categories=over.size(), seeds=over["seeds"].max())
     means = means.join(over[_GAINS].sem().add_suffix("_error"))
     return _records(means.assign(category=None)) + _records(classes)

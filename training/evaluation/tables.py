@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from training.evaluation.cells import Cell
+from training.evaluation.decisions import decision_means
 from training.evaluation.names import (
+    DECISION_NAMES,
     METRIC_NAMES,
     SETTINGS,
     data_set_name,
@@ -36,6 +38,7 @@ class DataSetTables:
         notes: what holds for all numbers.
         means: over the classes.
         gains: of pretrained features over the others; without rows where there is nothing to compare.
+        decisions: how many normal images, and objects, are rejected where few anomalous ones pass.
         classes: one table each, by the category's name.
     """
 
@@ -44,6 +47,7 @@ class DataSetTables:
     notes: str
     means: Table
     gains: Table
+    decisions: Table
     classes: dict[str, Table] = field(default_factory=dict)
 
 
@@ -78,10 +82,14 @@ def data_set_tables(results: Sequence[Result]) -> list[DataSetTables]:
     by_data_set = defaultdict(list)
     for row in summary(results):
         by_data_set[row["data_set"]].append(row)
-    return [_tables(data_set, rows) for data_set, rows in by_data_set.items()]
+    decided = decision_means(results)
+    return [
+        _tables(data_set, rows, [row for row in decided if row["data_set"] == data_set])
+        for data_set, rows in by_data_set.items()
+    ]
 
 
-def _tables(data_set: str, rows: list[_Row]) -> DataSetTables:
+def _tables(data_set: str, rows: list[_Row], decided: list[_Row]) -> DataSetTables:
     varying = tuple(name for name in SETTINGS if len({row[name] for row in rows}) > 1)
     means = [row for row in rows if row["category"] is None]
     by_class = defaultdict(list)
@@ -95,12 +103,13 @@ def _tables(data_set: str, rows: list[_Row]) -> DataSetTables:
         _notes(rows, varying),
         _values(f"Mean of {_count(count, 'class', 'classes')}", means, varying, count),
         _gains(means, varying),
+        _decisions(decided, varying, count),
         {name: _values(name, by_class[name], varying, 1) for name in sorted(by_class)},
     )
 
 
 def _with_rows(tables: DataSetTables) -> list[Table]:
-    return [table for table in (tables.means, tables.gains, *tables.classes.values()) if table.rows]
+    return [table for table in (tables.means, tables.gains, tables.decisions, *tables.classes.values()) if table.rows]
 
 
 def _notes(rows: Sequence[_Row], varying: Sequence[str]) -> str:
@@ -151,6 +160,17 @@ def _gains(means: Sequence[_Row], varying: Sequence[str]) -> Table:
     title = "Gain of pretrained features, with its standard error over the classes"
     header = ("detector", "features", *varying, "over", *METRIC_NAMES.values())
     return Table(title, header, tuple(lines), labels=3 + len(varying))
+
+
+def _decisions(decided: Sequence[_Row], varying: Sequence[str], count: int) -> Table:
+    names = [name for name in DECISION_NAMES if any(row.get(name) is not None for row in decided)]
+    lines = [
+        (*_labels(row, varying, count), *("-" if row[n] is None else f"{100 * row[n]:.1f}" for n in names))
+        for row in decided
+    ]
+    title = "Overkill: normal ones that are rejected where 2, 5 and 10 % of the anomalous ones pass"
+    header = ("detector", "features", *varying, *(DECISION_NAMES[name] for name in names))
+    return Table(title, header, tuple(lines), labels=2 + len(varying))
 
 
 def _gain(row: _Row, name: str) -> str:

@@ -18,6 +18,7 @@ from adpretrain_hf.config import ADPretrainConfig
 from adpretrain_hf.errors import BundleError, InputError
 from tests.conftest import BUNDLE
 from tests.training.evaluation.made_up import made_up_cell, made_up_result, made_up_shown, result_of
+from training.evaluation.decisions import decision_means, decisions
 from training.evaluation.model_index import export_card
 from training.evaluation.names import METRIC_NAMES
 from training.evaluation.results import METRICS, Result, save_result
@@ -135,6 +136,7 @@ class TestMarkdown:
         assert [line for line in lines if line.startswith("### ")] == [
             "### Mean of 2 classes",
             "### Gain of pretrained features, with its standard error over the classes",
+            "### Overkill: normal ones that are rejected where 2, 5 and 10 % of the anomalous ones pass",
             "### a",
             "### b",
         ]
@@ -176,12 +178,49 @@ class TestMarkdown:
         assert markdown_text("a_b*c") == r"a\_b\*c"
 
 
+class TestDecisions:
+    """Overkill at an escape, of images and of objects that are seen in several."""
+
+    @staticmethod
+    def of(scores: dict[str, tuple[float, bool]], data_set: str = "visa", seed: int = 0) -> Result:
+        values, labels = zip(*scores.values(), strict=True)
+        cell = made_up_cell(data_set=data_set, seed=seed)
+        return Result(cell, {}, list(values), list(labels), list(scores), 1.0)
+
+    def test_images(self) -> None:
+        """Of 20 anomalous images, none may pass at 2 %, one at 5 % and two at 10 %."""
+        damaged = {f"bad/{n}.png": (1.0 + n, True) for n in range(20)}
+        good = {f"good/{n}.png": (score, False) for n, score in enumerate((0.5, 1.0, 1.5, 2.5))}
+        numbers = decisions(self.of(damaged | good))
+        assert numbers == {"overkill_2": 0.75, "overkill_5": 0.25, "overkill_10": 0.0}
+
+    def test_objects_are_as_anomalous_as_their_worst_view(self) -> None:
+        scores = {
+            **{"nut/OK/S0001/C1.jpg": (0.1, False), "nut/OK/S0001/C2.jpg": (0.4, False)},
+            **{"nut/OK/S0002/C1.jpg": (0.6, False), "nut/OK/S0002/C2.jpg": (0.2, False)},
+            **{"nut/NG/AK/S0001/C1.jpg": (0.5, True), "nut/NG/AK/S0001/C2.jpg": (0.3, False)},
+            **{"nut/NG/AK/S0002/C1.jpg": (0.9, True), "nut/NG/AK/S0002/C2.jpg": (0.1, False)},
+        }
+        numbers = decisions(self.of(scores, data_set="realiad"))
+        assert numbers["object_auroc"] == pytest.approx(0.75)
+        assert numbers["object_overkill_10"] == 0.5 and numbers["overkill_10"] == pytest.approx(1 / 6)
+        assert "object_auroc" not in decisions(self.of(scores))
+
+    def test_means_are_over_seeds_and_then_over_categories(self) -> None:
+        seeds = [self.of({"a": (1.0, True), "b": (value, False)}, seed=n) for n, value in enumerate((0.5, 2))]
+        (row,) = decision_means(seeds)
+        assert row["overkill_2"] == 0.5 and row["categories"] == 1
+        text = markdown_tables([self.of({"S1/a": (1.0, True), "S2/b": (2.0, False)}, data_set="realiad")])
+        assert "| detector | features | images at 2 % | at 5 % | at 10 % | object AUROC | objects at 2 % |" in text
+        assert f"| PatchCore | raw | {' | '.join(['100.0'] * 3)} | 0.0 | {' | '.join(['100.0'] * 3)} |" in text
+
+
 class TestLatex:
     def test_structure(self) -> None:
         text = latex_tables(results() + results(shots=1) + results(data_set="btad"))
         environments = re.findall(r"\\(begin|end)\{(\w+)\}", text)
-        assert environments == [("begin", "longtable"), ("end", "longtable")] * 8
-        assert text.count(r"\begingroup") == text.count(r"\endgroup") == 8
+        assert environments == [("begin", "longtable"), ("end", "longtable")] * 10
+        assert text.count(r"\begingroup") == text.count(r"\endgroup") == 10
         assert text.count("{") == text.count("}")
         for columns, body in re.findall(r"\\begin\{longtable\}\{(\w+)\}\n(.*?)\\end\{", text, re.DOTALL):
             rows = [line for line in body.splitlines() if "&" in line]
