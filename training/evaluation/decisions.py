@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from training.evaluation.cells import FEATURES
 from training.evaluation.results import Result
 from training.evaluation.summary import GROUP
 
@@ -26,8 +27,10 @@ def decision_means(results: Sequence[Result]) -> list[dict[str, Any]]:
         how many went in. None where there are no objects.
     """
     frame = pd.DataFrame([asdict(result.cell) | decisions(result) for result in results])
+    frame["features"] = pd.Categorical(frame["features"], FEATURES, ordered=True)  # sorted as the paper has them
     names = [name for name in frame if name.startswith(("overkill", "object"))]
-    over = frame.groupby([*GROUP, "category"], sort=True)[names].mean().groupby(GROUP, sort=True)
+    classes = frame.groupby([*GROUP, "category"], sort=True, observed=True)[names].mean()
+    over = classes.groupby(GROUP, sort=True, observed=True)
     table = over.mean().assign(categories=over.size()).reset_index().astype(object)
     return table.where(table.notna(), None).to_dict("records")
 

@@ -210,6 +210,8 @@ class TestDecisions:
         seeds = [self.of({"a": (1.0, True), "b": (value, False)}, seed=n) for n, value in enumerate((0.5, 2))]
         (row,) = decision_means(seeds)
         assert row["overkill_2"] == 0.5 and row["categories"] == 1
+        kinds = [row["features"] for row in decision_means(results())]
+        assert kinds == ["raw", "residual", "pretrained"]
         text = markdown_tables([self.of({"S1/a": (1.0, True), "S2/b": (2.0, False)}, data_set="realiad")])
         assert "| detector | features | images at 2 % | at 5 % | at 10 % | object AUROC | objects at 2 % |" in text
         assert f"| PatchCore | raw | {' | '.join(['100.0'] * 3)} | 0.0 | {' | '.join(['100.0'] * 3)} |" in text
