@@ -62,7 +62,7 @@ def run_program(
 ) -> int:
     """Runs a program and returns its exit code.
 
-    0: done. 1: something the user can mend, said in one line, or in one and a list. 130: stopped by the user.
+    0: done. 1: something the user can mend, said in one line. 130: stopped by the user.
 
     Args:
         name: of the program, as messages begin with it.
@@ -79,9 +79,7 @@ def run_program(
             raise
         path = None if isinstance(error, InputError) else getattr(error, "filename", None)
         text = str(error) if path is None else f"{os.fsdecode(path)}: {reason(error)}"
-        # One line, but for a list of names below it.
-        lines = (" ".join(line.split()) for line in text.split("\n  "))
-        print(f"{name}: error: " + "\n  ".join(lines), file=sys.stderr)
+        print(f"{name}: error: {' '.join(text.split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{name}: stopped; {stopped}", file=sys.stderr)

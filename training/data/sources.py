@@ -6,17 +6,20 @@ import functools
 import hashlib
 import logging
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
+from huggingface_hub.errors import EntryNotFoundError
 
-from adpretrain_hf.errors import InputError
+from adpretrain_hf.errors import BundleError, InputError
 from training import synthetic
 from training.data.folders import LAYOUTS, Category, layout_of
+from training.data.loaded import is_loadable, load_table
 from training.data.table import Row, make_table
 from training.real_iad import list_categories, load_real_iad
 from training.real_iad_trees import resolution_of
@@ -83,7 +86,8 @@ def load_training_data(settings: PretrainSettings, synthetic_folder: Path) -> Tr
         InputError: a source cannot be read, two have a category in common, a category that was named is in none, or
             there is no anomaly to learn from.
     """
-    sources = [_open(source, settings, synthetic_folder) for source in settings.data]
+    options: dict[str, Any] = {"resolution": settings.resolution, "strict": settings.strict}
+    sources = [open_source(source, synthetic_folder=synthetic_folder, **options) for source in settings.data]
     names = [name for source in sources for name in source.categories]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -112,7 +116,7 @@ def load_training_data(settings: PretrainSettings, synthetic_folder: Path) -> Tr
     return TrainingData(dataset, training, validation, groups, anomalous, settings.weights)
 
 
-class _Source(NamedTuple):
+class Source(NamedTuple):
     """A place that images come from.
 
     Attributes:
@@ -124,19 +128,46 @@ class _Source(NamedTuple):
     load: Callable[[list[str]], Dataset]
 
 
-def _open(source: str, settings: PretrainSettings, synthetic_folder: Path) -> _Source:
+def open_source(source: str, *, resolution: str, strict: bool, synthetic_folder: Path) -> Source:
+    """Opens one of ``--data``: RealIAD, a layout of folders, or whatever the datasets library loads.
+
+    Args:
+        source: ``"synthetic"``, a folder, the id of a repository on the Hub, or as of ``is_loadable``.
+        resolution, strict: of RealIAD.
+        synthetic_folder: where synthetic data are drawn.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     if source == "synthetic":
         return _real_iad(synthetic.generate(synthetic_folder), str(synthetic.SIZE))
     folder = Path(os.path.abspath(source))
-    if not folder.is_dir() or any(entry.is_dir() and resolution_of(entry.name) for entry in folder.iterdir()):
-        return _real_iad(source, settings.resolution, settings.strict)
+    if is_loadable(source):
+        return _loaded(source)
+    if not folder.is_dir():
+        try:
+            return _real_iad(source, resolution, strict)
+        except BundleError as error:
+            if not isinstance(error.__cause__, EntryNotFoundError):
+                raise
+            return _loaded(source)  # it is on the Hub, and is not RealIAD
+    if any(entry.is_dir() and resolution_of(entry.name) for entry in folder.iterdir()):
+        return _real_iad(source, resolution, strict)
     layout = LAYOUTS[layout_of(folder)]
-    return _Source(layout.names(folder), lambda names: _table_of(layout.read(folder, name) for name in names))
+    return Source(layout.names(folder), lambda names: _table_of(layout.read(folder, name) for name in names))
 
 
-def _real_iad(place: str | Path, resolution: str, strict: bool = True) -> _Source:
+def _real_iad(place: str | Path, resolution: str, strict: bool = True) -> Source:
     names = list_categories(place, resolution=resolution)
-    return _Source(names, lambda wanted: load_real_iad(place, resolution=resolution, categories=wanted, strict=strict))
+    return Source(names, lambda wanted: load_real_iad(place, resolution=resolution, categories=wanted, strict=strict))
+
+
+def _loaded(source: str) -> Source:
+    table = load_table(source)
+    places: dict[str, list[int]] = defaultdict(list)
+    for place, name in enumerate(table["category"]):
+        places[name].append(place)
+    return Source(sorted(places), lambda names: table.select([place for name in names for place in places[name]]))
 
 
 def _table_of(categories: Iterable[Category]) -> Dataset:

@@ -7,6 +7,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from datasets import Dataset, load_dataset
+from huggingface_hub import HfApi
 
 from adpretrain_hf.errors import InputError
 from tests.conftest import PHOTOS
@@ -18,7 +20,10 @@ from tests.training.evaluation.test_data_sets import (
     write_images,
     write_mask,
 )
+from tests.training.real_iad_tree import RealIADClass
+from training.data.__main__ import main as push_data
 from training.data.sources import TrainingData, load_training_data
+from training.encoded import read_encoded
 from training.evaluation.data_sets import category_names, read_category
 from training.settings import PretrainSettings
 
@@ -128,3 +133,81 @@ def test_the_photographs_can_be_trained_on():
     data = load_data(PHOTOS)
     assert data.training == category_names("folder", PHOTOS)
     assert 0 < len(data.anomalous) < len(data.positions)
+
+
+# What the datasets library loads, and pushing to there
+
+OWNER = "hf_owner"
+
+
+def labels(data: TrainingData) -> list[tuple[object, ...]]:
+    names = ("category", "view", "anomaly_class", "is_anomalous", "is_good")
+    return sorted(zip(*(list(data.dataset[name]) for name in names), strict=True))
+
+
+def pixels(data: TrainingData) -> list[tuple[bytes, bytes | None]]:
+    return sorted((read_encoded(row["image"]), row["mask"] and read_encoded(row["mask"])) for row in data.dataset)
+
+
+@pytest.fixture
+def pushed(tmp_path, hub, monkeypatch) -> str:
+    """Two products in MVTecAD's layout and a class of RealIAD in a zip, on the Hub as Parquet."""
+    monkeypatch.setenv("HF_TOKEN", OWNER)
+    make_mvtecad(make_mvtecad(tmp_path / "own"), "cap")
+    made = RealIADClass("zipper")
+    made.write_zip(tmp_path / "real")
+    made.write_json(tmp_path / "real")
+    sources = [str(tmp_path / "own"), str(tmp_path / "real")]
+    assert push_data(["push", "acme/parts", "--data", *sources]) == 0
+    return "acme/parts"
+
+
+def test_a_pushed_set_is_read_back_as_it_was(pushed, tmp_path, hub):
+    expected, got = load_data(tmp_path / "own", tmp_path / "real"), load_data(pushed)
+    assert HfApi(token=OWNER).dataset_info(pushed).private
+    assert pixels(got) == pixels(expected)
+    assert labels(got) == sorted(
+        (category, view, kind if is_anomalous else "good" if is_good else "hidden", is_anomalous, is_good)
+        for category, view, kind, is_anomalous, is_good in labels(expected)
+    )
+    assert {row[2] for row in labels(got)} == {"good", "hidden", "AK", "broken", "contamination"}
+    first = next(iter(load_dataset(pushed, split="train", streaming=True, token=OWNER)))
+    assert list(first) == ["image", "mask", "category", "view", "anomaly"]
+
+
+def test_a_pushed_set_is_trained_on_from_parquet_and_from_disk_alike(pushed, tmp_path, hub):
+    expected = load_data(pushed)
+    dataset = load_dataset(pushed, split="train", token=OWNER)
+    dataset.save_to_disk(str(tmp_path / "disk"))
+    (tmp_path / "parquet").mkdir()
+    dataset.to_parquet(str(tmp_path / "parquet" / "a.parquet"))
+    for source in (tmp_path / "disk", tmp_path / "parquet", f"parquet:{tmp_path / 'parquet'}"):
+        data = load_data(source)
+        assert pixels(data) == pixels(expected) and labels(data) == labels(expected)
+
+
+def test_an_imagefolder_goes_by_its_folders_names(tmp_path, caplog):
+    write_images(tmp_path / "parts" / "good", ["0.png", "1.png"])
+    write_images(tmp_path / "parts" / "scratched", ["0.png"])
+    data = load_data(f"imagefolder:{tmp_path / 'parts'}", paint_defects=0.5)
+    assert labels(data) == [("parts", "", "good", False, True)] * 2
+    assert "left out 1 anomalous images without a mask" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("parquet:nowhere", "parquet:nowhere cannot be loaded by datasets: "),
+        ("acme/nothing", "no repository acme/nothing on the Hub"),
+    ],
+)
+def test_what_cannot_be_loaded_is_told(source, message, hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message):
+        load_data(source)
+
+
+def test_a_set_without_images_is_refused(tmp_path):
+    Dataset.from_dict({"text": ["a"]}).save_to_disk(str(tmp_path / "set"))
+    with pytest.raises(InputError, match=r"has the columns \['text'\], expected one of images, called image"):
+        load_data(tmp_path / "set")

@@ -1,0 +1,47 @@
+"""Writes images and masks, whatever layout they lie in, to the Hub as one data set of Parquet files:
+
+python -m training.data push OWNER/NAME --data my_products/ [--resolution 512] [--public]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from adpretrain_hf.errors import run_program
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns the exit code, see ``run_program``."""
+    parser = argparse.ArgumentParser(prog="python -m training.data", description=(__doc__ or "").splitlines()[0])
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    push = verbs.add_parser("push", help="push a data set to the Hub as Parquet")
+    push.add_argument("repository", help="owner/name on the Hub; made if it is not there")
+    push.add_argument("--data", nargs="+", required=True, help="sources, as of training.pretrain")
+    push.add_argument("--resolution", default="512", help="which of RealIAD's resolutions")
+    push.add_argument("--public", action="store_true", help="a new repository is private by default")
+    args = parser.parse_args(argv)
+
+    def run() -> int:
+        from datasets import concatenate_datasets
+
+        from training.data.loaded import push_table
+        from training.data.sources import open_source
+
+        with TemporaryDirectory() as folder:
+            options: dict[str, Any] = {"resolution": args.resolution, "strict": True}
+            drawn = Path(folder) / "synthetic"
+            sources = [open_source(source, synthetic_folder=drawn, **options) for source in args.data]
+            table = concatenate_datasets([source.load(source.categories) for source in sources])
+            print(push_table(table, args.repository, public=args.public))
+        return 0
+
+    return run_program("data", run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
