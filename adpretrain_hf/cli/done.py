@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from adpretrain_hf.images import ImageState, is_same_state
@@ -39,10 +40,12 @@ class DoneList:
             file.write(f"{self._separator}{json.dumps(entry)}\n")
         self._separator, self._entries[name] = "", (entry[1], state)
 
-    def gone(self) -> list[str]:
-        """The names of images that were removed since: their folder is there, and they are not."""
+    def gone(self, names: Iterable[str]) -> list[str]:
+        """Other images than these that were removed since: their folder is there, and they are not."""
+        others = self._entries.keys() - set(names)
+        paths = {name: self._entries[name][0] for name in others}
         return [
             name
-            for name, (image, _) in self._entries.items()
+            for name, image in paths.items()
             if not os.path.lexists(image) and os.path.isdir(os.path.dirname(image))
         ]

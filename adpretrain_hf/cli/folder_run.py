@@ -56,7 +56,7 @@ class FolderRun:
     def __post_init__(self) -> None:
         keep_settings(self.output, self.settings)
         self._done = DoneList(self.output / "done.jsonl")
-        for name in set(self._done.gone()) - set(self.images.names.values()):
+        for name in self._done.gone(self.images.names.values()):
             self._remove(name)
 
     def result_path(self, image: str, subfolder: str | None = None) -> Path:

@@ -147,6 +147,13 @@ def test_precision_and_recall_of_one_curve(seed: int, levels: int) -> None:
     assert (average_precision(scores, labels), f1_max(scores, labels)) == got
 
 
+def test_blocks_do_not_change_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    maps, masks = random_maps(0, 2, 12, 40)
+    whole = precision_recall_metrics(maps, masks)
+    monkeypatch.setattr("training.metrics._BLOCK", 7)
+    assert precision_recall_metrics(maps, masks) == whole
+
+
 # What is refused
 
 

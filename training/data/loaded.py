@@ -41,9 +41,9 @@ _PUSHED = Features(
 def is_loadable(source: str) -> bool:
     """Whether a source is ``parquet:FOLDER``, ``imagefolder:FOLDER``, or a folder that the library has written."""
     folder, written = Path(source), ("state.json", "dataset_dict.json", "metadata.csv", "metadata.jsonl")
-    return source.partition(":")[0] in _BUILDERS or (
-        folder.is_dir() and (any((folder / name).is_file() for name in written) or any(folder.rglob("*.parquet")))
-    )
+    if source.partition(":")[0] in _BUILDERS or any((folder / name).is_file() for name in written):
+        return True
+    return any(True for pattern in ("*.parquet", "data/*.parquet") for _ in folder.glob(pattern))
 
 
 def load_table(source: str) -> Dataset:

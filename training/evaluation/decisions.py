@@ -54,3 +54,23 @@ def decisions(result: Result) -> dict[str, float]:
         return numbers
     numbers["object_auroc"] = image_auroc(scores, labels)
     return numbers | {f"object_overkill_{100 * escape:g}": overkill(scores, labels, escape) for escape in ESCAPES}
+
+
+def defect_aurocs(result: Result) -> dict[str, float]:
+    """Image AUROC of each kind of defect against all normal images, by the kinds' names; empty where none is known."""
+    from training.metrics import image_auroc
+
+    scores, labels, kinds = np.array(result.scores), np.array(result.is_anomalous), np.array(result.defects)
+    return {
+        str(kind): image_auroc(scores[chosen], labels[chosen])
+        for kind in (np.unique(kinds[labels]) if len(kinds) else ())
+        for chosen in [(kinds == kind) | ~labels]
+    }
+
+
+def misses(result: Result, rejected: float = 0.05) -> list[str]:
+    """The anomalous images that pass where a share of the normal ones is rejected, those first that pass by most."""
+    scores, labels = np.array(result.scores), np.array(result.is_anomalous)
+    threshold = np.quantile(scores[~labels], 1 - rejected, method="higher")
+    passing = [place for place in np.argsort(scores, kind="stable") if labels[place] and scores[place] < threshold]
+    return [result.names[place] for place in passing]

@@ -20,14 +20,15 @@ class Detector:
         variant: of the projectors that the paper gives it.
         epochs: passes over the training images, unless a plan says otherwise.
         serves_all: one model is fitted on all categories of a data set.
-        scores_all_at_once: its scores depend on what else is in a batch.
+        has_likelihoods: its scores are relative to the largest likelihood of all test images, see
+            ``predict_likelihoods``.
     """
 
     model: str
     variant: str
     epochs: int = 1
     serves_all: bool = False
-    scores_all_at_once: bool = False
+    has_likelihoods: bool = False
 
 
 # In the order in which they are run on a category: GLASS, whose synthetic images are all new, pushes out of memory what
@@ -37,8 +38,7 @@ DETECTORS: Mapping[str, Detector] = {
     "featurenorm": Detector("ADPretrainFeatureNorm", "norm"),
     "patchcore": Detector("ADPretrainPatchcore", "angle"),
     "padim": Detector("ADPretrainPadim", "angle"),
-    # anomalib divides likelihoods by the largest of a batch; the published code by the largest of all test images.
-    "cflow": Detector("ADPretrainCflow", "norm", epochs=3, scores_all_at_once=True),
+    "cflow": Detector("ADPretrainCflow", "norm", epochs=3, has_likelihoods=True),
     "glass": Detector("ADPretrainGlass", "norm", epochs=5),
     "uniad": Detector("ADPretrainUniad", "norm", epochs=6, serves_all=True),
 }

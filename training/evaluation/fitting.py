@@ -11,7 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
+
+_IMAGES = 64  # whose maps are made at a time
 
 
 def fit(model: Any, images: DataLoader, *, epochs: int, device: torch.device) -> None:
@@ -47,6 +51,48 @@ def predict(model: Any, images: DataLoader, *, device: torch.device) -> tuple[np
     maps = np.concatenate([_array(batch.anomaly_map) for batch in batches])
     scores = np.concatenate([_array(batch.pred_score) for batch in batches])
     return maps.reshape(len(maps), *maps.shape[-2:]), scores.ravel()
+
+
+def predict_likelihoods(model: Any, images: DataLoader, *, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
+    """``predict`` of CFLOW, whose likelihoods are divided by the largest of all test images, as published.
+
+    anomalib divides by the largest of a batch, which would have to hold them all: instead a batch gives its likelihoods
+    alone, one number for a patch and level.
+    """
+    generator, kept = model.model.anomaly_map_generator, _Likelihoods()
+    model.model.anomaly_map_generator = kept
+    try:
+        predict(model, images, device=device)
+    finally:
+        model.model.anomaly_map_generator = generator
+    levels = [torch.cat(level) for level in zip(*kept.levels, strict=True)]
+    largest = [level.max() for level in levels]
+    likelihoods = []
+    for parts in zip(*(level.split(_IMAGES) for level in levels), strict=True):
+        scaled = [(part - most).exp()[:, None] for part, most in zip(parts, largest, strict=True)]
+        upsampled = (F.interpolate(one, kept.size, mode="bilinear", align_corners=True)[:, 0] for one in scaled)
+        likelihoods.append(torch.stack(list(upsampled)).sum(dim=0).numpy())
+    maps = np.concatenate(likelihoods)
+    np.subtract(maps.max(), maps, out=maps)
+    return maps, maps.max(axis=(1, 2))
+
+
+class _Likelihoods(nn.Module):
+    """Stands in for anomalib's maps of a batch, and keeps what they are made of: L maps (B, h, w) of every batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.levels: list[list[torch.Tensor]] = []
+        self.size: tuple[int, int] = (0, 0)
+
+    def forward(
+        self, distribution: list[torch.Tensor], height: list[int], width: list[int], image_size: tuple[int, int]
+    ) -> torch.Tensor:
+        """Keeps the likelihoods, L tensors (B * h * w,), and returns maps of nothing, (B, 1, 1)."""
+        grids = zip(distribution, height, width, strict=True)
+        self.levels.append([level.reshape(-1, h, w).float().cpu() for level, h, w in grids])
+        self.size = (int(image_size[0]), int(image_size[1]))
+        return torch.zeros(len(self.levels[-1][0]), 1, 1)
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:

@@ -12,6 +12,7 @@ from PIL import Image
 from adpretrain_hf.overlays import colour_range, overlay
 from training.evaluation.figures import jpeg
 from training.evaluation.results import Result, Shown
+from training.metrics import pixel_auroc
 
 _TILE, _GAP, _QUALITY = 128, 2, 75
 
@@ -24,7 +25,8 @@ class Strip:
         picture: its address.
         width, height: in pixels.
         caption: which image it is.
-        rank: ``"best"`` or ``"worst"``.
+        rank: ``"best"`` or ``"worst"`` of the cell, which says nothing of how well: see ``found``.
+        found: how well its anomaly is found, as a text; empty where the mask is not known.
     """
 
     picture: str
@@ -32,10 +34,11 @@ class Strip:
     height: int
     caption: str
     rank: str
+    found: str
 
 
 def strips(result: Result, shown: Shown, each: int) -> Iterator[Strip]:
-    """The best and the worst found anomalies of a cell; all maps have one range of colours.
+    """The anomalies of a cell that are found best and worst; all maps have one range of colours.
 
     Args:
         result: of the cell.
@@ -53,7 +56,15 @@ def strips(result: Result, shown: Shown, each: int) -> Iterator[Strip]:
         picture = _joined([tile.convert("RGB").resize(_size(image), Image.Resampling.BILINEAR) for tile in tiles])
         index = int(shown.indices[place])
         caption = f"{result.names[index]}, score {result.scores[index]:.4g}"
-        yield Strip(_written(picture), *picture.size, caption, "best" if place < best else "worst")
+        rank = "best" if place < best else "worst"
+        yield Strip(_written(picture), *picture.size, caption, rank, _found(shown, place))
+
+
+def _found(shown: Shown, place: int) -> str:
+    mask = shown.masks[place][None]
+    if mask.all() or not mask.any():
+        return ""
+    return f"pixel AUROC {100 * pixel_auroc(shown.maps[place][None].astype(np.float32), mask):.1f}"
 
 
 def _size(image: Image.Image) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -26,6 +26,7 @@ class Result:
         is_anomalous: of each test image.
         names: of the test images, as people know them.
         seconds: that the cell took.
+        defects: the kinds of the test images' anomalies, as the data set calls them; empty where they are not known.
 
     Raises:
         InputError: the lists are of different lengths, a metric is unknown, or a number is not finite.
@@ -37,11 +38,14 @@ class Result:
     is_anomalous: list[bool]
     names: list[str]
     seconds: float
+    defects: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         lengths = [len(one) for one in (self.scores, self.is_anomalous, self.names)]
         if len(set(lengths)) > 1:
             raise InputError(f"scores, is_anomalous and names have lengths {lengths}, expected one entry an image each")
+        if self.defects and len(self.defects) != len(self.names):
+            raise InputError(f"got {len(self.defects)} defects for {len(self.names)} images, expected one each")
         if unknown := sorted(set(self.metrics) - set(METRICS)):
             raise InputError(f"unknown metrics {', '.join(unknown)}: expected some of {', '.join(METRICS)}")
         measured = [value for value in self.metrics.values() if value is not None]

@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.files import write_text
 from training.evaluation.cells import FEATURES, Cell
+from training.evaluation.decisions import misses
 from training.evaluation.figures import Kind, histogram_figure, roc_figure
 from training.evaluation.map_strips import Strip, strips
 from training.evaluation.names import SETTINGS, detector_name, features_name, settings_text
@@ -95,17 +96,29 @@ def _section(
     patches: Mapping[tuple[str, str], PatchPlot],
 ) -> dict[str, Any]:
     """All that is shown of a data set."""
+    ours = [result for result in results if result.cell.data_set == tables.data_set]
     classes = [
         {
             "name": name,
             "table": table,
+            "kinds": tables.kinds[name],
+            "misses": _misses([one for one in ours if one.cell.category == name]),
             "maps": maps[tables.data_set, name],
             "patches": patches.get((tables.data_set, name)),
         }
         for name, table in tables.classes.items()
     ]
-    ours = [result for result in results if result.cell.data_set == tables.data_set]
     return {"tables": tables, "detectors": _detector_plots(ours), "classes": classes}
+
+
+def _misses(results: Sequence[Result]) -> dict[str, list[str]]:
+    """The images that every detector lets pass, by its name and features: of the plainest settings."""
+    chosen = {
+        f"{detector_name(cell.detector)}, {features_name(cell.features, cell.variant)}": result
+        for result in sorted(results, key=lambda one: _plainness(one.cell))
+        for cell in [result.cell]
+    }
+    return {name: misses(result) for name, result in chosen.items()}
 
 
 def _detector_plots(results: Sequence[Result]) -> list[DetectorPlots]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 from zipfile import BadZipFile
@@ -23,6 +23,7 @@ __all__ = [
     "PatchSample",
     "Result",
     "Shown",
+    "copy_result",
     "is_done",
     "load_failures",
     "load_patches",
@@ -49,6 +50,12 @@ def save_result(folder: str | Path, result: Result, shown: Shown) -> None:
         np.savez_compressed(temporary, **{one.name: getattr(shown, one.name) for one in fields(shown)})
     write_text(numbers, json.dumps(asdict(result), indent=1, allow_nan=False))
     _failure_path(folder, result.cell).unlink(missing_ok=True)  # of an earlier run
+
+
+def copy_result(folder: str | Path, source: Cell, cell: Cell) -> None:
+    """Writes a cell whose numbers and pictures are those of another one that is done."""
+    result = _read_result(_paths(folder, source)[0])
+    save_result(folder, replace(result, cell=cell, seconds=0.0), load_shown(folder, source))
 
 
 def save_failure(folder: str | Path, cell: Cell, error: str) -> None:

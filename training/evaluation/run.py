@@ -6,6 +6,7 @@ import gc
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,20 @@ from adpretrain_hf.errors import InputError
 from training.evaluation.cells import Cell
 from training.evaluation.data_sets import Sample
 from training.evaluation.detectors import DETECTORS, model_class
-from training.evaluation.fitting import fit, predict, quietly, seed
+from training.evaluation.fitting import fit, predict, predict_likelihoods, quietly, seed
 from training.evaluation.images import test_masks
 from training.evaluation.measure import Predicted, measure
+from training.evaluation.plan import Plan
 from training.evaluation.remember import RememberedFeatures
-from training.evaluation.results import Result, is_done, patches_done, save_failure, save_patches, save_result
+from training.evaluation.results import (
+    Result,
+    copy_result,
+    is_done,
+    patches_done,
+    save_failure,
+    save_patches,
+    save_result,
+)
 from training.evaluation.sampling import Drawn
 from training.evaluation.shared import Shared
 from training.evaluation.shown import choose_shown, sample_patches
@@ -39,6 +49,8 @@ def run_cells(shared: Shared, cells: Sequence[Cell]) -> None:
     Raises:
         InputError: something about the data; the message names the cell.
     """
+    for cell in cells:
+        _take_over(shared.plan, cell)
     pending = [cell for cell in cells if not is_done(shared.plan.output, cell)]
     if not pending:
         return
@@ -58,6 +70,16 @@ def run_cells(shared: Shared, cells: Sequence[Cell]) -> None:
         if not is_done(shared.plan.output, cell):
             _LOG.warning("%s failed: %s", cell.name, reason)
             save_failure(shared.plan.output, cell, reason)
+
+
+def _take_over(plan: Plan, cell: Cell) -> None:
+    """Gives a cell of raw features the result of one with another number of references, which these do not know."""
+    if cell.features != "raw" or is_done(plan.output, cell):
+        return
+    for other in (replace(cell, shots=shots) for shots in plan.shots):
+        if is_done(plan.output, other):
+            copy_result(plan.output, other, cell)
+            return
 
 
 def _fit_and_test(shared: Shared, cells: Sequence[Cell], pending: Sequence[Cell]) -> None:
@@ -100,8 +122,8 @@ def _test(shared: Shared, cell: Cell, model: Any, samples: Sequence[Sample], sec
         seconds: that fitting took.
     """
     began = time.monotonic()
-    number = len(samples) if DETECTORS[cell.detector].scores_all_at_once else shared.plan.batch_size
-    maps, scores = predict(model, shared.images(samples, number), device=shared.device)
+    ask = predict_likelihoods if DETECTORS[cell.detector].has_likelihoods else predict
+    maps, scores = ask(model, shared.images(samples, shared.plan.batch_size), device=shared.device)
     labels = np.array([sample.is_anomalous for sample in samples])
     predicted = Predicted(maps, scores, labels, _masks(shared, samples))
     metrics = measure(predicted)
@@ -109,7 +131,8 @@ def _test(shared: Shared, cell: Cell, model: Any, samples: Sequence[Sample], sec
         _keep_patches(shared, cell, model, samples, predicted.masks)
     names = [shared.name(cell, sample) for sample in samples]
     seconds += time.monotonic() - began
-    result = Result(cell, metrics, scores.tolist(), labels.tolist(), names, seconds)
+    defects = [sample.defect for sample in samples]
+    result = Result(cell, metrics, scores.tolist(), labels.tolist(), names, seconds, defects)
     save_result(shared.plan.output, result, choose_shown(predicted, samples, shared.extractor.preprocess))
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from training.evaluation.cells import Cell
-from training.evaluation.decisions import decision_means
+from training.evaluation.decisions import decision_means, defect_aurocs
 from training.evaluation.names import (
     DECISION_NAMES,
     METRIC_NAMES,
@@ -40,6 +40,7 @@ class DataSetTables:
         gains: of pretrained features over the others; without rows where there is nothing to compare.
         decisions: how many normal images, and objects, are rejected where few anomalous ones pass.
         classes: one table each, by the category's name.
+        kinds: image AUROC of each kind of defect, by the category's name; without rows where there are no kinds.
     """
 
     data_set: str
@@ -49,6 +50,7 @@ class DataSetTables:
     gains: Table
     decisions: Table
     classes: dict[str, Table] = field(default_factory=dict)
+    kinds: dict[str, Table] = field(default_factory=dict)
 
 
 def markdown_tables(results: Sequence[Result], failures: Mapping[Cell, str] | None = None) -> str:
@@ -84,12 +86,17 @@ def data_set_tables(results: Sequence[Result]) -> list[DataSetTables]:
         by_data_set[row["data_set"]].append(row)
     decided = decision_means(results)
     return [
-        _tables(data_set, rows, [row for row in decided if row["data_set"] == data_set])
+        _tables(
+            rows,
+            [row for row in decided if row["data_set"] == data_set],
+            [result for result in results if result.cell.data_set == data_set],
+        )
         for data_set, rows in by_data_set.items()
     ]
 
 
-def _tables(data_set: str, rows: list[_Row], decided: list[_Row]) -> DataSetTables:
+def _tables(rows: list[_Row], decided: list[_Row], results: Sequence[Result]) -> DataSetTables:
+    data_set = results[0].cell.data_set
     varying = tuple(name for name in SETTINGS if len({row[name] for row in rows}) > 1)
     means = [row for row in rows if row["category"] is None]
     by_class = defaultdict(list)
@@ -105,6 +112,7 @@ def _tables(data_set: str, rows: list[_Row], decided: list[_Row]) -> DataSetTabl
         _gains(means, varying),
         _decisions(decided, varying, count),
         {name: _values(name, by_class[name], varying, 1) for name in sorted(by_class)},
+        {name: _kinds([one for one in results if one.cell.category == name], varying) for name in by_class},
     )
 
 
@@ -171,6 +179,20 @@ def _decisions(decided: Sequence[_Row], varying: Sequence[str], count: int) -> T
     title = "Overkill: normal ones that are rejected where 2, 5 and 10 % of the anomalous ones pass"
     header = ("detector", "features", *varying, *(DECISION_NAMES[name] for name in names))
     return Table(title, header, tuple(lines), labels=2 + len(varying))
+
+
+def _kinds(results: Sequence[Result], varying: Sequence[str]) -> Table:
+    """Of the first seed alone: how many images of a kind there are does not depend on it."""
+    seed = min(result.cell.seed for result in results)
+    rows = [(asdict(one.cell) | {"categories": 1}, defect_aurocs(one)) for one in results if one.cell.seed == seed]
+    kinds = sorted({kind for _, found in rows for kind in found})
+    lines = [
+        (*_labels(row, varying, 1), *(f"{100 * found[kind]:.1f}" if kind in found else "-" for kind in kinds))
+        for row, found in rows
+        if found
+    ]
+    header = ("detector", "features", *varying, *kinds)
+    return Table("Image AUROC by kind of defect", header, tuple(lines), labels=2 + len(varying))
 
 
 def _gain(row: _Row, name: str) -> str:

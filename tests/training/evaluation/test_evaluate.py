@@ -74,6 +74,8 @@ def test_one_command_makes_the_tables_and_the_report(
     assert "PatchCore" in out
     assert "longtable" in (folder / "tables.tex").read_text()
     report = (folder / "report.html").read_text()
+    assert "Image AUROC by kind of defect" in report and "Missed where 5 % of the normal images are rejected" in report
+    assert "pixel AUROC " in report
     assert "<html" in report and f"Bundle <code>{values['bundle']}</code>, 20" in report
     assert f"<code>python -m training.evaluate {values['bundle']} --output" in report and "anomalib 2." in report
     metrics = json.loads((folder / "metrics.json").read_text())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,12 @@ from tests.conftest import GOLDEN, random_image
 from tests.training.evaluation.conftest import MakePlan
 from training.evaluation.cells import Cell
 from training.evaluation.data_sets import Sample
-from training.evaluation.fitting import fit, predict, seed
+from training.evaluation.fitting import fit, predict, predict_likelihoods, seed
 from training.evaluation.measure import Predicted, measure
 from training.evaluation.plan import Plan
 from training.evaluation.plan_cells import plan_cells
 from training.evaluation.results import METRICS, Result, load_patches, load_results, load_shown
-from training.evaluation.run import run_cells
+from training.evaluation.run import _model, run_cells
 from training.evaluation.shared import Shared
 from training.evaluation.shown import choose_shown, sample_patches
 
@@ -39,6 +40,27 @@ def run(plan: Plan) -> list[Result]:
 
 def without_time(results: list[Result]) -> list[tuple[object, ...]]:
     return [(one.cell, one.metrics, one.scores, one.is_anomalous, one.names) for one in results]
+
+
+@pytest.mark.parametrize("detector", ["patchcore", "uniad"])
+def test_raw_features_are_fitted_once_for_all_numbers_of_references(
+    make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch, detector: str
+) -> None:
+    """Their cells are what each of them gives on its own."""
+    fitted = []
+    monkeypatch.setattr(
+        "training.evaluation.run.fit", lambda model, *a, **k: fitted.append(model) or fit(model, *a, **k)
+    )
+    plan = make_plan(detectors=detector, features=["raw", "residual"], shots=[1, 2, 3], epochs={"uniad": 1})
+    results = run(plan)
+    raw = [one for one in results if one.cell.features == "raw"]
+    groups = {(one.cell.data_set, one.cell.category if detector == "patchcore" else "") for one in results}
+    assert len(fitted) == len(groups) * (1 + 3)  # once raw, and residual for each number
+    assert {one.cell.shots for one in raw} == {1, 2, 3}
+    alone = run(replace(plan, output=f"{plan.output}-alone", features=("raw",), shots=(3,)))
+    assert without_time(alone) == without_time([one for one in raw if one.cell.shots == 3])
+    for one in raw:
+        assert len(load_shown(plan.output, one.cell).indices)
 
 
 @pytest.mark.parametrize("variant", ["angle", "norm"])
@@ -165,6 +187,23 @@ def test_interruptions_come_through_lightning(make_plan: MakePlan) -> None:
         exit_as_lightning_does()
     with pytest.raises(SystemExit), quietly():
         raise SystemExit(1)
+
+
+def test_likelihoods_in_batches_are_those_of_one_batch(make_plan: MakePlan) -> None:
+    """anomalib's own scores of all test images at once, whatever is in a batch here."""
+    plan = make_plan(detectors="cflow", features="raw", categories="nut")
+    shared = Shared(plan)
+    ((cell,),) = plan_cells(plan)
+    drawn = {cell: shared.draw(cell)}
+    model, samples, cpu = _model(shared, cell, drawn), drawn[cell].test, torch.device("cpu")
+    fit(model, shared.images(drawn[cell].train, plan.batch_size), epochs=1, device=cpu)
+    whole = predict(model, shared.images(samples, len(samples)), device=cpu)
+    for size in (1, 3):
+        batched = predict_likelihoods(model, shared.images(samples, size), device=cpu)
+        for got, expected in zip(batched, whole, strict=True):
+            np.testing.assert_allclose(got, expected, atol=1e-5)
+    again = predict(model, shared.images(samples, len(samples)), device=cpu)
+    assert np.array_equal(again[0], whole[0])  # anomalib's maps are back in place
 
 
 @pytest.mark.parametrize("detector", ["cflow", "glass"])

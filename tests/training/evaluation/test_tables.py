@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from adpretrain_hf.config import ADPretrainConfig
 from adpretrain_hf.errors import BundleError, InputError
 from tests.conftest import BUNDLE
 from tests.training.evaluation.made_up import made_up_cell, made_up_result, made_up_shown, result_of
-from training.evaluation.decisions import decision_means, decisions
+from training.evaluation.decisions import decision_means, decisions, defect_aurocs, misses
 from training.evaluation.model_index import export_card
 from training.evaluation.names import METRIC_NAMES
 from training.evaluation.results import METRICS, Result, save_result
@@ -205,6 +206,27 @@ class TestDecisions:
         assert numbers["object_auroc"] == pytest.approx(0.75)
         assert numbers["object_overkill_10"] == 0.5 and numbers["overkill_10"] == pytest.approx(1 / 6)
         assert "object_auroc" not in decisions(self.of(scores))
+
+    def test_kinds_of_defects_and_what_passes(self) -> None:
+        """Of four normal images one is rejected at 5 %: what is below it passes, the surest first."""
+        scores = {
+            **{f"good/{n}.png": (score, False) for n, score in enumerate((0.1, 0.2, 0.3, 0.6))},
+            **{
+                "cut/0.png": (0.9, True),
+                "cut/1.png": (0.55, True),
+                "stain/0.png": (0.25, True),
+                "hole/0.png": (0.6, True),
+            },
+        }
+        result = replace(self.of(scores), defects=[name.partition("/")[0] for name in scores])
+        assert defect_aurocs(result) == {"cut": 0.875, "hole": 0.875, "stain": 0.5}
+        assert misses(result) == ["stain/0.png", "cut/1.png"]
+        assert defect_aurocs(self.of(scores)) == {}
+        (tables,) = data_set_tables([result])
+        assert tables.kinds["candle"].header == ("detector", "features", "cut", "hole", "stain")
+        assert tables.kinds["candle"].rows == (("PatchCore", "raw", "87.5", "87.5", "50.0"),)
+        with pytest.raises(InputError, match="got 1 defects for 8 images, expected one each"):
+            replace(result, defects=["cut"])
 
     def test_means_are_over_seeds_and_then_over_categories(self) -> None:
         seeds = [self.of({"a": (1.0, True), "b": (value, False)}, seed=n) for n, value in enumerate((0.5, 2))]
