@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -116,6 +117,7 @@ def test_missing_column(arguments: dict[str, object]) -> None:
 @pytest.fixture(scope="module")
 def two_workers() -> Iterator[None]:
     """A Ray of two CPUs, whose workers import this checkout."""
+    on_termination = signal.getsignal(signal.SIGTERM)
     variables = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     here = {"num_cpus": 2, "num_gpus": 0, "include_dashboard": False, "log_to_driver": False}
     try:
@@ -126,6 +128,7 @@ def two_workers() -> Iterator[None]:
     ray.data.DataContext.get_current().wait_for_min_actors_s = 120
     yield
     ray.shutdown()
+    signal.signal(signal.SIGTERM, on_termination)  # Ray's own would stay, and be that of every fork
 
 
 @pytest.fixture

@@ -62,6 +62,8 @@ class TestConcurrency:
             answers = [pool.apply_async(read_all, (path, list(members) * 5)) for _ in range(6)]
             assert read_all(path, list(members) * 5) == list(members.values()) * 5
             assert all(answer.get(60) == list(members.values()) * 5 for answer in answers)
+            pool.close()  # they end by themselves: a signal is not sure to end a process that is about to wait
+            pool.join()
 
     def test_workers_of_a_data_loader(self, tmp_path):
         made = RealIADClass("mint", normals=4)
