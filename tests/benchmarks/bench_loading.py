@@ -71,7 +71,7 @@ def _of_transformers(bundle: Path) -> Callable[[], object]:
 
 def _peak_and_size(bundle: Path) -> tuple[float, float]:
     with peak_memory() as peak:
-        extractor = ADPretrainFeatureExtractor.from_pretrained(bundle)
+        extractor = ADPretrainFeatureExtractor.from_pretrained(bundle, device="cpu")
     return peak.megabytes, sum(p.numel() * p.element_size() for p in extractor.parameters()) / 2**20
 
 

@@ -35,7 +35,7 @@ def measure(device: str) -> list[Row]:
     if torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
         fast["bfloat16"] = lambda extractor: extractor.to(torch.bfloat16)
     return [
-        *_speed("the embedded bundle", lambda: ADPretrainFeatureExtractor.from_pretrained(BUNDLE), fast),
+        *_speed("the embedded bundle", lambda: ADPretrainFeatureExtractor.from_pretrained(BUNDLE, device="cpu"), fast),
         *_speed("DINOv2-B", lambda: random_extractor("base"), fast),
         *_accuracy(fast),
     ]
@@ -63,7 +63,7 @@ def _accuracy(fast: dict[str, Change]) -> list[Row]:
             * mean(
                 row["image_auroc"]
                 for row in evaluate_features(
-                    change(ADPretrainFeatureExtractor.from_pretrained(BUNDLE, variant="norm")),
+                    change(ADPretrainFeatureExtractor.from_pretrained(BUNDLE, variant="norm", device="cpu")),
                     dataset,
                     HELD_OUT,
                     features=["pretrained"],

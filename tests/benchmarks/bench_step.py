@@ -79,7 +79,7 @@ class Bench:
         device: str = "cpu",
     ) -> None:
         self.device, self.precision = device, precision
-        self.extractor = ADPretrainFeatureExtractor.from_backbone(backbone, num_reference_tokens=tokens)
+        self.extractor = ADPretrainFeatureExtractor.from_backbone(backbone, num_reference_tokens=tokens, device="cpu")
         initialise(self.extractor.projectors, 1.0)  # new ones are the identity, which any computation gets right
         self.projectors = self.extractor.to(device).projectors.requires_grad_()
         dataset = load_real_iad(synthetic.generate(folder / "data", categories=2, normals=8), resolution="256")
