@@ -29,11 +29,12 @@ from tests.training.evaluation.made_up import (
     write_run,
 )
 from training.evaluation.cells import FEATURES
+from training.evaluation.decisions import misses
 from training.evaluation.figures import Kind, histogram_figure, roc_figure
 from training.evaluation.map_strips import strips
 from training.evaluation.projections import project
 from training.evaluation.report import write_report
-from training.evaluation.results import save_result
+from training.evaluation.results import load_results, save_result
 
 EVIL = "<script>alert(1)</script>"
 # On 2 data sets, 2 detectors have 2 plots; each of 3 classes has its patches, and 4 maps of 2 detectors on 3 kinds.
@@ -96,6 +97,13 @@ def test_is_well_formed_and_its_links_lead_somewhere(page: Page) -> None:
     links = page.all("a", "href")
     assert {link[1:] for link in links} <= set(ids) and all(link.startswith("#") for link in links)
     assert len(links) == 2 * (3 + 3)  # of each data set the title, tables, detectors and three classes
+
+
+def test_what_is_missed_is_listed(text: str, report: Path) -> None:
+    assert "Missed where 5 % of the normal images are rejected" in text
+    for result in load_results(report.parent):
+        for name in misses(result)[:1]:
+            assert f", first {name}" in text
 
 
 def test_needs_nothing_else(text: str, page: Page) -> None:
