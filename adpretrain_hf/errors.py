@@ -77,8 +77,9 @@ def run_program(
     except (InputError, OSError) as error:
         if debug:
             raise
-        path = None if isinstance(error, InputError) else getattr(error, "filename", None)
-        text = str(error) if path is None else f"{os.fsdecode(path)}: {reason(error)}"
+        text = str(error) if isinstance(error, InputError) else reason(error)
+        if (path := getattr(error, "filename", None)) is not None and text != str(error):
+            text = f"{os.fsdecode(path)}: {text}"
         print(f"{name}: error: {' '.join(text.split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
