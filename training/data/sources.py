@@ -171,8 +171,7 @@ def _loaded(source: str) -> Source:
 
 
 def _table_of(categories: Iterable[Category]) -> Dataset:
-    """Training and test images together, as of RealIAD; anomalous ones without a mask, of which nothing can be learned,
-    are left out."""
+    """Training and test images together, as of RealIAD, but for anomalous ones without a mask: they teach nothing."""
     rows, without = list[Row](), list[str]()
     for category in categories:
         for sample in (*category.train, *category.test):
