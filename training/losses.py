@@ -151,7 +151,7 @@ class _Rows(NamedTuple):
     def of(cls, is_anomalous: Tensor, ignored: Tensor | None, device: torch.device) -> _Rows:
         labels = _labels(is_anomalous, ignored)
         anomalous, normal = (to_device(label.nonzero()[:, 0], device, torch.int64) for label in labels)
-        own = labels.any(dim=0).view(world_size(), -1)[rank()]
+        own = (labels[0] | labels[1]).view(world_size(), -1)[rank()]
         return cls(anomalous, normal, to_device(own, device, torch.float32), len(anomalous) + len(normal))
 
 

@@ -49,6 +49,7 @@ from training.references import ReferencePatches, ReferencePool, autocast, match
 from training.run import distributed
 from training.run.checkpoint import Progress
 from training.run.folder import RunFolder
+from training.run.graph import graphed
 from training.run.reporting import Reporter
 from training.run.signals import StopRequest
 from training.run.state import TrainingState
@@ -82,8 +83,17 @@ class Parts:
 def train(parts: Parts, state: TrainingState, reporter: Reporter) -> int:
     """The loop (paper, section 3; released ``train.py``); returns 0 at the end, or the signal that stopped it."""
     settings, config, device = parts.settings, parts.extractor.config, parts.extractor.device
-    encode, project = compiled(parts, state)
+    make_views, encode, project = compiled(parts, state)
     mean, std = (255 * torch.tensor(values, device=device).view(3, 1, 1) for values in (config.mean, config.std))
+
+    @graphed  # one launch for what is not trained
+    @torch.no_grad()
+    def residuals_of(images: Tensor, augmentations: Tensor, *patches: Tensor) -> list[Tensor]:
+        with autocast(device, settings.precision):
+            views = make_views(images, augmentations)  # (2 B, 3, S, S)
+            tokens = encode((views - mean) / std)  # L x (2 B, C, h, w)
+            return match(tokens, patches, config.residual_scale)  # L x (2 B, C, h, w)
+
     with StopRequest() as stop:
         loaded = load_batches(parts, state.progress, stop.leave_to_parent)
         batches = on_device(loaded, parts.references, device)
@@ -93,14 +103,12 @@ def train(parts: Parts, state: TrainingState, reporter: Reporter) -> int:
             reporter.begin_epoch()
             state.begin_epoch()
             parts_left = settings.accumulate * (state.steps_per_epoch - state.progress.step)
-            for part, (batch, images, patches) in enumerate(islice(batches, parts_left), start=1):
+            for part, (batch, inputs) in enumerate(islice(batches, parts_left), start=1):
                 unreadable += batch.unreadable
                 ends_step = part % settings.accumulate == 0
                 with without_exchange(project, ends_step):
+                    residuals = residuals_of(*inputs)  # L x (2 B, C, h, w)
                     with autocast(device, settings.precision):
-                        views = augment(images, batch.augmentations)  # (2 B, 3, S, S)
-                        tokens = encode((views - mean) / std)  # L x (2 B, C, h, w)
-                        residuals = match(tokens, patches, config.residual_scale)  # L x (2 B, C, h, w)
                         features = project(residuals)  # L x (2 B, C, h, w)
                     angle, norm = level_losses(
                         features, batch.labels, state.centers, temperature=settings.temperature, margin=settings.margin
@@ -287,36 +295,36 @@ def load_batches(
 
 def on_device(
     batches: Iterable[Batch], references: ReferencePatches, device: torch.device
-) -> Iterator[tuple[Batch, Tensor, list[Tensor]]]:
-    """Batches with their images (B, 3, S, S) and reference patches L x (B, K, C) on the device.
+) -> Iterator[tuple[Batch, list[Tensor]]]:
+    """Batches, with what of them is needed on the device: images (B, 3, S, S), what was drawn to augment them, and
+    reference patches L x (B, K, C).
 
     A GPU copies and gathers those of the next batch beside its work on this one.
     """
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-    waiting: tuple[Batch, Tensor, list[Tensor]] | None = None
+    waiting: tuple[Batch, list[Tensor]] | None = None
     for batch in batches:
         with torch.cuda.stream(stream):
-            coming = batch, to_device(batch.images, device, torch.uint8), references.gather(batch.references)
+            own = (to_device(tensor, device, tensor.dtype) for tensor in (batch.images, batch.augmentations))
+            coming = batch, [*own, *references.gather(batch.references)]
         if waiting is not None:
             yield waiting
         if stream is not None:
             torch.cuda.current_stream(device).wait_stream(stream)
-            for tensor in (coming[1], *coming[2]):
+            for tensor in coming[1]:
                 tensor.record_stream(torch.cuda.current_stream(device))
         waiting = coming
     if waiting is not None:
         yield waiting
 
 
-def compiled(parts: Parts, state: TrainingState) -> tuple[Callable[..., list[Tensor]], Callable[..., list[Tensor]]]:
-    """Backbone and projectors as the loop calls them: compiled on request, gradients exchanged between processes."""
-    encode: Callable[..., list[Tensor]] = torch.no_grad()(_frozen(parts).encode)
-    project: Callable[..., list[Tensor]] = state.projectors
+def compiled(parts: Parts, state: TrainingState) -> list[Callable[..., Any]]:
+    """What makes views, encodes and projects: compiled on request, gradients exchanged between processes."""
+    project: nn.Module = state.projectors
     if distributed.world_size() > 1:
         project = DistributedDataParallel(state.projectors, gradient_as_bucket_view=True)
-    if parts.settings.compile:
-        return torch.compile(encode, dynamic=False), torch.compile(project, dynamic=False)
-    return encode, project
+    functions: list[Callable[..., Any]] = [augment, _frozen(parts).encode, project]
+    return [torch.compile(one, dynamic=False) for one in functions] if parts.settings.compile else functions
 
 
 def _frozen(parts: Parts) -> ADPretrainFeatureExtractor:

@@ -130,7 +130,7 @@ class Bench:
         with clock("decode, crop"):
             batch = self.collate([self.samples[item] for item in self.items])
         with clock("augment"):
-            views = augment(batch.images.to(device), batch.augmentations)
+            views = augment(batch.images.to(device), batch.augmentations.to(device))
         with clock("backbone"), torch.no_grad(), autocast(device, self.precision):
             tokens = self.extractor.encode(normalize(views, config.mean, config.std))
         with clock("references"):

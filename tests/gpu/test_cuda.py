@@ -25,6 +25,7 @@ from training import synthetic
 from training.pretrain import begin, main, train
 from training.references import nearest_residuals
 from training.run.folder import RunFolder
+from training.run.graph import graphed
 from training.run.reporting import Reporter
 from training.settings import parse
 
@@ -57,7 +58,7 @@ def test_the_authors_numbers(golden, tmp_path):
 def test_results_come_in_the_order_of_the_images():
     extractor = random_extractor("small", "cuda")
     images = torch.randn(70, 3, 224, 224)
-    extractor.set_reference(images[:2])
+    extractor.set_reference(torch.randn(2, 3, 224, 224))
     for row, features in enumerate(extractor.extract(images, batch_size=8, progress=False)):
         if row % 23 == 0:
             alone = extractor(images[row : row + 1])
@@ -94,6 +95,23 @@ def test_training_lowers_the_loss(flags, tmp_path):
     for name, rate in (("learning", "5e-3"), ("standing", "1e-9")):
         assert main(["--output", str(tmp_path / name), *flags, "--learning-rate", rate]) == 0
     assert losses(tmp_path / "learning")[-1] < 0.97 * losses(tmp_path / "standing")[-1]
+
+
+def test_a_recorded_function_gives_what_it_gives_unrecorded():
+    def scaled(images: torch.Tensor, factors: torch.Tensor) -> list[torch.Tensor]:
+        return [images.float() * factors[:, None], images.sum(dim=1)]
+
+    recorded = graphed(scaled)
+    for width in (8, 5, 8, 5, 8):
+        images, factors = torch.randint(255, (4, width), device="cuda").byte(), torch.randn(4, device="cuda")
+        for got, expected in zip(recorded(images, factors), scaled(images, factors), strict=True):
+            assert torch.equal(got, expected)
+
+
+def test_references_in_a_file_give_the_same_losses(flags, tmp_path):
+    for name, gigabytes in (("file", "1e-6"), ("memory", "0")):
+        assert main(["--output", str(tmp_path / name), *flags, "--cache-gb", gigabytes]) == 0
+    assert losses(tmp_path / "file") == pytest.approx(losses(tmp_path / "memory"), rel=0.02)
 
 
 def test_a_stopped_run_goes_on(flags, tmp_path):
@@ -138,7 +156,7 @@ def test_no_step_waits_for_the_device(flags, tmp_path, more):
             torch.cuda.set_sync_debug_mode("default")
             super().end_steps()
 
-    settings = parse(argparse.ArgumentParser(), [*flags, *more])[1]
+    settings = parse(argparse.ArgumentParser(), [*flags, *more, "--references", "4"])[1]  # one shape, one recording
     run = RunFolder(tmp_path / "run")
     parts, state = begin(settings, run)
     with warnings.catch_warnings(record=True) as caught, Watched(run.path, total=100) as reporter:

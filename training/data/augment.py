@@ -15,8 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adpretrain_hf.images import to_device
-
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
 _LOWEST, _HIGHEST = (0.6, 0.6, 0.6, -0.1), (1.4, 1.4, 1.4, 0.1)  # ColorJitter(.4, .4, .4, .1)
 _UNCHANGED = (0, 1, 2, 3, 1, 1, 1, 0, 0, 0)
@@ -54,49 +52,56 @@ def augment(images: Tensor, drawn: Tensor) -> Tensor:
 
     Values stay between two operations as they are, where Pillow rounds them to 8 bits.
 
+    No shape depends on what was drawn, so that a CUDA graph can make any batch: the hues of all views are turned at
+    once, between the mixes that were drawn before and after them; where these are fewer than three, the rest keep all.
+
     Args:
         images: (B, 3, S, S), uint8, on any device.
-        drawn: (B, 2, 10), of ``draw_augmentation``, on the CPU: from there no operation waits for the device.
+        drawn: (B, 2, 10), of ``draw_augmentation``, on the same device.
 
     Returns:
-        (2 B, 3, S, S), float32 from 0 to 255, on the images' device: the first views before the second.
+        (2 B, 3, S, S), float32 from 0 to 255: the first views before the second.
     """
     drawn = drawn.transpose(0, 1).flatten(0, 1)  # (2 B, 10)
-    order, strengths = drawn[:, :4], drawn[:, _STRENGTHS]
-    strength = torch.where(order == _HUE, 1, strengths.gather(1, order.long()))
-    # Brightness, contrast and saturation mix a view with black, with its mean grey, or with each pixel's grey.
-    mixes = torch.stack([order == _SATURATION, order == _CONTRAST, strength], dim=2)  # (2 B, 4, 3)
-    hues = torch.where(order == _HUE, strengths[:, _HUE:], 0)
-    numbers = torch.cat([mixes.flatten(1), drawn[:, _GREY:]], dim=1)
-    on_device = to_device(numbers.T, images.device, torch.float32)[:, :, None, None, None]  # (14, 2 B, 1, 1, 1)
-    grey, sigma = on_device[12:]
+    order, strengths = drawn[:, :4].long(), drawn[:, _STRENGTHS]
+    turns = torch.arange(4, device=drawn.device)
+    turn_of_hue = torch.where(order == _HUE, turns, 0).sum(dim=1, keepdim=True)  # (2 B, 1)
+    strength = strengths.gather(1, order)  # of every turn
     pixels = images.float().repeat(2, 1, 1, 1)
-    for turn in range(4):
-        luma, (own, mean, kept) = _luma(pixels), on_device[3 * turn : 3 * turn + 3]
-        base = own * luma + mean * luma.mean(dim=(2, 3), keepdim=True)
-        pixels = torch.lerp(base, pixels, kept).clamp_(0, 255)
-        pixels = _shift_hues(pixels, hues[:, turn])
-    pixels = torch.lerp(pixels, _luma(pixels), grey)
-    return _blur(pixels, sigma[:, 0])
+    for turn in (0, 1, 2):
+        pixels = _mix(pixels, order[:, turn], torch.where(turn < turn_of_hue[:, 0], strength[:, turn], 1))
+    pixels = _shift_hues(pixels, strengths[:, _HUE])
+    for turn in (1, 2, 3):
+        pixels = _mix(pixels, order[:, turn], torch.where(turn > turn_of_hue[:, 0], strength[:, turn], 1))
+    pixels = torch.lerp(pixels, _luma(pixels), _of_views(drawn[:, _GREY]))
+    return _blur(pixels, _of_views(drawn[:, _SIGMA])[:, 0])
+
+
+def _mix(pixels: Tensor, kind: Tensor, kept: Tensor) -> Tensor:
+    """Mixes views with black (brightness), their mean grey (contrast) or each pixel's (saturation); 1 keeps all."""
+    luma = _luma(pixels)
+    base = _of_views(kind == _CONTRAST) * luma.mean(dim=(2, 3), keepdim=True)
+    base = torch.addcmul(base, _of_views(kind == _SATURATION), luma)
+    return torch.lerp(base, pixels, _of_views(kept)).clamp_(0, 255)
+
+
+def _of_views(numbers: Tensor) -> Tensor:
+    """(2 B,) -> (2 B, 1, 1, 1)."""
+    return numbers[:, None, None, None].float()
 
 
 def _shift_hues(pixels: Tensor, shifts: Tensor) -> Tensor:
-    """Turns the hues of some views by a share of the circle, in HSV; the shifts lie on the CPU."""
-    turned = shifts.nonzero()[:, 0]
-    if not len(turned):
-        return pixels
-    index = to_device(turned, pixels.device, torch.int64)
-    picked = pixels[index]
-    value, least = picked.amax(dim=1), picked.amin(dim=1)
-    red, green, blue = picked.unbind(1)
+    """Turns the hues of views (V, 3, S, S) by shares of the circle (V,), in HSV; 0 leaves a view as it is."""
+    value, least = pixels.amax(dim=1), pixels.amin(dim=1)
+    red, green, blue = pixels.unbind(1)
     chroma = value - least
     divisor = chroma.clamp_min(1e-12)  # grey has no hue, and none to turn
     hue = torch.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor)
     hue = torch.where(value == red, (green - blue) / divisor, hue)
-    hue = hue + 6 * to_device(shifts[turned], pixels.device, pixels.dtype)[:, None, None]
+    hue = hue + 6 * shifts[:, None, None]
     places = torch.stack([(start + hue) % 6 for start in (5, 3, 1)], dim=1)  # of red, green and blue on the circle
     colours = value[:, None] - chroma[:, None] * torch.minimum(places, 4 - places).clamp_(0, 1)
-    return pixels.index_copy(0, index, colours)
+    return torch.where(_of_views(shifts) == 0, pixels, colours)
 
 
 def _blur(pixels: Tensor, sigma: Tensor) -> Tensor:
