@@ -339,7 +339,7 @@ class ADPretrainFeatureExtractor(nn.Module, BundleMixin):
     ) -> Batches:
         with tqdm(total=batches.total, unit="image", desc=label, disable=not progress) as bar:
             for batch in batches:
-                yield batch, then(batch, self.encode(stack(batch)))
+                yield batch, then(batch, self.encode(stack(batch, self.device)))
                 bar.update(len(batch))
 
     def _places(self, layers: Layers) -> list[int]:

@@ -1,10 +1,13 @@
 """The nearest reference patch of every token, and the residual against it (paper, section 3.2)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 # One block of similarities is at most 2,048 x 4,096 floats, 32 MB, however many queries and references there are.
 _QUERY_CHUNK, _REFERENCE_CHUNK = 2048, 4096
+_GPU_CHUNKS = 4096, 32768  # 512 MB: a GPU is told of fewer, larger products
 
 
 def nearest_reference(
@@ -12,7 +15,8 @@ def nearest_reference(
 ) -> Tensor:
     """Finds for every query the reference with the largest cosine similarity, the first one of equals.
 
-    Memory is bounded: similarities are computed block by block, in float32.
+    Memory is bounded: similarities are computed block by block, in float32. Of half precision a GPU's tensor cores
+    multiply the values as they are, and add up in float32: products of two such values are exact there.
 
     Args:
         queries: (Q, C).
@@ -28,24 +32,33 @@ def nearest_reference(
     # The length of a query does not change which reference is nearest to it.
     best = queries.new_full(queries.shape[:1], -torch.inf, dtype=torch.float32)
     index = torch.zeros(queries.shape[:1], dtype=torch.long, device=queries.device)
+    height, width = _GPU_CHUNKS if queries.is_cuda else (_QUERY_CHUNK, _REFERENCE_CHUNK)
     blocks = [slice(None)]  # in a graph, how many there are would fix the size of the batch
     if not torch.compiler.is_compiling():
-        blocks = [slice(start, start + _QUERY_CHUNK) for start in range(0, len(queries), _QUERY_CHUNK)]
+        blocks = [slice(start, start + height) for start in range(0, len(queries), height)]
     with torch.autocast(queries.device.type, enabled=False):
-        for start in range(0, len(references), _REFERENCE_CHUNK):
-            stop = start + _REFERENCE_CHUNK
-            unit = references[start:stop].float() * inverse_norms[start:stop, None]
+        for start in range(0, len(references), width):
+            part, lengths = references[start : start + width], inverse_norms[start : start + width]
+            similarities_of = _similarities(part, lengths, queries)
             for rows in blocks:
-                similarities = queries[rows].float() @ unit.T
+                similarities = similarities_of(queries[rows])
                 if hidden is not None:
                     first, end = hidden[rows, :1], hidden[rows, 1:]
-                    places = torch.arange(start, start + len(unit), device=hidden.device)
+                    places = torch.arange(start, start + len(part), device=hidden.device)
                     similarities.masked_fill_((places >= first) & (places < end), -torch.inf)
                 similarity, where = similarities.max(dim=1)
                 better = similarity > best[rows]
                 best[rows] = torch.where(better, similarity, best[rows])
                 index[rows] = torch.where(better, where + start, index[rows])
     return index
+
+
+def _similarities(references: Tensor, inverse_norms: Tensor, queries: Tensor) -> Callable[[Tensor], Tensor]:
+    """What compares queries (q, C) with references (k, C), in float32: (q, k)."""
+    if queries.is_cuda and queries.dtype == references.dtype and queries.dtype.itemsize == 2:
+        return lambda rows: torch.mm(rows, references.T, out_dtype=torch.float32).mul_(inverse_norms)
+    unit = (references.float() * inverse_norms[:, None]).T
+    return lambda rows: rows.float() @ unit
 
 
 def nearest_residual(

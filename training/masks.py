@@ -26,7 +26,7 @@ def seen_mask(entry: Mapping[str, Any] | None, prepared: PreparedImage, preproce
     Raises:
         ImageError: the mask cannot be read, or is not of its image's size.
     """
-    height, width = prepared.tensor.shape[-2:]
+    height, width = prepared.network_size
     if entry is None:
         return torch.zeros(height, width, dtype=torch.bool)
     mask = read_mask(entry)

@@ -1,6 +1,6 @@
 """Anything that a user calls images -> batches that the network takes, and their way to a GPU and back."""
 
-from adpretrain_hf.images.batches import OnError, PreparedBatches, read_ahead, stack
+from adpretrain_hf.images.batches import PreparedBatches
 from adpretrain_hf.images.decode import ImageSource, decode_image, read_image
 from adpretrain_hf.images.preprocessing import (
     PreparedImage,
@@ -8,8 +8,10 @@ from adpretrain_hf.images.preprocessing import (
     check_prepared,
     is_prepared,
     normalize,
+    stack,
     to_pixels,
 )
+from adpretrain_hf.images.ahead import OnError, read_ahead
 from adpretrain_hf.images.sources import (
     SUFFIXES,
     ImageState,

@@ -18,7 +18,9 @@ from torch import Tensor
 from adpretrain_hf.config import ADPretrainConfig
 from adpretrain_hf.errors import ImageError, InputError
 from adpretrain_hf.images.decode import ImageSource, read_image
+from adpretrain_hf.images.ahead import THREADS, prepare_ahead
 from adpretrain_hf.images.sources import name_of, named_sources
+from adpretrain_hf.images.transfer import to_device
 
 MAX_ASPECT_RATIO = 20
 
@@ -28,33 +30,46 @@ class PreparedImage:
     """An image as the network takes it, and where it comes from.
 
     Attributes:
-        tensor: (3, H', W'), normalised.
+        pixels: (3, H', W'), uint8, which take a quarter of the room on their way to a GPU; or as ``tensor``, where they
+            were prepared by the caller.
         name: the path, or the place in the list.
         size: H and W of the image.
-        box: top, left, height and width of the part of the image that ``tensor`` shows, in the image's pixels.
+        box: top, left, height and width of the part of the image that ``pixels`` show, in the image's pixels.
+        mean, std: that the pixels are normalised by.
     """
 
-    tensor: Tensor
+    pixels: Tensor
     name: str
     size: tuple[int, int]
     box: tuple[int, int, int, int]
+    mean: Sequence[float] = ()
+    std: Sequence[float] = ()
+
+    @property
+    def tensor(self) -> Tensor:
+        """(3, H', W'), normalised."""
+        return self.normalized(self.pixels)
+
+    def normalized(self, pixels: Tensor) -> Tensor:
+        """Pixels (..., 3, H, W), of this image or of others that were prepared with it, as the network takes them."""
+        return pixels if pixels.is_floating_point() else normalize(pixels, self.mean, self.std)
 
     @property
     def network_size(self) -> tuple[int, int]:
-        """H' and W' of ``tensor``."""
-        return self.tensor.shape[1], self.tensor.shape[2]
+        """H' and W' of ``pixels``."""
+        return self.pixels.shape[1], self.pixels.shape[2]
 
     @property
     def digest(self) -> str:
         """16 hex digits of every eighth pixel, equal for the same picture; empty on a GPU, which is not waited for."""
-        if self.tensor.device.type != "cpu":
+        if self.pixels.device.type != "cpu":
             return ""
-        pixels = self.tensor[:, ::8, ::8].float().contiguous().numpy().tobytes()
+        pixels = self.normalized(self.pixels[:, ::8, ::8]).float().contiguous().numpy().tobytes()
         return hashlib.blake2b(pixels, digest_size=8).hexdigest()
 
     @property
     def unseen(self) -> float:
-        """The share of the image's pixels that ``tensor`` does not show."""
+        """The share of the image's pixels that ``pixels`` do not show."""
         return 1 - self.box[2] * self.box[3] / (self.size[0] * self.size[1])
 
 
@@ -77,14 +92,14 @@ class Preprocessor:
             InputError: nothing to prepare, or (with ``resize_mode="resize"``) images of different shapes.
             ImageError: an image is missing, unreadable or of a kind that is not supported.
         """
-        prepared = [self.prepare(source, name) for source, name in named_sources(images)[0]]
+        prepared = list(prepare_ahead(self.prepare, named_sources(images)[0], 2 * THREADS))
         if not prepared:
             raise InputError("no images were given: expected at least one")
-        shapes = sorted({tuple(image.tensor.shape) for image in prepared})
+        shapes = sorted({tuple(image.pixels.shape) for image in prepared})
         if len(shapes) > 1:
             advice = "prepare them one by one, use extract() or score(), or resize_mode='crop'"
             raise InputError(f"images of different shapes {shapes} do not make one batch: {advice}")
-        return torch.stack([image.tensor for image in prepared])
+        return stack(prepared)
 
     def prepare(self, source: ImageSource, name: str | None = None) -> PreparedImage:
         """Reads and prepares one image.
@@ -97,8 +112,8 @@ class Preprocessor:
         width, height = image.size
         self._check_size(width, height, name)
         image, box = (self._crop if self.config.resize_mode == "crop" else self._resize)(image)
-        tensor = normalize(to_pixels(image), self.config.mean, self.config.std)
-        return PreparedImage(tensor.contiguous(), name, (height, width), box)
+        pixels = to_pixels(image).contiguous()
+        return PreparedImage(pixels, name, (height, width), box, self.config.mean, self.config.std)
 
     def crop(self, image: Image.Image) -> Image.Image:
         """What the network sees of an RGB image with ``resize_mode="crop"``, before it is normalised: S x S pixels."""
@@ -140,6 +155,14 @@ def _seen(start: int, extent: int, resized: int, original: int) -> tuple[int, in
     scale = original / resized
     first, last = round(start * scale), round((start + extent) * scale)
     return first, min(last, original) - first
+
+
+def stack(batch: Sequence[PreparedImage], device: torch.device | None = None) -> Tensor:
+    """Images of one shape as one normalised batch (B, 3, H', W'), on the CPU by default."""
+    pixels = torch.stack([image.pixels for image in batch])
+    if device is not None:
+        pixels = to_device(pixels, device, pixels.dtype)
+    return batch[0].normalized(pixels)
 
 
 def to_pixels(image: Image.Image) -> Tensor:

@@ -1,6 +1,7 @@
 """A folder of JPEGs of up to 2000 px against the bare backbone on ready tensors, and memory for more and more images.
 
-python -m tests.benchmarks.bench_folder
+    python -m tests.benchmarks.bench_folder
+    python -m tests.benchmarks.bench_folder --device cuda
 
 Decoding and extraction share the cores of a CPU, so a folder costs at least the sum of both; beside a GPU they overlap.
 """
@@ -21,6 +22,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from adpretrain_hf import ADPretrainFeatureExtractor
+from adpretrain_hf.images import PreparedBatches
+from adpretrain_hf.images.ahead import THREADS
 from tests.benchmarks.peak_memory import Peak, peak_memory
 from tests.benchmarks.random_models import random_extractor, random_vit, tiny_extractor
 from tests.benchmarks.rows import Row, at_least, at_most, main
@@ -34,6 +38,8 @@ def measure(device: str) -> list[Row]:
     """Images per second of 1,000 JPEGs through DINOv2-B, and whether memory grows over 10,000."""
     with TemporaryDirectory() as folder:
         paths = make_jpegs(Path(folder))
+        if device != "cpu":
+            return _beside_gpu(paths[: 4 * IMAGES], device)
         return [*_speed(paths[:IMAGES], device), _memory(paths)]
 
 
@@ -70,6 +76,31 @@ def _speed(paths: Sequence[Path], device: str) -> list[Row]:
         at_least(0.9, f"extract, {len(paths):,} JPEGs", f"{whole:.2f} images/s", other, whole / alone),
         at_least(0.9, "the backbone alone, same JPEGs", f"{encoded:.2f} images/s", other, encoded / alone),
     ]
+
+
+def _beside_gpu(paths: Sequence[Path], device: str) -> list[Row]:
+    """Extraction beside what the threads can decode, and the network alone, in bfloat16."""
+    extractor = random_extractor("base", device).to(torch.bfloat16)
+    ready = torch.randn(64, 3, 224, 224, device=device)
+    extractor.set_reference(ready[:8])
+    rates: dict[str, list[float]] = {"decode": [], "extract": [], "network": [], "preprocess": []}
+    for _ in range(3):
+        decoded, extracted = PreparedBatches(paths, extractor.preprocess, 64), _stream(extractor, paths)
+        rates["decode"].append(_rate(lambda d=decoded: _drain(d), len(paths)))
+        rates["extract"].append(_rate(lambda e=extracted: _drain(e), len(paths)))
+        rates["preprocess"].append(_rate(lambda: extractor.preprocess(paths[:400]), 400))
+        rates["network"].append(_rate(lambda: _drain(extractor(ready) for _ in range(20)), 20 * 64))
+    decode, extract, network, preprocess = (median(rates[name]) for name in rates)
+    what, other = f"extract, {len(paths):,} JPEGs, bfloat16", f"{THREADS} threads that decode: {decode:.0f} images/s"
+    return [
+        at_least(0.9, what, f"{extract:.0f} images/s", other, extract / min(decode, network)),
+        Row("the network alone", f"{network:.0f} images/s", other, network / decode),
+        Row("preprocess() of 400", f"{preprocess:.0f} images/s", other, preprocess / decode),
+    ]
+
+
+def _stream(extractor: ADPretrainFeatureExtractor, paths: Sequence[Path]) -> Iterable[object]:
+    return extractor.extract(paths, batch_size=64, progress=False)
 
 
 def _repeat(model: Callable[..., object], images: Tensor, times: int) -> Callable[[], None]:

@@ -1,0 +1,80 @@
+"""Work that is done ahead in threads, such as decoding: in order, in bounded memory, on all cores of the process."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from adpretrain_hf.errors import ImageError
+from adpretrain_hf.images.decode import ImageSource, encoded, read_image
+
+Key = TypeVar("Key")
+Result = TypeVar("Result")
+OnError = Callable[[str, ImageError], None]
+
+# The cores that this process may use; not all systems tell them from those that there are.
+THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def prepare_ahead(
+    prepare: Callable[[Any, str], Result],
+    sources: Iterable[tuple[ImageSource, str]],
+    ahead: int,
+    on_error: OnError | None = None,
+) -> Iterator[Result]:
+    """Prepares images, with their names, in threads; see ``read_ahead``."""
+    calls = ((name, _call(prepare, source, name)) for source, name in sources)
+    return (image for _, image in read_ahead(calls, ahead, on_error))
+
+
+def read_ahead(
+    calls: Iterable[tuple[Key, Callable[[], Result]]],
+    ahead: int,
+    on_error: Callable[[Key, ImageError], None] | None = None,
+) -> Iterator[tuple[Key, Result]]:
+    """Makes calls in threads and yields their results in order, each with its key.
+
+    Args:
+        calls: keys and what to call; taken from the iterable, in the caller's thread, only as far as they are needed.
+        ahead: how many may be under way or wait to be yielded.
+        on_error: called with the key and the error of a call that raises ImageError, which is then left out; by default
+            the error is raised.
+    """
+    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="adpretrain-decode")
+    try:
+        remaining = iter(calls)
+        pending: deque[tuple[Key, Future[Result]]] = deque()
+        while True:
+            pending.extend((key, pool.submit(call)) for key, call in islice(remaining, ahead - len(pending)))
+            if not pending:
+                return
+            key, future = pending.popleft()
+            try:
+                result = future.result()
+            except ImageError as error:
+                if on_error is None:
+                    raise
+                on_error(key, error)
+            else:
+                yield key, result
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _call(prepare: Callable[[Any, str], Result], source: ImageSource, name: str) -> Callable[[], Result]:
+    # A camera's buffer or the frame of a film may hold another picture as soon as the next one is asked for.
+    try:
+        source = encoded(source, name)
+        if callable(source) or isinstance(source, (str, Path, bytes)):
+            return partial(prepare, source, name)
+        return partial(prepare, read_image(source, name), name)
+    except ImageError as error:
+        return partial(_raise, error)
+
+
+def _raise(error: ImageError) -> Any:
+    raise error
