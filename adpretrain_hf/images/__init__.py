@@ -1,5 +1,6 @@
 """Anything that a user calls images -> batches that the network takes, and their way to a GPU and back."""
 
+from adpretrain_hf.images.ahead import OnError, read_ahead
 from adpretrain_hf.images.batches import PreparedBatches
 from adpretrain_hf.images.decode import ImageSource, decode_image, read_image
 from adpretrain_hf.images.preprocessing import (
@@ -11,7 +12,6 @@ from adpretrain_hf.images.preprocessing import (
     stack,
     to_pixels,
 )
-from adpretrain_hf.images.ahead import OnError, read_ahead
 from adpretrain_hf.images.sources import (
     SUFFIXES,
     ImageState,

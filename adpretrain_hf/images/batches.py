@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from adpretrain_hf.errors import InputError
-from adpretrain_hf.images.preprocessing import PreparedImage, Preprocessor, check_prepared, is_prepared
 from adpretrain_hf.images.ahead import OnError, prepare_ahead
+from adpretrain_hf.images.preprocessing import PreparedImage, Preprocessor, check_prepared, is_prepared
 from adpretrain_hf.images.sources import named_sources
 
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from adpretrain_hf.config import ADPretrainConfig
 from adpretrain_hf.errors import ImageError, InputError
-from adpretrain_hf.images.decode import ImageSource, read_image
 from adpretrain_hf.images.ahead import THREADS, prepare_ahead
+from adpretrain_hf.images.decode import ImageSource, read_image
 from adpretrain_hf.images.sources import name_of, named_sources
 from adpretrain_hf.images.transfer import to_device
 

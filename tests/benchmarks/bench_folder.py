@@ -24,7 +24,6 @@ from torch import Tensor
 
 from adpretrain_hf import ADPretrainFeatureExtractor
 from adpretrain_hf.images import PreparedBatches
-from adpretrain_hf.images.ahead import THREADS
 from tests.benchmarks.peak_memory import Peak, peak_memory
 from tests.benchmarks.random_models import random_extractor, random_vit, tiny_extractor
 from tests.benchmarks.rows import Row, at_least, at_most, main
@@ -91,7 +90,10 @@ def _beside_gpu(paths: Sequence[Path], device: str) -> list[Row]:
         rates["preprocess"].append(_rate(lambda: extractor.preprocess(paths[:400]), 400))
         rates["network"].append(_rate(lambda: _drain(extractor(ready) for _ in range(20)), 20 * 64))
     decode, extract, network, preprocess = (median(rates[name]) for name in rates)
-    what, other = f"extract, {len(paths):,} JPEGs, bfloat16", f"{THREADS} threads that decode: {decode:.0f} images/s"
+    what, other = (
+        f"extract, {len(paths):,} JPEGs, bfloat16",
+        f"{len(os.sched_getaffinity(0))} cores that decode: {decode:.0f} images/s",
+    )
     return [
         at_least(0.9, what, f"{extract:.0f} images/s", other, extract / min(decode, network)),
         Row("the network alone", f"{network:.0f} images/s", other, network / decode),

@@ -18,6 +18,7 @@ import torch
 
 from adpretrain_hf import ADPretrainFeatureExtractor
 from adpretrain_hf.bundle import convert
+from adpretrain_hf.matching import nearest_reference
 from tests.benchmarks.random_models import random_extractor
 from tests.conftest import GOLDEN, ROOT
 from tests.tiny import save_tiny
@@ -72,6 +73,15 @@ def test_half_precision_finds_what_float32_finds():
     exact = nearest_residuals(queries.half().cpu(), references.cpu())
     same = (queries.cpu() - got - (queries.half().cpu().float() - exact)).abs().amax(dim=2) < 1e-2
     assert same.float().mean() > 0.999  # the others are ties to float16's rounding
+
+
+def test_half_precision_matches_as_float32_does():
+    queries, references = (torch.randn(n, 384, device="cuda").bfloat16() for n in (5000, 70_000))
+    got = nearest_reference(queries, references)
+    exact = nearest_reference(queries.float().cpu(), references.float().cpu()).cuda()
+    assert (got == exact).float().mean() > 0.999
+    chosen, nearest = (torch.cosine_similarity(queries.float(), references[index].float()) for index in (got, exact))
+    assert (nearest - chosen).abs().max() < 1e-3
 
 
 @pytest.fixture(scope="module")

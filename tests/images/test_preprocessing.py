@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +19,7 @@ from torch import Tensor
 
 from adpretrain_hf import ADPretrainConfig, ADPretrainFeatureExtractor
 from adpretrain_hf.errors import ImageError, InputError, MissingPathError
-from adpretrain_hf.images import Preprocessor, check_prepared, is_prepared
+from adpretrain_hf.images import Preprocessor, check_prepared, is_prepared, normalize, stack
 from adpretrain_hf.images.preprocessing import MAX_ASPECT_RATIO
 from adpretrain_hf.scoring import place_map
 from tests.conftest import GOLDEN, random_image
@@ -333,3 +337,21 @@ def test_the_extractor_checks_prepared_images(extractor: ADPretrainFeatureExtrac
         ]:
             with pytest.raises(InputError, match=message):
                 call(images)
+
+
+def test_pixels_are_kept_in_8_bits_and_normalised_as_a_batch() -> None:
+    preprocessor = Preprocessor(CROP)
+    images = [preprocessor.prepare(random_image(seed, 40, 50)) for seed in (1, 2)]
+    assert all(image.pixels.dtype == torch.uint8 for image in images)
+    batch = stack(images)
+    for image, row in zip(images, batch, strict=True):
+        assert torch.equal(row, image.tensor)
+        assert torch.equal(row, normalize(image.pixels, CROP.mean, CROP.std))
+    assert images[0].digest == replace(images[0], pixels=images[0].tensor).digest != images[1].digest
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot say which cores a process may use")
+def test_images_are_decoded_on_the_cores_that_the_process_may_use() -> None:
+    program = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); "
+    program += "from adpretrain_hf.images.ahead import THREADS; print(THREADS)"
+    assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "1"
