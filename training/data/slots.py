@@ -18,7 +18,6 @@ import logging
 import mmap
 import os
 import struct
-import tempfile
 import weakref
 import zipfile
 import zlib
@@ -43,8 +42,7 @@ class SlotFile:
     """A fixed number of tensors on the disk.
 
     Args:
-        path: the file, made if it is not there, and anew if it is of other contents; None for one without a name in the
-            system's folder for temporary files (``TMPDIR``), which is gone with the process, however that ends.
+        path: the file, made if it is not there, and anew if it is of other contents.
         identity: what the contents of all slots depend on.
         slots: how many tensors.
         shape: of each.
@@ -58,15 +56,16 @@ class SlotFile:
     """
 
     def __init__(
-        self, path: Path | None, *, identity: str, slots: int, shape: Sequence[int], dtype: torch.dtype
+        self, path: Path, *, identity: str, slots: int, shape: Sequence[int], dtype: torch.dtype
     ) -> None:
-        self._name = str(path or f"a temporary file in {tempfile.gettempdir()}")
+        self._name = str(path)
         self._slot_bytes = prod(shape) * dtype.itemsize
         self._start = -(-(_HEADER + slots * _ENTRY.size) // mmap.PAGESIZE) * mmap.PAGESIZE
         self._intact: dict[int, int] = {}
         size = self._start + slots * self._slot_bytes
         try:
-            self._descriptor = _open(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             weakref.finalize(self, os.close, self._descriptor)
             self._prepare(size, hashlib.sha256(f"{identity} {slots} {shape} {dtype}".encode()).digest())
             self._map = mmap.mmap(self._descriptor, size)  # it is read only; torch warns of maps that are read-only
@@ -184,14 +183,6 @@ def _directory(archive: str) -> dict[str, str]:
             return {member.filename: f"{member.file_size} {member.CRC:08x}" for member in opened.infolist()}
     except (OSError, zipfile.BadZipFile) as error:
         raise InputError(f"{archive} cannot be read as a zip: {error}") from error
-
-
-def _open(path: Path | None) -> int:
-    if path is None:
-        with tempfile.TemporaryFile(prefix="slots-") as file:
-            return os.dup(file.fileno())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
 
 
 def _bytes(values: Tensor) -> memoryview:

@@ -1,14 +1,15 @@
-"""Checkpoints: all that a run needs to go on as if it had never stopped, in one safetensors file."""
+"""Checkpoints: all that a run needs to go on as if it had never stopped, in one safetensors file.
+
+No state of a random generator is among it: all that is drawn follows from the seed, the epoch, the step and the image.
+"""
 
 from __future__ import annotations
 
 import json
-import random
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -73,19 +74,17 @@ def save_checkpoint(
         tensors |= {f"optimizer.{number}.{name}": torch.as_tensor(value) for name, value in state.items()}
     if averaged is not None:
         tensors |= {f"averaged.{name}": tensor for name, tensor in averaged.state_dict().items()}
-    tensors |= {"centers": centers} | _random_tensors()
+    tensors["centers"] = centers
     # Copies, for safetensors refuses tensors that share memory.
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    scalars = {name: value for name, value in _numpy_state().items() if name != "key"}
-    about = {"progress": vars(progress), "python": random.getstate(), "numpy": scalars}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={_FORMAT: json.dumps(about)})
+        save_file(tensors, temporary, metadata={_FORMAT: json.dumps({"progress": vars(progress)})})
 
 
 def load_checkpoint(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, averaged: nn.Module | None = None
 ) -> tuple[Progress, Tensor]:
-    """Puts a checkpoint's state into models, optimiser and random generators; returns progress and centres (L, C).
+    """Puts a checkpoint's state into models and optimiser; returns progress and centres (L, C).
 
     Raises:
         InputError: not a checkpoint, damaged, or of another model.
@@ -98,7 +97,6 @@ def load_checkpoint(
         optimizer.load_state_dict(_optimizer_state(optimizer, _below(tensors, "optimizer.")))
         if averaged is not None:
             averaged.load_state_dict(_below(tensors, "averaged."))
-        _restore_random(tensors, about)
         return Progress(**about["progress"]), tensors["centers"]
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise InputError(f"{path} is not a checkpoint of this run: {error}") from error
@@ -114,29 +112,3 @@ def _optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor
         number, _, key = name.partition(".")
         state.setdefault(int(number), {})[key] = tensor
     return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
-
-
-def _random_tensors() -> dict[str, Tensor]:
-    """The generators' states; the loop draws from seeds of its own, but a library may use these."""
-    states = {"random.torch": torch.get_rng_state(), "random.numpy": torch.from_numpy(_numpy_state().pop("key"))}
-    if torch.cuda.is_available():
-        states["random.cuda"] = torch.cuda.get_rng_state()
-    return states
-
-
-def _numpy_state() -> dict[str, Any]:
-    """numpy's state, flat; the key as the integers of 32 bits that safetensors knows."""
-    state: dict[str, Any] = np.random.get_state(legacy=False)
-    inner = state.pop("state")
-    return state | {"key": inner["key"].view(np.int32), "pos": inner["pos"]}
-
-
-def _restore_random(tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-    torch.set_rng_state(tensors["random.torch"])
-    state = about["numpy"]
-    state["state"] = {"key": tensors["random.numpy"].numpy().view(np.uint32), "pos": state.pop("pos")}
-    np.random.set_state(state)
-    version, words, gauss = about["python"]
-    random.setstate((version, tuple(words), gauss))
-    if torch.cuda.is_available() and "random.cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["random.cuda"])
