@@ -14,11 +14,10 @@ fits six detectors on three kinds of features each. What is compared can be narr
         --noise 0 0.1 --fraction 0.1 1.0 --output runs/shots
     python -m training.evaluate --config plan.yaml --export-card hub_cards/adpretrain-dinov2-small
 
-where plan.yaml has the arguments' names (see ``evaluation/example_plan.yaml``); arguments go before it. A detector's
-own settings are given by name, ``--set patchcore.coreset_sampling_ratio=0.5``. A cell whose detector fails is noted in
-failed/, the others go on, and the next run tries it again. The output folder gets plan.json, cells/, patches/,
-metrics.json, tables.md, tables.tex and report.html. Where other programs compute on the same cores, set
-OMP_WAIT_POLICY=PASSIVE.
+where plan.yaml has the flags' names (see ``evaluation/example_plan.yaml``); flags win. A detector's own settings go by
+name, ``--set patchcore.coreset_sampling_ratio=0.5``. A cell whose detector fails is noted in failed/, the others go on,
+and the next run tries it again. The output folder gets plan.json, cells/, patches/, metrics.json, tables.md, tables.tex
+and report.html. Where other programs compute on the same cores, set OMP_WAIT_POLICY=PASSIVE.
 """
 
 from __future__ import annotations
@@ -29,46 +28,37 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from adpretrain_hf.errors import run_program
 from adpretrain_hf.files import write_text
-from training.evaluation.arguments import parse_values
-from training.evaluation.cells import Cell
 from training.evaluation.detectors import check_settings
 from training.evaluation.model_index import export_card
-from training.evaluation.plan import Plan, read_plan_file
-from training.evaluation.plan_cells import chosen_categories, plan_cells
-from training.evaluation.plan_file import deciding_settings, write_plan
+from training.evaluation.plan import Cell, Plan, parse_plan, plan_cells, write_plan
 from training.evaluation.report import write_report
-from training.evaluation.results import is_done, load_failures, load_results
-from training.evaluation.run import run_cells
-from training.evaluation.shared import Shared
+from training.evaluation.run import Evaluation
+from training.evaluation.store import is_done, load_failures, load_results
 from training.evaluation.tables import latex_tables, markdown_tables, summary
 from training.run.folder import versions
-
-_INTERRUPTED = 130  # what shells give a program that Ctrl-C ends
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; see the docstring of the module. Returns the exit code, see ``run_program``."""
-    values = parse_values(argv, (__doc__ or "").splitlines()[0])
-    command = shlex.join(["python", "-m", "training.evaluate", *(sys.argv[1:] if argv is None else argv)])
-    return run_program("evaluate", lambda: _evaluate(values, command))
+    return run_program("evaluate", lambda: _evaluate(sys.argv[1:] if argv is None else argv))
 
 
-def _evaluate(values: dict[str, Any], command: str) -> int:
-    config, card = values.pop("config", None), values.pop("export_card", None)
-    plan = Plan.from_values((read_plan_file(config) if config else {}) | values)
-    finished = _run(plan, command)
-    failures = load_failures(plan.output)
-    _write_outputs(plan, failures)
-    if not finished:
-        print(f"evaluate: interrupted; finished cells are in {plan.output}: the same command goes on", file=sys.stderr)
-        return _INTERRUPTED
+def _evaluate(words: Sequence[str]) -> int:
+    plan, card = parse_plan(words, (__doc__ or "").splitlines()[0])
+    used = versions() | {name: version(name) for name in ("anomalib", "scikit-learn")}
+    try:
+        _run(plan, shlex.join(["python", "-m", "training.evaluate", *words]), used)
+    except KeyboardInterrupt:
+        _write_outputs(plan, used)  # of the cells that are finished
+        raise
+    failures = _write_outputs(plan, used)
     if card:
         export_card(plan.output, card)
     if (tables := Path(plan.output, "tables.md")).is_file():
@@ -78,52 +68,44 @@ def _evaluate(values: dict[str, Any], command: str) -> int:
     return 1 if failures else 0
 
 
-def _run(plan: Plan, command: str) -> bool:
-    """Runs the cells that are not done; returns whether all are."""
+def _run(plan: Plan, command: str, used: Mapping[str, str]) -> None:
+    """Runs the cells that are not done."""
     groups = plan_cells(plan)
     for detector, settings in plan.set.items():
         check_settings(detector, settings)
-    shared = Shared(plan)
+    evaluation = Evaluation(plan)
     variants = sorted({cell.variant for group in groups for cell in group if cell.variant})
-    deciding = shared.identity(variants) | deciding_settings(plan, chosen_categories(plan))
     date = datetime.now(timezone.utc).isoformat(sep=" ", timespec="minutes")
-    used = ", ".join(f"{name} {number}" for name, number in _versions().items())
-    write_plan(plan, deciding, {"command": command, "date": date, "versions": used})
+    listed = ", ".join(f"{name} {number}" for name, number in used.items())
+    write_plan(plan, evaluation.identity(variants), {"command": command, "date": date, "versions": listed})
     pending = [group for group in groups if not all(is_done(plan.output, cell) for cell in group)]
     total, left = (sum(map(len, some)) for some in (groups, pending))
     with tqdm(total=total, initial=total - left, unit="cell", desc="evaluate") as bar:
         try:
-            for group in pending:
-                bar.set_postfix_str(_title(group))
-                run_cells(shared, group)
+            for number, group in enumerate(pending, start=1):
+                cell, *others = group
+                where = f"{len(group)} categories" if others else cell.category
+                bar.set_postfix_str(f"{where} {cell.detector} {cell.features} {cell.variant}".rstrip())
+                evaluation.run(group)
+                evaluation.forget(but=chain.from_iterable(pending[number:]))
                 bar.update(len(group))
-        except KeyboardInterrupt:
-            return False
-    return True
+        finally:
+            evaluation.forget()
 
 
-def _title(group: Sequence[Cell]) -> str:
-    first = group[0]
-    where = first.category if len(group) == 1 else f"{len(group)} categories"
-    return " ".join(filter(None, (where, first.detector, first.features, first.variant)))
-
-
-def _write_outputs(plan: Plan, failures: Mapping[Cell, str]) -> None:
+def _write_outputs(plan: Plan, used: Mapping[str, str]) -> Mapping[Cell, str]:
+    """Writes tables and the report of the results in the folder of a run; returns the cells that failed, and why."""
     folder = Path(plan.output)
-    results = load_results(folder)
+    results, failures = load_results(folder), load_failures(folder)
     if not results:
-        return
-    metrics: dict[str, Any] = {"versions": _versions(), "summary": summary(results)}
-    if failures:
-        metrics["failures"] = {cell.name: reason for cell, reason in failures.items()}
+        return failures
+    failed = {"failures": {cell.name: reason for cell, reason in failures.items()}} if failures else {}
+    metrics = {"versions": used, "summary": summary(results)} | failed
     write_text(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     write_text(folder / "tables.md", markdown_tables(results, failures))
     write_text(folder / "tables.tex", latex_tables(results))
     write_report(folder)
-
-
-def _versions() -> dict[str, str]:
-    return versions() | {name: version(name) for name in ("anomalib", "scikit-learn")}
+    return failures
 
 
 if __name__ == "__main__":

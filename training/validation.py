@@ -4,70 +4,140 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
 from tqdm import tqdm
 
+from adpretrain_hf.errors import InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from training.data.sources import TrainingData
-from training.few_shot import encode_cells, find_cells, score_cells
-from training.few_shot_cells import Cell, EncodedCell
-from training.few_shot_summary import METRICS
+from training.evaluation.encoded import EncodedImages, feature_maker
+from training.evaluation.metrics import image_auroc, pixel_metrics
+from training.evaluation.published import Detector, FeatureNorm, PatchCore
 from training.run import distributed
 from training.run.checkpoint import Progress
 from training.run.folder import RunFolder
 from training.run.reporting import Reporter, scores_text
+from training.seeds import named_generator
 from training.settings import PretrainSettings
 
 # Each variant goes with the detector that it is chosen under (paper, appendix; released code).
-DETECTOR_OF = {"angle": "PatchCore", "norm": "FeatureNorm"}
-_SEEDS = (0, 1)  # draws of references
+DETECTOR_OF: Mapping[str, type[Detector]] = {"angle": PatchCore, "norm": FeatureNorm}
+_DRAWS = 2  # of references
 _IMAGES = 40  # of a cell, normal and anomalous ones each: enough to choose an epoch by
+_BATCH = 64  # images whose features are in memory
 _LOG = logging.getLogger(__name__)
 
 Scores = dict[str, dict[str, float]]  # by detector and metric
 
 
+@dataclass(frozen=True)
+class Cell:
+    """Images of one view of a category.
+
+    Attributes:
+        images: N of them, encoded.
+        usable: places of those that can be used.
+        is_anomalous: (N,), bool.
+        draws: of references, their places.
+    """
+
+    images: EncodedImages
+    usable: list[int]
+    is_anomalous: Tensor
+    draws: list[list[int]]
+
+    @classmethod
+    def of(cls, extractor: ADPretrainFeatureExtractor, view: Dataset, shots: int, seed: int, file: Path) -> Cell | None:
+        """Encodes some images of a view, chosen by chance but always the same; None where there are too few."""
+        random, labels = np.random.default_rng(seed), np.array(view["is_anomalous"])
+        some = [random.permutation(np.flatnonzero(labels == label))[:_IMAGES] for label in (False, True)]
+        rows = [view[position] for position in sorted(np.concatenate(some).tolist())]
+        images = EncodedImages(extractor, [row["image"] for row in rows], [row["mask"] for row in rows], file)
+        usable = images.encode(
+            range(len(rows)), on_error=lambda name, error: _LOG.warning("left out of the validation: %s", error)
+        )
+        good = [place for place in usable if rows[place]["is_good"]]
+        normal = [place for place in usable if not rows[place]["is_anomalous"]]
+        if len(good) < shots or not shots < len(normal) < len(usable):
+            return None
+        draws = [
+            named_generator(draw, rows[0]["category"], rows[0]["view"]).choice(good, shots, replace=False).tolist()
+            for draw in range(_DRAWS)
+        ]
+        return cls(images, usable, torch.tensor([row["is_anomalous"] for row in rows]), draws)
+
+    @torch.no_grad()
+    def scores(
+        self, extractor: ADPretrainFeatureExtractor, detector: type[Detector], references: list[int]
+    ) -> dict[str, float]:
+        """How well a detector does that is fitted on some references, on all other images."""
+        make, fitted = feature_maker(self.images, extractor, "pretrained", references), detector()
+        fitted.fit(make(torch.tensor(references)))
+        test = torch.tensor([place for place in self.usable if place not in references])
+        scored = [fitted.score(make(part), self.images.size) for part in test.split(_BATCH)]
+        maps, scores = (torch.cat([one.cpu() for one in parts]) for parts in zip(*scored, strict=True))
+        pixels = pixel_metrics(maps, self.images.masks(test))
+        images = image_auroc(scores, self.is_anomalous[test])
+        return {"image_auroc": images, "pixel_auroc": pixels.auroc, "aupro": pixels.aupro}
+
+
 class Validation:
     """Scores the projectors on the validation categories, in the first process alone.
 
+    A cell is a category's view. For each draw of references, detectors are fitted on their features, each taken against
+    the others, and tested on all other images of the cell against all references.
+
     Args:
         settings: of the run.
-        run: where the best weights go.
+        run: where the best weights and, while it goes on, the tokens go.
         data: the data and the names of the validation categories; without any, the last weights are kept.
-        extractor: whose projectors are judged; the tokens of the images are computed now and kept in float16.
+        extractor: whose projectors are judged; the images are encoded now.
 
     Raises:
-        InputError: no validation category has enough images.
+        InputError: a validation category has no view with enough images.
     """
 
     def __init__(
         self, settings: PretrainSettings, run: RunFolder, data: TrainingData, extractor: ADPretrainFeatureExtractor
     ) -> None:
-        self._run, self._extractor = run, extractor
-        self._cells: list[EncodedCell] = []
-        if distributed.rank() == 0 and data.validation:
-            cells = [_some(cell, settings.seed) for cell in find_cells(data.dataset, data.validation, settings.shots)]
-            encoded = encode_cells(
-                extractor,
-                data.dataset,
-                cells,
-                seeds=_SEEDS,
-                shots=settings.shots,
-                on_error=lambda name, error: _LOG.warning("left out of the validation: %s", error),
+        self._run, self._extractor, self._cells = run, extractor, list[Cell]()
+        if distributed.rank() > 0 or not data.validation:
+            return
+        columns = (list(data.dataset[name]) for name in ("category", "view"))
+        views: dict[tuple[str, str], list[int]] = defaultdict(list)
+        for position, key in enumerate(zip(*columns, strict=True)):
+            if key[0] in data.validation:
+                views[key].append(position)
+        found = set[str]()
+        for (name, view), positions in tqdm(sorted(views.items()), unit="cell", desc="validation images"):
+            file = run.cache / f"validation-{len(self._cells)}.bin"
+            cell = Cell.of(extractor, data.dataset.select(positions), settings.shots, settings.seed, file)
+            if cell is None:
+                _LOG.warning("%s %s is left out of the validation: it has too few images that can be used", name, view)
+            else:
+                self._cells.append(cell)
+                found.add(name)
+        if missing := sorted(set(data.validation) - found):
+            raise InputError(
+                f"the validation categories {missing} have no view with an anomalous image and more than "
+                f"{settings.shots} normal ones: name others, or lower --shots"
             )
-            self._cells = list(tqdm(encoded, total=len(cells), unit="cell", desc="validation images"))
 
     def end_epoch(self, progress: Progress, reporter: Reporter, unreadable: Sequence[str]) -> None:
         """Scores the epoch that has just ended, and keeps the weights where they are the best so far."""
         scores = self.scores(self._extractor) if distributed.rank() == 0 else {}
         for variant, detector in DETECTOR_OF.items():
             if distributed.rank() == 0:
-                self._keep_best(variant, scores.get(detector), progress)
+                self._keep_best(variant, scores.get(detector.__name__), progress)
         record: dict[str, Any] = {"epoch": progress.epoch + 1, "validation": scores, "unreadable": list(unreadable)}
         untrained = f" (untrained: {scores_text(progress.baseline)})"
         progress.history.append(record | reporter.end_epoch(progress.epoch, scores, untrained))
@@ -81,28 +151,16 @@ class Validation:
         return self.scores(ADPretrainFeatureExtractor(extractor.config, extractor.backbone).to(extractor.device))
 
     def scores(self, extractor: ADPretrainFeatureExtractor) -> Scores:
-        """Means over the cells of the first process, by detector and metric."""
+        """Means over the cells and draws, by detector and metric; nothing where there is no cell."""
         extractor.projectors.zero_grad(set_to_none=True)  # or their constants are computed again for every cell
-        rows = score_cells(extractor, self._cells, features=["pretrained"], detectors=list(DETECTOR_OF.values()))
-        by_detector = defaultdict(list)
-        for row in rows:
-            by_detector[row["detector"]].append(row)
-        return {
-            name: {metric: fmean(row[metric] for row in own) for metric in METRICS} for name, own in by_detector.items()
+        rows = {
+            detector.__name__: [cell.scores(extractor, detector, draw) for cell in self._cells for draw in cell.draws]
+            for detector in (DETECTOR_OF.values() if self._cells else ())
         }
+        return {name: {metric: fmean(row[metric] for row in own) for metric in own[0]} for name, own in rows.items()}
 
     def _keep_best(self, variant: str, scores: dict[str, float] | None, progress: Progress) -> None:
         score = 0.0 if scores is None else (scores["image_auroc"] + scores["aupro"]) / 2
         if scores is None or variant not in progress.best or score > progress.best[variant]["score"]:
             progress.best[variant] = {"epoch": progress.epoch + 1, "score": score}
             self._run.save_variant(variant, self._extractor.projectors)
-
-
-def _some(cell: Cell, seed: int) -> Cell:
-    """A cell of at most so many images, chosen by chance but always the same."""
-    random = np.random.default_rng(seed)
-
-    def choose(positions: list[int]) -> list[int]:
-        return sorted(random.permutation(positions)[:_IMAGES].tolist())
-
-    return replace(cell, normal=choose(sorted(cell.good)), anomalous=choose(cell.anomalous))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import ndimage
 
-from training.metrics import aupro, image_auroc, pixel_auroc, pixel_metrics
+from training.evaluation.metrics import aupro, image_auroc, pixel_auroc, pixel_metrics
 
 IMAGES, SIDE, THRESHOLDS, LIMIT = 100, 256, 200, 0.3
 

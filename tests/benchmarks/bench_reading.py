@@ -17,9 +17,9 @@ import torch
 
 from adpretrain_hf import ADPretrainConfig
 from adpretrain_hf.images import read_image
+from training.data.real_iad import load_real_iad
 from training.data.samples import Item, Samples
-from training.encoded import read_encoded
-from training.real_iad import load_real_iad
+from training.data.table import read_encoded
 from training.references import ReferencePool
 from training.synthetic.generate import generate
 

@@ -29,10 +29,10 @@ from tests.benchmarks.peak_memory import peak_memory
 from tests.benchmarks.published import PublishedProjectors, encode_references, published_residual
 from training import synthetic
 from training.data.augment import augment
+from training.data.real_iad import load_real_iad
 from training.data.samples import Collate, Item, Samples
 from training.initialisation import initialise
 from training.losses import level_losses
-from training.real_iad import load_real_iad
 from training.references import ReferencePatches, ReferencePool, autocast, match
 
 PARTS = ("decode, crop", "augment", "backbone", "references", "match", "project", "loss", "backward", "update")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adpretrain_hf.errors import InputError
-from training.metrics import image_auroc
+from training.evaluation.metrics import image_auroc
 
 pytest.importorskip("anomalib")
 from adpretrain_hf.integrations.anomalib.uniad import UniadModel, neighbor_mask

@@ -267,7 +267,7 @@ def test_two_processes_do_what_one_does(whole, flags, tmp_path):
 
 
 def test_full_disk_leaves_the_last_checkpoint(flags, mount_disk, tmp_path):
-    folder = mount_disk("3m")
+    folder = mount_disk("6m")
     # Of two images a step, so that there are steps left to write a checkpoint after once the disk is full.
     words = ["--output", str(folder / "run"), *flags, "--checkpoint-minutes", "1e-9", "--batch-size", "2"]
     errors = tmp_path / "stderr.txt"

@@ -21,13 +21,12 @@ from scipy import ndimage
 from adpretrain_hf.errors import InputError
 from tests.conftest import ROOT
 from tests.training.conftest import SYNTHETIC
-from training.real_iad import load_real_iad
+from training.data.real_iad import load_real_iad
 from training.synthetic import SIZE, generate
 from training.synthetic.__main__ import main
-from training.synthetic.camera import VIEWS, photograph
-from training.synthetic.catalogue import PARTS, RECIPES, class_names, class_scenes
+from training.synthetic.camera import VIEWS, generator, noise, photograph
 from training.synthetic.defects import FAMILIES, GRACE, MIN_SIDE, paint_defect
-from training.synthetic.noise import generator, noise
+from training.synthetic.generate import PARTS, RECIPES, class_names, class_scenes
 
 
 def indices(folder: Path) -> dict[str, Any]:

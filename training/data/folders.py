@@ -18,7 +18,7 @@ import pandas as pd
 
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.images import SUFFIXES, find_images
-from training.refusal import refuse
+from training.data.table import refuse
 
 _PARTS = ("train", "test")
 _VISA_SPLIT = "split_csv/1cls.csv"
@@ -34,12 +34,16 @@ class Sample:
         mask: of its anomalies, any non-zero pixel is one; None for normal images, or where it is not known.
         is_anomalous: its label.
         defect: the kind of its anomaly, as the data set calls it.
+        view: from which its part is seen, where a data set has several.
+        is_damaged: of a part that is, even where this image does not show it: it is no reference.
     """
 
     image: Path
     mask: Path | None
     is_anomalous: bool
     defect: str
+    view: str = ""
+    is_damaged: bool = False
 
 
 @dataclass(frozen=True)

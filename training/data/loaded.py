@@ -25,8 +25,7 @@ from datasets import (
 from datasets.exceptions import DatasetsError
 
 from adpretrain_hf.errors import InputError
-from training.data.table import FEATURES
-from training.encoded import read_encoded
+from training.data.table import FEATURES, read_encoded
 
 _LOG = logging.getLogger(__name__)
 _BUILDERS = ("parquet", "imagefolder")

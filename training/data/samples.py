@@ -25,7 +25,7 @@ from adpretrain_hf.errors import ImageError, InputError
 from adpretrain_hf.images import Preprocessor, decode_image, to_pixels
 from training.data.augment import draw_augmentation
 from training.data.slots import SlotFile
-from training.encoded import read_encoded, read_mask
+from training.data.table import read_encoded, read_mask
 from training.references import ReferencePool
 from training.seeds import generator
 from training.synthetic.defects import FAMILIES, paint_defect

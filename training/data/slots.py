@@ -55,9 +55,7 @@ class SlotFile:
         InputError: the file cannot be made or opened.
     """
 
-    def __init__(
-        self, path: Path, *, identity: str, slots: int, shape: Sequence[int], dtype: torch.dtype
-    ) -> None:
+    def __init__(self, path: Path, *, identity: str, slots: int, shape: Sequence[int], dtype: torch.dtype) -> None:
         self._name = str(path)
         self._slot_bytes = prod(shape) * dtype.itemsize
         self._start = -(-(_HEADER + slots * _ENTRY.size) // mmap.PAGESIZE) * mmap.PAGESIZE

@@ -20,9 +20,9 @@ from adpretrain_hf.errors import BundleError, InputError
 from training import synthetic
 from training.data.folders import LAYOUTS, Category, layout_of
 from training.data.loaded import is_loadable, load_table
+from training.data.real_iad import list_categories, load_real_iad
+from training.data.real_iad_files import resolution_of
 from training.data.table import Row, make_table
-from training.real_iad import list_categories, load_real_iad
-from training.real_iad_trees import resolution_of
 from training.seeds import generator
 from training.settings import PretrainSettings
 

@@ -1,17 +1,34 @@
-"""The table of a run's images: a ``datasets.Dataset`` with one row for each, whatever they come from."""
+"""The table of a data set: its columns, the encoded bytes of its images, and their masks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+import functools
+import io
+import lzma
+import os
+import struct
+import threading
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import datasets
+import numpy as np
 import pyarrow as pa
-from datasets import Dataset, Features, Image, Value
+import torch
+from datasets import Dataset, Features, Value
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from adpretrain_hf.errors import ImageError, InputError, MissingPathError
+from adpretrain_hf.images import PreparedImage, Preprocessor
 
 FEATURES = Features(
     {
-        "image": Image(decode=False),
-        "mask": Image(decode=False),
+        "image": datasets.Image(decode=False),
+        "mask": datasets.Image(decode=False),
         "category": Value("string"),
         "view": Value("string"),
         "anomaly_class": Value("string"),
@@ -54,3 +71,146 @@ def make_table(rows: Iterable[Row]) -> Dataset:
         for name, column in zip(FEATURES, columns, strict=True)
     }
     return Dataset.from_dict(arrays, features=FEATURES)
+
+
+# More than RealIAD has classes: a zip that is opened again has its directory of thousands of members read again.
+_MAX_OPEN_ZIPS = 64
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    OSError,
+    RuntimeError,  # encrypted, or (NotImplementedError) packed by an unknown method
+    ValueError,
+)  # what zipfile raises on zips that are damaged or of an unknown kind
+_UNREADABLE_MASK = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error)
+
+
+def read_encoded(entry: Mapping[str, Any]) -> bytes:
+    """Returns the bytes of an image file as they are stored, undecoded.
+
+    Zips stay open, at most 64 in a process. Threads may call it at once, and so may processes that were forked.
+
+    Args:
+        entry: of an ``Image(decode=False)`` column: ``bytes``, or the ``path`` of a file or of a zip's member,
+            ``zip://<member>::<zip>``.
+
+    Raises:
+        MissingPathError: there is no such file, zip or member.
+        ImageError: it cannot be read, or the zip's member does not have its checksum.
+    """
+    if entry["bytes"] is not None:
+        return bytes(entry["bytes"])
+    path = entry["path"]
+    if path is None:
+        raise ImageError("an image has neither bytes nor a path: expected one of them")
+    if path.startswith("zip://"):
+        member, _, archive = path.removeprefix("zip://").partition("::")
+        return _read_member(archive, member)
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise MissingPathError(f"no such image: {path}") from error
+    except OSError as error:
+        raise ImageError(f"{path} cannot be read: {error}") from error
+
+
+def read_mask(entry: Mapping[str, Any]) -> Image.Image:
+    """Decodes a mask, in which every pixel that is not zero belongs to a defect, whatever its value.
+
+    Returns:
+        An image of mode ``"L"``: 255 where there is a defect, else 0.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    data = read_encoded(entry)
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG", "BMP", "TIFF", "PPM")) as image:
+            # Alpha says where a mask is opaque, not where a defect is.
+            opaque = image.convert(image.mode[:-1]) if image.mode in ("LA", "RGBA") else image
+            values = np.asarray(opaque) != 0
+    except UnidentifiedImageError as error:  # whose text is the address of the data in memory
+        expected = "a PNG, BMP, TIFF or PGM image; JPEG and WebP do not keep 0 where there is no defect"
+        raise ImageError(f"the mask {entry['path']} cannot be read: expected {expected}") from error
+    except (*_UNREADABLE_MASK, Image.DecompressionBombError) as error:
+        raise ImageError(f"the mask {entry['path']} cannot be read: {error}") from error
+    defect = values.any(axis=2) if values.ndim == 3 else values
+    return Image.fromarray(defect.astype(np.uint8) * 255)
+
+
+def member_names(path: Path) -> list[str]:
+    """The names of a zip's members, from its directory alone.
+
+    Raises:
+        InputError: it is damaged, incomplete, or no zip.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except _DAMAGED as error:
+        raise InputError(f"{path} cannot be read as a zip ({error}): is it whole? Download it again") from error
+
+
+class _Archive:
+    """An open zip that several threads read from, one after the other."""
+
+    def __init__(self, path: str) -> None:
+        self._zip, self._lock = zipfile.ZipFile(path), threading.Lock()
+
+    def read(self, member: str) -> bytes:
+        with self._lock:
+            return self._zip.read(member)
+
+
+@functools.lru_cache(maxsize=_MAX_OPEN_ZIPS)
+def _archive(path: str, process: int) -> _Archive:
+    # By process, for a forked one shares the position in the file with its parent, and may find the lock taken.
+    return _Archive(path)
+
+
+def _read_member(archive: str, member: str) -> bytes:
+    try:
+        return _archive(archive, os.getpid()).read(member)
+    except FileNotFoundError as error:
+        raise MissingPathError(f"no such zip: {archive} (for its image {member})") from error
+    except KeyError as error:
+        raise MissingPathError(f"no such image: {member} in {archive}") from error
+    except _DAMAGED as error:
+        raise ImageError(f"{member} in {archive} is damaged: {error or type(error).__name__}") from error
+
+
+def seen_mask(entry: Mapping[str, Any] | None, prepared: PreparedImage, preprocess: Preprocessor) -> Tensor:
+    """The part of an image's mask that the network sees, (H, W) bool; all False where there is none.
+
+    Args:
+        entry: the encoded mask, as ``read_mask`` takes it, or None.
+        prepared: the image.
+        preprocess: that it was prepared by.
+
+    Raises:
+        ImageError: the mask cannot be read, or is not of its image's size.
+    """
+    height, width = prepared.network_size
+    if entry is None:
+        return torch.zeros(height, width, dtype=torch.bool)
+    mask = read_mask(entry)
+    if mask.size[::-1] != prepared.size:
+        raise ImageError(
+            f"the mask {entry['path']} has {mask.size[0]} x {mask.size[1]} pixels, its image {prepared.name} "
+            f"{prepared.size[1]} x {prepared.size[0]}: expected the same"
+        )
+    if preprocess.config.resize_mode == "crop":
+        mask = preprocess.crop_mask(mask)  # to the pixel; PreparedImage.box is rounded
+    else:
+        mask = mask.resize((width, height), Image.Resampling.NEAREST)
+    return torch.from_numpy(np.asarray(mask) > 0)
+
+
+def refuse(names: Sequence[str], what: str, remedy: str) -> None:
+    """Raises InputError with the first ten of some names, if there are any."""
+    if names:
+        listed = "".join(f"\n  {name}" for name in names[:10])
+        more = f"\n  and {len(names) - 10} more" if len(names) > 10 else ""
+        raise InputError(f"{len(names)} {what}: {remedy}.{listed}{more}")

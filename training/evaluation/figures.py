@@ -1,149 +1,196 @@
-"""The plots of the report, as addresses that hold the picture itself."""
+"""What is looked at: images and patches that are chosen while a cell runs, and the report's pictures.
+
+A picture is the address of an ``img``, with the picture itself in it.
+"""
 
 from __future__ import annotations
 
 import io
 from base64 import b64encode
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib import rc_context
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
+from sklearn.manifold import TSNE
 from sklearn.metrics import roc_curve
+from torch import Tensor
 
-from training.evaluation.results import Result
+from adpretrain_hf.images import Preprocessor, read_image
+from adpretrain_hf.overlays import colour_range, overlay
+from training.data.samples import published_labels
+from training.evaluation.data import Sample
+from training.evaluation.metrics import Predicted, pixel_auroc
+from training.evaluation.plan import FEATURES, Cell
+from training.evaluation.store import PatchSample, Result, Shown
+from training.evaluation.tables import features_name
 
-_NORMAL, _ANOMALOUS = "#4878a8", "#d1495b"
+_BEST, _WORST = 2, 2
+_LARGEST = float(np.finfo(np.float16).max)
+_TILE, _GAP = 128, 2  # pixels of a strip
+_PATCHES = 300  # that are kept, of each kind
+_DRAWN = 200  # of a sample: t-SNE takes some 3 ms each
+_PANEL_INCHES = 2.6  # the width of a sample: 250 CSS pixels in the template
+_KINDS = (("normal", "#4878a8"), ("anomalous", "#d1495b"))
 # Told apart by dashes too; variants differ in width.
 _LINES = {"raw": ("#8a8a8a", ":"), "residual": ("#e08e1b", "--"), "pretrained": ("#1d5fa8", "-")}
-SCATTER_INCHES = 2.6  # the width of a panel
 _RATES = np.linspace(0, 1, 201)
-_BINS = np.linspace(0, 1, 31)
-# Glyphs as shapes look alike everywhere; with a fixed salt the same results make the same file.
+# Glyphs as shapes look alike everywhere; with a fixed salt the same results make the same file. A name is no formula.
 _STYLE: Any = {
-    "svg.fonttype": "path",
-    "svg.hashsalt": "report",
-    "font.size": 9.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 9.0,
-    "legend.frameon": False,
+    **{"svg.fonttype": "path", "svg.hashsalt": "report", "font.size": 9.0, "axes.titlesize": 9.0},
+    **{"text.parse_math": False, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False},
 }
 
 
-@dataclass(frozen=True)
-class Kind:
-    """Features that a plot compares, by what they are called there.
+# Image, mask and map of the anomalies that are found best and worst
 
-    Attributes:
-        features: ``"raw"``, ``"residual"`` or ``"pretrained"``, which decides the colour.
-        name: for people.
+
+def choose_shown(predicted: Predicted, samples: Sequence[Sample], preprocess: Preprocessor) -> Shown:
+    """The anomalous images whose anomalies are found best and worst, with masks and maps.
+
+    How well one is found is its own pixel AUROC; where masks are not known, its score.
+
+    Args:
+        predicted: of N images.
+        samples: the N images.
+        preprocess: of the extractor.
     """
+    places = np.flatnonzero(predicted.is_anomalous).tolist()
+    if predicted.masks is None:
+        masks, found = np.zeros(predicted.maps.shape, dtype=bool), {place: predicted.scores[place] for place in places}
+    else:
+        masks = predicted.masks
+        # A crop may cut the whole anomaly off, and some anomalies fill the image: no AUROC then.
+        found = {p: pixel_auroc(predicted.maps[p, None], masks[p, None]) for p in places if 0 < masks[p].mean() < 1}
+    order = sorted(found, key=lambda place: found[place], reverse=True)
+    chosen = np.array(order[:_BEST] + order[_BEST:][-_WORST:], dtype=int)
+    paths = [samples[place].image for place in chosen]
+    images = [np.array(preprocess.crop(read_image(path, str(path)))) for path in paths]
+    maps = np.clip(predicted.maps[chosen], -_LARGEST, _LARGEST).astype(np.float16)
+    return Shown(chosen, np.array(images, dtype=np.uint8).reshape(*maps.shape, 3), masks[chosen], maps)
 
-    features: str
-    name: str
+
+def strips(result: Result, shown: Shown) -> Iterator[tuple[str, str, str]]:
+    """Image, mask and map side by side, best first; all maps have one range of colours.
+
+    Args:
+        result: of the cell.
+        shown: its images, best first.
+
+    Returns:
+        For each image its rank, which says nothing of how well its anomaly is found; which image it is, and where its
+        mask is known how well its anomaly is found; and the picture.
+    """
+    if not len(shown.indices):
+        return
+    maps = shown.maps.astype(np.float32)
+    colours = colour_range(maps)
+    for place, index in enumerate(shown.indices):
+        image, mask = Image.fromarray(shown.images[place]), shown.masks[place]
+        tiles = [image, Image.fromarray(mask).convert("RGB"), overlay(image, maps[place], colours)]
+        joined = Image.new("RGB", (3 * _TILE + 2 * _GAP, _TILE), "white")
+        for n, tile in enumerate(tiles):
+            joined.paste(tile.resize((_TILE, _TILE), Image.Resampling.BILINEAR), (n * (_TILE + _GAP), 0))
+        caption = f"{result.names[index]}, score {result.scores[index]:.4g}"
+        if mask.any() and not mask.all():
+            caption += f", pixel AUROC {100 * pixel_auroc(maps[place, None], mask[None]):.1f}"
+        rank = "best" if place < (len(maps) + 1) // 2 else "worst"
+        yield rank, caption, _address("jpeg", joined.save, quality=75, optimize=True)
+
+
+# Patch features in the plane
+
+
+def sample_patches(cell: Cell, features: Tensor, masks: np.ndarray, patch_size: int) -> PatchSample:
+    """Some normal and anomalous patches of test images, drawn by the cell's seed.
+
+    Args:
+        cell: that the features belong to.
+        features: (N, C, h, w), of one level.
+        masks: (N, S, S), bool.
+        patch_size: in pixels.
+    """
+    labels = published_labels(torch.from_numpy(masks), patch_size)[0].bool().flatten().numpy()
+    rows = features.permute(0, 2, 3, 1).flatten(0, 2)
+    random = np.random.default_rng(cell.seed)
+    kinds = [np.flatnonzero(labels == kind) for kind in (False, True)]
+    chosen = np.concatenate([np.sort(random.permutation(kind)[:_PATCHES]) for kind in kinds])
+    values = rows[torch.from_numpy(chosen)].float().cpu().numpy()
+    return PatchSample(cell.data_set, cell.category, cell.features, cell.variant, values, labels[chosen])
+
+
+def project(sample: PatchSample) -> tuple[np.ndarray, np.ndarray]:
+    """Lays patches out in a plane by t-SNE; of large samples, some that are drawn by a fixed seed.
+
+    Returns:
+        Positions (n, 2) and is_anomalous (n,) of the patches that are shown.
+    """
+    chosen = np.sort(np.random.default_rng(0).permutation(len(sample.values))[:_DRAWN])
+    tsne = TSNE(2, init="pca", perplexity=min(30, (len(chosen) - 1) / 3), max_iter=500, random_state=0)
+    return tsne.fit_transform(sample.values[chosen]), sample.is_anomalous[chosen]
 
 
 @rc_context(_STYLE)
-def roc_figure(by_kind: Mapping[Kind, Sequence[Result]]) -> str:
-    """ROC curves of image scores, a line for each kind: the mean of its cells' curves at equal false positive rates."""
-    figure = Figure(figsize=(3.6, 3.2), layout="constrained")
-    axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], color="#cccccc", linewidth=0.8)
+def scatter_figure(samples: Sequence[PatchSample]) -> str:
+    """Patches in a plane, a panel for each sample, 2.6 inches wide."""
+    figure = Figure(figsize=(_PANEL_INCHES * len(samples), 2.9), layout="constrained")
+    panels = figure.subplots(1, len(samples), squeeze=False)[0]
+    for axes, sample in zip(panels, samples, strict=True):
+        places, is_anomalous = project(sample)
+        for kind, (label, colour) in enumerate(_KINDS):
+            axes.scatter(*places[is_anomalous == kind].T, s=6, color=colour, alpha=0.7, linewidths=0, label=label)
+        axes.set(title=features_name(sample.features, sample.variant), xticks=[], yticks=[])
+        for spine in axes.spines.values():
+            spine.set(visible=True, color="#cccccc")
+    figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside lower center", ncols=2, markerscale=2)
+    return _address("png", figure.savefig, dpi=144)
+
+
+# Image scores of a detector, by kind of features
+
+
+@rc_context(_STYLE)
+def scores_figure(results: Sequence[Result]) -> str:
+    """ROC curves of image scores, the mean at equal false positive rates, and a histogram for each kind of features.
+
+    Scores of different categories are not on one scale: unscaled, the widest would be all that is seen. For the
+    histograms every cell's are scaled to [0, 1].
+    """
+    by_kind: dict[tuple[str, str], list[Result]] = defaultdict(list)
+    for result in sorted(results, key=lambda one: (FEATURES.index(one.cell.features), one.cell.variant)):
+        by_kind[result.cell.features, result.cell.variant].append(result)
+    widths = [3.6, *(2.5 for _ in by_kind)]
+    figure = Figure(figsize=(sum(widths), 3.2), layout="constrained")
+    roc, *panels = figure.subplots(1, len(widths), width_ratios=widths)
+    roc.plot([0, 1], [0, 1], color="#cccccc", linewidth=0.8)
     drawn: Counter[str] = Counter()
-    for kind, results in by_kind.items():
-        colour, dashes = _LINES[kind.features]
-        drawn[kind.features] += 1
-        width = 2 / drawn[kind.features]
-        rates = np.mean([_true_positive_rates(result) for result in results], axis=0)
-        axes.plot(_RATES, rates, dashes, color=colour, linewidth=width, label=_plain(kind.name))
-    axes.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(0, 1), ylim=(0, 1.01), aspect="equal")
-    axes.legend(loc="lower right")
-    return _svg(figure)
-
-
-def _true_positive_rates(result: Result) -> np.ndarray:
-    false, true, _ = roc_curve(result.is_anomalous, result.scores)
-    rates = np.interp(_RATES, false, true)
-    rates[0] = 0
-    return rates
-
-
-@rc_context(_STYLE)
-def histogram_figure(by_kind: Mapping[Kind, Sequence[Result]]) -> str:
-    """Histograms of image scores, a panel for each kind; every cell's scores are scaled to [0, 1].
-
-    Scores of different categories are not on one scale: unscaled, the widest would be all that is seen.
-    """
-    figure = Figure(figsize=(2.5 * len(by_kind), 3.2), layout="constrained")
-    panels = figure.subplots(1, len(by_kind), sharey=True, squeeze=False)[0]
-    for axes, (kind, results) in zip(panels, by_kind.items(), strict=True):
-        scores = np.concatenate([_scaled(np.asarray(result.scores)) for result in results])
-        is_anomalous = np.concatenate([np.asarray(result.is_anomalous) for result in results])
-        for label, colour, chosen in _kinds_of_image(is_anomalous):
-            shares = np.full(chosen.sum(), 1 / max(1, chosen.sum()))
-            axes.hist(scores[chosen], _BINS, weights=shares, color=colour, alpha=0.6, label=label)
-        axes.set(title=_plain(kind.name), xlabel="image score", xlim=(0, 1))
+    for axes, ((features, variant), ours) in zip(panels, by_kind.items(), strict=True):
+        name, (colour, dashes) = features_name(features, variant), _LINES[features]
+        drawn[features] += 1
+        curves = [roc_curve(result.is_anomalous, result.scores) for result in ours]
+        rates = np.mean([np.interp(_RATES, false, true) for false, true, _ in curves], axis=0)
+        rates[0] = 0
+        roc.plot(_RATES, rates, dashes, color=colour, linewidth=2 / drawn[features], label=name)
+        scores = np.concatenate([(np.array(r.scores) - min(r.scores)) / (np.ptp(r.scores) or 1) for r in ours])
+        is_anomalous = np.concatenate([result.is_anomalous for result in ours])
+        for kind, (label, colour) in enumerate(_KINDS):
+            chosen = scores[is_anomalous == kind]
+            shares = np.full(len(chosen), 1 / max(1, len(chosen)))
+            axes.hist(chosen, 30, range=(0, 1), weights=shares, color=colour, alpha=0.6, label=label)
+        axes.sharey(panels[0])
+        axes.set(title=name, xlabel="image score", xlim=(0, 1))
+    roc.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(0, 1), ylim=(0, 1.01), aspect="equal")
+    roc.legend(loc="lower right")
     panels[0].set_ylabel("share of images")
-    _legend_below(figure, panels[-1])
-    return _svg(figure)
+    figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside lower center", ncols=2, markerscale=2)
+    return _address("svg", figure.savefig, metadata={"Date": None})
 
 
-@rc_context(_STYLE)
-def scatter_figure(points: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:
-    """Patches in a plane, a panel for each kind of features: its name -> positions (n, 2) and is_anomalous (n,)."""
-    figure = Figure(figsize=(SCATTER_INCHES * len(points), 2.9), layout="constrained")
-    panels = figure.subplots(1, len(points), squeeze=False)[0]
-    for axes, (name, (places, is_anomalous)) in zip(panels, points.items(), strict=True):
-        for label, colour, chosen in _kinds_of_image(is_anomalous):
-            axes.scatter(*places[chosen].T, s=6, color=colour, alpha=0.7, linewidths=0, label=label)
-        axes.set(title=_plain(name), xticks=[], yticks=[])
-        _frame(axes)
-    _legend_below(figure, panels[-1])
-    return _data_uri(_written(figure, "png"), "image/png")
-
-
-def jpeg(data: bytes) -> str:
-    """The address of a JPEG file."""
-    return _data_uri(data, "image/jpeg")
-
-
-def _scaled(scores: np.ndarray) -> np.ndarray:
-    span = scores.max() - scores.min()
-    return (scores - scores.min()) / span if span > 0 else np.zeros(len(scores))
-
-
-def _kinds_of_image(is_anomalous: np.ndarray) -> list[tuple[str, str, np.ndarray]]:
-    return [("normal", _NORMAL, ~is_anomalous), ("anomalous", _ANOMALOUS, is_anomalous)]
-
-
-def _frame(axes: Axes) -> None:
-    for spine in axes.spines.values():
-        spine.set(visible=True, color="#cccccc")
-
-
-def _legend_below(figure: Figure, axes: Axes) -> None:
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, markerscale=2)
-
-
-def _plain(text: str) -> str:
-    """A text without formulas in it: names may hold any character."""
-    return text.replace("$", r"\$")
-
-
-def _svg(figure: Figure) -> str:
-    return _data_uri(_written(figure, "svg"), "image/svg+xml")
-
-
-def _written(figure: Figure, kind: str) -> bytes:
+def _address(kind: str, save: Callable[..., object], **settings: Any) -> str:
     file = io.BytesIO()
-    figure.savefig(file, format=kind, dpi=144, metadata={"Date": None} if kind == "svg" else None)
-    return file.getvalue()
-
-
-def _data_uri(data: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{b64encode(data).decode()}"
+    save(file, format=kind, **settings)
+    return f"data:image/{kind.replace('svg', 'svg+xml')};base64,{b64encode(file.getvalue()).decode()}"

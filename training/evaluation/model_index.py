@@ -12,9 +12,8 @@ from huggingface_hub import EvalResult, ModelCard
 
 from adpretrain_hf.errors import BundleError, InputError
 from adpretrain_hf.files import write_text
-from training.evaluation.names import METRIC_NAMES, SETTINGS, data_set_name, detector_name, features_name, settings_text
-from training.evaluation.results import METRICS, load_results
-from training.evaluation.summary import summary
+from training.evaluation.store import METRICS, load_results
+from training.evaluation.tables import METRIC_NAMES, SETTINGS, features_name, proper_name, settings_text, summary
 
 # What tells these entries from others in a card, to replace them.
 _MEASURED = "measured by training.evaluate"
@@ -36,16 +35,18 @@ def export_card(folder: str | Path, bundle_folder: str | Path) -> None:
         InputError: no finished cell has pretrained features.
         BundleError: the bundle has no card, or its front matter cannot be read.
     """
-    means = [row for row in summary(load_results(folder)) if row["category"] is None]
-    rows = [row for row in means if row["features"] == "pretrained"]
+    rows = summary(load_results(folder))
+    rows = [row for row in rows if row["category"] is None and row["features"] == "pretrained"]
     if not rows:
         raise InputError(f"{folder} has no finished cells with pretrained features: run some, then export again")
     path = Path(bundle_folder, "README.md")
     card = _read_card(path)
     new = [entry for row in rows for entry in _entries(row)]
     replaced = {entry.dataset_type for entry in new}
-    kept = [old for old in card.data.get("eval_results", []) if not (_is_ours(old) and old.dataset_type in replaced)]
-    card.data["model_name"] = card.data.get("model_name") or _title(card, path)
+    old = card.data.get("eval_results", [])
+    kept = [one for one in old if one.dataset_type not in replaced or _MEASURED not in (one.metric_name or "")]
+    heading = re.search(r"^# (.+?)\s*$", card.text, re.MULTILINE)
+    card.data["model_name"] = card.data.get("model_name") or (heading[1] if heading else path.resolve().parent.name)
     card.data["eval_results"] = [*kept, *new]
     write_text(path, str(card))
 
@@ -61,21 +62,12 @@ def _read_card(path: Path) -> ModelCard:
         raise BundleError(f"the front matter of {path} cannot be read: {reason}. Mend it, then export again") from error
 
 
-def _title(card: ModelCard, path: Path) -> str:
-    heading = re.search(r"^# (.+?)\s*$", card.text, re.MULTILINE)
-    return heading[1] if heading else path.resolve().parent.name
-
-
-def _is_ours(entry: EvalResult) -> bool:
-    return _MEASURED in (entry.metric_name or "")
-
-
 def _entries(row: Mapping[str, Any]) -> Iterator[EvalResult]:
     data_set, seeds = row["data_set"], row["seeds"]
     over = f"mean of {row['categories']} class{'es' * (row['categories'] != 1)}"
     over += f" and {seeds} seeds" if seeds > 1 else ""
     features = f"{features_name(row['features'], row['variant'])} features"
-    settings = settings_text({name: row[name] for name in SETTINGS})
+    settings = settings_text(*(row[name] for name in SETTINGS))
     for metric in METRICS:
         if row[metric] is None:
             continue
@@ -83,12 +75,12 @@ def _entries(row: Mapping[str, Any]) -> Iterator[EvalResult]:
             task_type="image-feature-extraction",  # the Hub has no task of this name
             task_name="Image anomaly detection",
             dataset_type=_DATA_SET_IDS.get(data_set, data_set),
-            dataset_name=data_set_name(data_set),
+            dataset_name=proper_name(data_set),
             # Entries of one task, data set, configuration and split are joined: not with those of others.
             dataset_config="mean of classes",
             dataset_split="test",
             metric_type=_TYPES[metric.rpartition("_")[2]],
-            metric_name=f"{METRIC_NAMES[metric]}, {detector_name(row['detector'])}, {features}, {settings}, {over} "
+            metric_name=f"{METRIC_NAMES[metric]}, {proper_name(row['detector'])}, {features}, {settings}, {over} "
             f"({_MEASURED})",
             metric_value=round(row[metric], 5),
             verified=False,

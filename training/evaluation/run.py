@@ -1,27 +1,36 @@
-"""Running cells."""
+"""Running cells: encode, make features, fit a detector, test it, keep the result."""
 
 from __future__ import annotations
 
 import gc
 import logging
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from adpretrain_hf.errors import InputError
-from training.evaluation.cells import Cell
-from training.evaluation.data_sets import Sample
-from training.evaluation.detectors import DETECTORS, model_class
-from training.evaluation.fitting import fit, predict, predict_likelihoods, quietly, seed
-from training.evaluation.images import test_masks
-from training.evaluation.measure import Predicted, measure
-from training.evaluation.plan import Plan
-from training.evaluation.remember import RememberedFeatures
-from training.evaluation.results import (
+from adpretrain_hf.extractor import ADPretrainFeatureExtractor
+from adpretrain_hf.files import combined_digest, tensor_digest
+from adpretrain_hf.images import choose_device
+from training.data.folders import Category, Sample
+from training.evaluation.data import category_names, read_category
+from training.evaluation.detectors import DETECTORS
+from training.evaluation.draws import Drawn, draw_few_shot, draw_training, read_reference_lists
+from training.evaluation.encoded import EncodedBackbone, EncodedImages, MakeFeatures, feature_maker
+from training.evaluation.figures import choose_shown, sample_patches
+from training.evaluation.metrics import Predicted, measure
+from training.evaluation.plan import Cell, Plan
+from training.evaluation.published import Detector
+from training.evaluation.store import (
     Result,
     copy_result,
     is_done,
@@ -30,124 +39,241 @@ from training.evaluation.results import (
     save_patches,
     save_result,
 )
-from training.evaluation.sampling import Drawn
-from training.evaluation.shared import Shared
-from training.evaluation.shown import choose_shown, sample_patches
 
 _LOG = logging.getLogger(__name__)
+_KEPT = 16  # categories
+_TEXTURES = 20  # images of each other category that painted anomalies are made of
+
+Predict = Callable[[Cell], tuple[np.ndarray, np.ndarray]]  # maps (N, H, W) and scores (N,) of a cell's test images
 
 
-def run_cells(shared: Shared, cells: Sequence[Cell]) -> None:
-    """Runs cells that one model serves, and saves their results; those that are done are left alone.
-
-    Where a detector fails, of memory that runs out for example, its cells get that as their result, and others go on.
+class Evaluation:
+    """What the cells of a plan share: the extractors, the images that are encoded, and what is drawn of them.
 
     Args:
-        shared: by all cells of the plan.
-        cells: that differ in the category alone.
+        plan: what is evaluated, and how.
+
+    Attributes:
+        with_variant: the bundle with one of its variants of projectors.
+        extractor: with the default one.
 
     Raises:
-        InputError: something about the data; the message names the cell.
+        InputError: the bundle or the lists of references cannot be read, or there is no such device.
     """
-    for cell in cells:
-        _take_over(shared.plan, cell)
-    pending = [cell for cell in cells if not is_done(shared.plan.output, cell)]
-    if not pending:
-        return
-    try:
-        _fit_and_test(shared, cells, pending)
-    except InputError as error:
-        raise InputError(f"{pending[0].name}: {error}") from error
-    except (RuntimeError, ValueError, TypeError, MemoryError) as error:
-        reason = f"{type(error).__name__}: {error}"
-    else:
-        return
-    # Not in the handler, which keeps the tensors of all frames that the error came through.
-    gc.collect()
-    if shared.device.type == "cuda":
-        torch.cuda.empty_cache()
-    for cell in pending:
-        if not is_done(shared.plan.output, cell):
-            _LOG.warning("%s failed: %s", cell.name, reason)
-            save_failure(shared.plan.output, cell, reason)
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.device = plan, choose_device(plan.device)
+        self._lists = read_reference_lists(plan.references) if plan.references else None
+        self.with_variant = lru_cache(self._load)
+        self.extractor = self.with_variant(None)
+        self._category = lru_cache(_KEPT)(self._read_category)
+        self._encoded: dict[tuple[str, str], tuple[EncodedImages, dict[Sample, int]]] = {}
+        self._tokens = Path(plan.output, "tokens")
+
+    def identity(self, variants: Sequence[str]) -> dict[str, str]:
+        """What of the bundle decides results, by name.
+
+        Args:
+            variants: that are used.
+
+        Raises:
+            BundleError: the bundle does not have one of them.
+        """
+        identity = {"bundle": self.extractor.config.fingerprint}
+        for variant in variants:
+            weights = sorted(self.with_variant(variant).projectors.state_dict().items())
+            identity[f"weights of {variant}"] = combined_digest(tensor_digest(tensor.cpu()) for _, tensor in weights)
+        return identity
+
+    def run(self, cells: Sequence[Cell]) -> None:
+        """Runs cells that one model serves, and saves their results; those that are done are left alone.
+
+        Where a detector fails, of memory that runs out for example, its cells get that as their result, and others go
+        on.
+
+        Args:
+            cells: that differ in the category alone.
+
+        Raises:
+            InputError: something about the data; the message names the cell.
+        """
+        for cell in cells:
+            _take_over(self.plan, cell)
+        pending = [cell for cell in cells if not is_done(self.plan.output, cell)]
+        if not pending:
+            return
+        try:
+            self._fit_and_test(cells, pending)
+        except InputError as error:
+            raise InputError(f"{pending[0].name}: {error}") from error
+        except (RuntimeError, ValueError, TypeError, MemoryError) as error:
+            reason = f"{type(error).__name__}: {error}"
+        else:
+            return
+        # Not in the handler, which keeps the tensors of all frames that the error came through.
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        for cell in pending:
+            if not is_done(self.plan.output, cell):
+                _LOG.warning("%s failed: %s", cell.name, reason)
+                save_failure(self.plan.output, cell, reason)
+
+    def forget(self, but: Iterable[Cell] = ()) -> None:
+        """Drops what is encoded, but for the categories of some cells."""
+        kept = {(cell.data_set, cell.category) for cell in but}
+        for key in self._encoded.keys() - kept:
+            del self._encoded[key]
+            self._file(*key).unlink(missing_ok=True)
+        if not kept:
+            shutil.rmtree(self._tokens, ignore_errors=True)
+
+    def draw(self, cell: Cell) -> Drawn:
+        """The images of a cell.
+
+        Raises:
+            InputError: fewer images than the cell asks for, or no list of references for its category.
+        """
+        if self.plan.protocol == "few-shot":
+            return draw_few_shot(self._category(cell.data_set, cell.category), cell)
+        if self._lists is not None and cell.category not in self._lists:
+            raise InputError(f"{self.plan.references} lists no references for the category {cell.category}")
+        listed = None if self._lists is None else self._lists[cell.category]
+        return draw_training(self._category(cell.data_set, cell.category), cell, listed)
+
+    def features(self, cell: Cell, drawn: Drawn) -> MakeFeatures:
+        """How the features of a cell are made, of images by their places."""
+        references = self.places(cell, drawn.references).tolist()
+        return feature_maker(self.encoded(cell), self.with_variant(cell.variant or None), cell.features, references)
+
+    def encoded(self, cell: Cell) -> EncodedImages:
+        """The images of a cell's category, and those that are listed as its references."""
+        return self._of_category(cell)[0]
+
+    def places(self, cell: Cell, samples: Sequence[Sample]) -> Tensor:
+        """Where images are among those."""
+        places = self._of_category(cell)[1]
+        return torch.tensor([places[sample] for sample in samples])
+
+    def _load(self, variant: str | None) -> ADPretrainFeatureExtractor:
+        return ADPretrainFeatureExtractor.from_pretrained(self.plan.bundle, variant=variant, device=self.device)
+
+    def _of_category(self, cell: Cell) -> tuple[EncodedImages, dict[Sample, int]]:
+        key = cell.data_set, cell.category
+        if key not in self._encoded:
+            category = self._category(*key)
+            listed = self.draw(cell).references if self._lists else ()
+            samples = list(dict.fromkeys([*category.train, *category.test, *listed]))
+            images = [{"bytes": None, "path": str(sample.image)} for sample in samples]
+            masks = [{"bytes": None, "path": str(sample.mask)} if sample.mask else None for sample in samples]
+            encoded = EncodedImages(self.extractor, images, masks, self._file(*key))
+            self._encoded[key] = encoded, {sample: place for place, sample in enumerate(samples)}
+        return self._encoded[key]
+
+    def _file(self, data_set: str, category: str) -> Path:
+        return self._tokens / f"{data_set}__{category}.bin".replace("/", "_")
+
+    def _read_category(self, data_set: str, name: str) -> Category:
+        return read_category(data_set, Path(self.plan.data[data_set]), name)
+
+    def _fit_and_test(self, cells: Sequence[Cell], pending: Sequence[Cell]) -> None:
+        began, drawn = time.monotonic(), {cell: self.draw(cell) for cell in cells}
+        fit = self._fit_published if DETECTORS[cells[0].detector].published else self._fit_anomalib
+        predict = fit(drawn)
+        seconds = (time.monotonic() - began) / len(cells)
+        for cell in pending:
+            began = time.monotonic()
+            maps, scores = predict(cell)
+            self._keep(cell, drawn[cell], maps, scores, seconds + time.monotonic() - began)
+
+    def _fit_published(self, drawn: dict[Cell, Drawn]) -> Predict:
+        ((cell, images),) = drawn.items()
+        make, own = self.features(cell, images), self.plan.set.get(cell.detector, {})
+        detector: Detector = DETECTORS[cell.detector].make(**own)
+        parts = [make(part) for part in self.places(cell, images.train).split(self.plan.batch_size)]
+        detector.fit([torch.cat(level) for level in zip(*parts, strict=True)])
+        del parts  # as large as what the detector keeps
+
+        def predict(cell: Cell) -> tuple[np.ndarray, np.ndarray]:
+            parts = self.places(cell, images.test).split(self.plan.batch_size)
+            scored = [detector.score(make(part), self.encoded(cell).size) for part in parts]
+            maps, scores = (torch.cat([one.cpu() for one in parts]).numpy() for parts in zip(*scored, strict=True))
+            return maps, scores
+
+        return predict
+
+    def _fit_anomalib(self, drawn: dict[Cell, Drawn]) -> Predict:
+        from training.evaluation import anomalib_models as models  # importing anomalib takes seconds
+
+        plan, first = self.plan, next(iter(drawn))
+        kind, own = DETECTORS[first.detector], plan.set.get(first.detector, {})
+        models.seed(first.seed)
+        without = dict.fromkeys(("pre_processor", "post_processor", "evaluator", "visualizer"), False)
+        with models.quietly():
+            model = kind.make(plan.bundle, variant=first.variant or None, features=first.features, **own, **without)
+        extractor = model.features.extractor
+        extractor.set_submodule("backbone", EncodedBackbone(extractor.backbone, list(map(self.encoded, drawn))))
+        banks = {cell: self._references(cell, images) for cell, images in drawn.items()}
+        for cell, images in drawn.items():
+            self.encoded(cell).encode(self.places(cell, images.train).tolist())
+        if kind.serves_all:
+            levels = [int(name.removeprefix("layer")) for name in model.features.layers]
+            of_path = {str(one.image): banks[cell] for cell, images in drawn.items() for one in images.train}
+            model.install_features(models.CategoryFeatures(model.features, levels, of_path))
+        models.give_textures(model, self._textures(first))
+        model.set_reference(*banks[first])
+        train = [sample for images in drawn.values() for sample in images.train]
+        files = models.ImageFiles(train, self.extractor.preprocess)
+        batches = files.batches(plan.batch_size, plan.workers, shuffle=True)
+        models.fit(model, batches, epochs=plan.epochs_of(first.detector), device=self.device)
+
+        def predict(cell: Cell) -> tuple[np.ndarray, np.ndarray]:
+            test = drawn[cell].test
+            self.encoded(cell).encode(self.places(cell, test).tolist())
+            model.set_reference(*banks[cell])
+            files = models.ImageFiles(test, self.extractor.preprocess).batches(plan.batch_size, plan.workers)
+            ask = models.predict_likelihoods if kind.has_likelihoods else models.predict
+            return ask(model, files, device=self.device)
+
+        return predict
+
+    def _textures(self, cell: Cell) -> list[Path]:
+        """Some images of the data set's other categories."""
+        others = (
+            name for name in category_names(cell.data_set, self.plan.data[cell.data_set]) if name != cell.category
+        )
+        of_each = (self._category(cell.data_set, name).train[:_TEXTURES] for name in islice(others, _KEPT - 1))
+        return [sample.image for samples in of_each for sample in samples]
+
+    def _references(self, cell: Cell, drawn: Drawn) -> tuple[Any, list[str]]:
+        places = self.places(cell, drawn.references).tolist()
+        return self.encoded(cell).bank(places), [str(sample.image) for sample in drawn.references]
+
+    def _keep(self, cell: Cell, drawn: Drawn, maps: np.ndarray, scores: np.ndarray, seconds: float) -> None:
+        samples, places = drawn.test, self.places(cell, drawn.test)
+        labels = np.array([sample.is_anomalous for sample in samples])
+        are_known = all(sample.mask for sample in samples if sample.is_anomalous)
+        masks = self.encoded(cell).masks(places).numpy() if are_known else None
+        predicted = Predicted(maps, scores, labels, masks)
+        metrics = measure(predicted)
+        if masks is not None and not patches_done(
+            self.plan.output, cell.data_set, cell.category, cell.features, cell.variant
+        ):
+            make = self.features(cell, drawn)
+            deepest = torch.cat([make(part)[-1].cpu() for part in places.split(self.plan.batch_size)])
+            save_patches(self.plan.output, sample_patches(cell, deepest, masks, self.extractor.config.patch_size))
+        root = Path(self.plan.data[cell.data_set]).absolute()
+        names = [sample.image.relative_to(root).as_posix() for sample in samples]
+        defects = [sample.defect for sample in samples]
+        result = Result(cell, metrics, scores.tolist(), labels.tolist(), names, seconds, defects)
+        save_result(self.plan.output, result, choose_shown(predicted, samples, self.extractor.preprocess))
 
 
 def _take_over(plan: Plan, cell: Cell) -> None:
     """Gives a cell of raw features the result of one with another number of references, which these do not know."""
-    if cell.features != "raw" or is_done(plan.output, cell):
+    if cell.features != "raw" or plan.protocol == "few-shot" or is_done(plan.output, cell):
         return
     for other in (replace(cell, shots=shots) for shots in plan.shots):
         if is_done(plan.output, other):
             copy_result(plan.output, other, cell)
             return
-
-
-def _fit_and_test(shared: Shared, cells: Sequence[Cell], pending: Sequence[Cell]) -> None:
-    began, first = time.monotonic(), cells[0]
-    drawn = {cell: shared.draw(cell) for cell in cells}
-    seed(first.seed)
-    with quietly():
-        model = _model(shared, first, drawn)
-    train = [sample for cell in cells for sample in drawn[cell].train]
-    images = shared.images(train, shared.plan.batch_size, shuffle=True)
-    fit(model, images, epochs=shared.plan.epochs_of(first.detector), device=shared.device)
-    seconds = (time.monotonic() - began) / len(cells)
-    for cell in pending:
-        model.set_reference(shared.references(drawn[cell].references).bank)
-        _test(shared, cell, model, drawn[cell].test, seconds)
-
-
-def _model(shared: Shared, cell: Cell, drawn: dict[Cell, Drawn]) -> Any:
-    """A model that remembers features, and compares each training image with the references of its category."""
-    without = dict.fromkeys(("pre_processor", "post_processor", "evaluator", "visualizer"), False)
-    kind = model_class(cell.detector)
-    own = shared.plan.set.get(cell.detector, {})
-    model = kind(shared.plan.bundle, variant=cell.variant or None, features=cell.features, **own, **without)
-    shared.remember_tokens(model.features.extractor)
-    of_path = {
-        str(sample.image): references
-        for one in drawn.values()
-        for references in [shared.references(one.references)]
-        for sample in one.train
-    }
-    model.install_features(RememberedFeatures(model.features, shared.memory, of_path))
-    model.set_reference(shared.references(drawn[cell].references).bank)
-    return model
-
-
-def _test(shared: Shared, cell: Cell, model: Any, samples: Sequence[Sample], seconds: float) -> None:
-    """Tests a model on one category and saves the result.
-
-    Args:
-        seconds: that fitting took.
-    """
-    began = time.monotonic()
-    ask = predict_likelihoods if DETECTORS[cell.detector].has_likelihoods else predict
-    maps, scores = ask(model, shared.images(samples, shared.plan.batch_size), device=shared.device)
-    labels = np.array([sample.is_anomalous for sample in samples])
-    predicted = Predicted(maps, scores, labels, _masks(shared, samples))
-    metrics = measure(predicted)
-    if predicted.masks is not None:
-        _keep_patches(shared, cell, model, samples, predicted.masks)
-    names = [shared.name(cell, sample) for sample in samples]
-    seconds += time.monotonic() - began
-    defects = [sample.defect for sample in samples]
-    result = Result(cell, metrics, scores.tolist(), labels.tolist(), names, seconds, defects)
-    save_result(shared.plan.output, result, choose_shown(predicted, samples, shared.extractor.preprocess))
-
-
-def _masks(shared: Shared, samples: Sequence[Sample]) -> np.ndarray | None:
-    """Masks of the test images, or None where those of anomalous images are not known."""
-    if any(sample.is_anomalous and sample.mask is None for sample in samples):
-        return None
-    return test_masks(samples, shared.extractor.preprocess)
-
-
-def _keep_patches(shared: Shared, cell: Cell, model: Any, samples: Sequence[Sample], masks: np.ndarray) -> None:
-    """Saves some features of the deepest level, once for each category and kind of features."""
-    if patches_done(shared.plan.output, cell.data_set, cell.category, cell.features, cell.variant):
-        return
-    deepest = model.features.layers[-1]
-    batches = shared.images(samples, shared.plan.batch_size)
-    features = torch.cat([model.features(batch.image)[deepest].cpu() for batch in batches])
-    save_patches(shared.plan.output, sample_patches(cell, features, masks, shared.extractor.config.patch_size))

@@ -1,56 +1,229 @@
-"""The paper's tables: of every data set the means, the gains of pretrained features, and every class."""
+"""The paper's tables, in percent: of every data set the means, the gains of pretrained features, and every class."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import PurePosixPath
 from typing import Any
 
-from training.evaluation.cells import Cell
-from training.evaluation.decisions import decision_means, defect_aurocs
-from training.evaluation.names import (
-    DECISION_NAMES,
-    METRIC_NAMES,
-    SETTINGS,
-    data_set_name,
-    detector_name,
-    features_name,
-    setting_text,
-    settings_text,
-)
-from training.evaluation.results import METRICS, Result
-from training.evaluation.summary import BASELINES, summary
-from training.evaluation.table_text import Table, latex_text, markdown_text
+import numpy as np
+import pandas as pd
 
-__all__ = ["DataSetTables", "data_set_tables", "latex_tables", "markdown_tables", "summary"]
+from adpretrain_hf.errors import InputError
+from training.evaluation.metrics import image_auroc, overkill
+from training.evaluation.plan import FEATURES, Cell
+from training.evaluation.store import METRICS, Result
 
+# What people call metrics, detectors and data sets, and the settings of a cell
+
+_NAMES = ("image AUROC", "image AP", "image F1-max", "pixel AUROC", "pixel AP", "pixel F1-max", "AUPRO")
+METRIC_NAMES = dict(zip(METRICS, _NAMES, strict=True))
+_PROPER = ("PatchCore", "PaDiM", "CFLOW", "GLASS", "UniAD", "FeatureNorm", "MVTecAD", "VisA", "BTAD", "MPDD", "RealIAD")
+_PROPER_NAMES = {name.lower(): name for name in _PROPER} | {"mvtec3d": "MVTec3D-AD"}
+SETTINGS = ("shots", "noise", "fraction")
+
+
+def proper_name(name: str) -> str:
+    """E.g. ``"PatchCore"`` for ``"patchcore"``, ``"VisA"`` for ``"visa"``; what is not known stays as it is."""
+    return _PROPER_NAMES.get(name, name)
+
+
+def features_name(features: str, variant: str) -> str:
+    """E.g. ``"pretrained (norm)"``."""
+    return f"{features} ({variant})" if variant else features
+
+
+def settings_text(shots: int, noise: float, fraction: float) -> str:
+    """The ``SETTINGS`` of a cell, in words."""
+    return (
+        f"{shots} reference image{'s' * (shots != 1)}, {100 * noise:g} % anomalies among the training images, "
+        f"{100 * fraction:g} % of the normal training images"
+    )
+
+
+# Numbers: means over seeds and then over categories, and the gains of pretrained features, paired by category and seed
+
+BASELINES = ("raw", "residual")
+_GROUP = ["data_set", "detector", *SETTINGS, "features", "variant"]
+_PAIR = ["data_set", "category", "view", "detector", *SETTINGS, "seed"]
+_GAINS = [f"{metric}_over_{baseline}" for baseline in BASELINES for metric in METRICS]
+_VIEWS = ("realiad",)  # data sets that show an object in several images, in a folder of its own
+DECISION_NAMES = {
+    **{"overkill_2": "images at 2 %", "overkill_5": "at 5 %", "overkill_10": "at 10 %", "object_auroc": "object AUROC"},
+    **{"object_overkill_2": "objects at 2 %", "object_overkill_5": "at 5 %", "object_overkill_10": "at 10 %"},
+}
 _Row = dict[str, Any]
+
+
+def summary(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Means over seeds and then over categories, and those of each category.
+
+    A gain is the mean over the seeds of pretrained minus the baseline under the same detector, category, settings and
+    seed, then over the categories; its standard error is over the categories.
+
+    Returns:
+        One dict for each data set, detector, shots, noise, fraction, features and variant (the keys), and each of
+        these with every category; ``category`` is None for the means. Besides: ``categories`` and ``seeds``, how many
+        went in; each m of ``METRICS``, and what ``decisions`` gives; ``m_over_raw`` and ``m_over_residual``, and
+        ``m_over_raw_error`` and ``m_over_residual_error`` of the means. None where there is nothing to average.
+
+    Raises:
+        InputError: there are no results.
+    """
+    if not results:
+        raise InputError("there are no finished cells to sum up: run some first")
+    metrics, numbers = list(METRICS), [*METRICS, *DECISION_NAMES]
+    cells = pd.DataFrame([asdict(result.cell) for result in results])
+    cells["features"] = pd.Categorical(cells["features"], FEATURES, ordered=True)  # sorted as the paper has them
+    frame = cells.join(pd.DataFrame([{**decisions(one), **one.metrics} for one in results], None, numbers, float))
+    pairs, is_pretrained = pd.MultiIndex.from_frame(frame[_PAIR]), frame["features"] == "pretrained"
+    for baseline in BASELINES:
+        counterpart = frame[frame["features"] == baseline].set_index(_PAIR)[metrics].reindex(pairs)
+        gains = frame[metrics] - counterpart.to_numpy()
+        frame[[f"{metric}_over_{baseline}" for metric in metrics]] = gains.where(is_pretrained)
+    groups = frame.groupby([*_GROUP, "category"], observed=True)
+    classes = groups[[*numbers, *_GAINS]].mean().assign(categories=1, seeds=groups["seed"].nunique())
+    over = classes.groupby(_GROUP, observed=True)
+    means = over[[*numbers, *_GAINS]].mean().assign(categories=over.size(), seeds=over["seeds"].max(), category=None)
+    means = means.join(over[_GAINS].sem().add_suffix("_error"))
+    tables = (table.reset_index().astype(object) for table in (means, classes))
+    return [row for table in tables for row in table.where(table.notna(), None).to_dict("records")]  # JSON has no NaN
+
+
+def decisions(result: Result) -> dict[str, float]:
+    """What a production line pays: how many good ones are rejected where only few damaged ones may pass.
+
+    An object is anomalous if one of its images is, and its score is the largest of theirs.
+
+    Returns:
+        Of one cell: ``overkill_2``, ``_5`` and ``_10`` of the images and, of data sets with several views, the same of
+        the objects with ``object_auroc``, unless all objects are anomalous.
+    """
+    images = pd.DataFrame({"scores": result.scores, "labels": result.is_anomalous})
+    numbers = _overkill("", images)
+    if result.cell.data_set in _VIEWS:
+        objects = images.groupby([str(PurePosixPath(name).parent) for name in result.names]).max()
+        if not objects["labels"].all():
+            numbers |= {"object_auroc": image_auroc(objects["scores"], objects["labels"])}
+            numbers |= _overkill("object_", objects)
+    return numbers
+
+
+def _overkill(prefix: str, seen: pd.DataFrame) -> dict[str, float]:
+    shares = (0.02, 0.05, 0.1)  # of the damaged ones that may pass
+    return {f"{prefix}overkill_{100 * escape:g}": overkill(seen["scores"], seen["labels"], escape) for escape in shares}
+
+
+def defect_aurocs(result: Result) -> dict[str, float]:
+    """Image AUROC of each kind of defect against all normal images, by the kinds' names; empty where none is known."""
+    scores, labels, kinds = np.array(result.scores), np.array(result.is_anomalous), np.array(result.defects)
+    return {
+        str(kind): image_auroc(scores[chosen], labels[chosen])
+        for kind in (np.unique(kinds[labels]) if len(kinds) else ())
+        for chosen in [(kinds == kind) | ~labels]
+    }
+
+
+def misses(result: Result, rejected: float = 0.05) -> list[str]:
+    """The anomalous images that pass where a share of the normal ones is rejected, those first that pass by most."""
+    scores, labels = np.array(result.scores), np.array(result.is_anomalous)
+    threshold = np.quantile(scores[~labels], 1 - rejected, method="higher")
+    passing = [place for place in np.argsort(scores, kind="stable") if labels[place] and scores[place] < threshold]
+    return [result.names[place] for place in passing]
+
+
+# Tables of texts
+
+_LATEX = str.maketrans(
+    {
+        **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
+        **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"},
+        **{special: f"\\{special}" for special in "&%$#_{}"},
+    }
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as it is printed.
+
+    Attributes:
+        title: above it.
+        header: of the columns.
+        rows: of texts, as many as in the header each.
+        labels: how many columns at the left say what the numbers are of.
+        best: (row, column) of what is printed bold.
+    """
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    labels: int
+    best: frozenset[tuple[int, int]] = frozenset()
+
+    def markdown(self) -> str:
+        """The table, without its title."""
+        marks = ["---"] * self.labels + ["--:"] * (len(self.header) - self.labels)
+        lines = [map(markdown_text, self.header), marks, *self._lines(markdown_text, markdown_text, "**{}**")]
+        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+    def latex(self, caption: str) -> str:
+        """The table as a ``longtable``, which may go over pages, with booktabs' rules."""
+        lines = [
+            *(r"\begingroup", r"\footnotesize", r"\setlength{\tabcolsep}{3pt}"),
+            f"\\begin{{longtable}}{{{'l' * self.labels}{'r' * (len(self.header) - self.labels)}}}",
+            f"\\caption{{{latex_text(caption)}}} \\\\",
+            *(r"\toprule", f"{' & '.join(map(latex_text, self.header))} \\\\", r"\midrule", r"\endhead"),
+            *(r"\bottomrule", r"\endfoot"),
+            *(f"{' & '.join(line)} \\\\" for line in self._lines(latex_text, _latex_number, r"\textbf{{{}}}")),
+            *(r"\end{longtable}", r"\endgroup", ""),
+        ]
+        return "\n".join(lines)
+
+    def _lines(self, label: Callable[[str], str], number: Callable[[str], str], bold: str) -> Iterator[list[str]]:
+        for place, row in enumerate(self.rows):
+            texts = [*map(label, row[: self.labels]), *map(number, row[self.labels :])]
+            yield [bold.format(text) if (place, n) in self.best else text for n, text in enumerate(texts)]
+
+
+def markdown_text(text: str) -> str:
+    """A text in Markdown that shows as it is, on one line."""
+    return re.sub(r"([\\`*_{}\[\]<>|#&~])", r"\\\1", " ".join(text.split()))
+
+
+def latex_text(text: str) -> str:
+    """A text in LaTeX that shows as it is, on one line."""
+    return " ".join(text.split()).translate(_LATEX)
+
+
+def _latex_number(text: str) -> str:
+    """Numbers with a sign are set as formulas, for the minus and the plus-minus."""
+    formula = text.replace("±", r"\pm")
+    return f"${formula}$" if text[0] in "+-" and len(text) > 1 else text
 
 
 @dataclass(frozen=True)
 class DataSetTables:
-    """The tables of a data set.
+    """The tables of a data set, all of which have rows.
 
     Attributes:
         data_set: its name, as in ``Cell``.
         title: its name, for people.
         notes: what holds for all numbers.
-        means: over the classes.
-        gains: of pretrained features over the others; without rows where there is nothing to compare.
-        decisions: how many normal images, and objects, are rejected where few anomalous ones pass.
+        overall: means over the classes; gains of pretrained features over the others; how many normal images, and
+            objects, are rejected where few anomalous ones pass.
         classes: one table each, by the category's name.
-        kinds: image AUROC of each kind of defect, by the category's name; without rows where there are no kinds.
+        kinds: image AUROC of each kind of defect, by the category's name, of those that have kinds.
     """
 
     data_set: str
     title: str
     notes: str
-    means: Table
-    gains: Table
-    decisions: Table
-    classes: dict[str, Table] = field(default_factory=dict)
-    kinds: dict[str, Table] = field(default_factory=dict)
+    overall: list[Table]
+    classes: dict[str, Table]
+    kinds: dict[str, Table]
 
 
 def markdown_tables(results: Sequence[Result], failures: Mapping[Cell, str] | None = None) -> str:
@@ -62,7 +235,8 @@ def markdown_tables(results: Sequence[Result], failures: Mapping[Cell, str] | No
     parts: list[str] = []
     for one in data_set_tables(results):
         parts += [f"## {markdown_text(one.title)}\n", f"{markdown_text(one.notes)}\n"]
-        parts += [f"### {markdown_text(table.title)}\n\n{table.markdown()}" for table in _with_rows(one)]
+        for table in (*one.overall, *one.classes.values()):
+            parts.append(f"### {markdown_text(table.title)}\n\n{table.markdown()}")
     if failures:
         parts.append("## Cells that failed\n")
         parts += [f"- {markdown_text(cell.name)}: {markdown_text(reason)}" for cell, reason in failures.items()]
@@ -74,133 +248,95 @@ def latex_tables(results: Sequence[Result]) -> str:
     """All tables as LaTeX, in percent: one ``longtable`` each, for a document with booktabs and longtable."""
     parts = ["% \\usepackage{booktabs,longtable}\n"]
     for one in data_set_tables(results):
-        parts.append(f"% {' '.join(latex_text(one.title).split())}\n")
-        parts += [table.latex(f"{one.title}: {table.title}. {one.notes}") for table in _with_rows(one)]
+        parts.append(f"% {latex_text(one.title)}\n")
+        for table in (*one.overall, *one.classes.values()):
+            parts.append(table.latex(f"{one.title}: {table.title}. {one.notes}"))
     return "\n".join(parts)
 
 
 def data_set_tables(results: Sequence[Result]) -> list[DataSetTables]:
     """The tables of every data set."""
-    by_data_set = defaultdict(list)
-    for row in summary(results):
-        by_data_set[row["data_set"]].append(row)
-    decided = decision_means(results)
+    rows = summary(results)
     return [
-        _tables(
-            rows,
-            [row for row in decided if row["data_set"] == data_set],
-            [result for result in results if result.cell.data_set == data_set],
-        )
-        for data_set, rows in by_data_set.items()
+        _tables([row for row in rows if row["data_set"] == name], [one for one in results if one.cell.data_set == name])
+        for name in dict.fromkeys(row["data_set"] for row in rows)
     ]
 
 
-def _tables(rows: list[_Row], decided: list[_Row], results: Sequence[Result]) -> DataSetTables:
-    data_set = results[0].cell.data_set
+def _tables(rows: list[_Row], results: list[Result]) -> DataSetTables:
     varying = tuple(name for name in SETTINGS if len({row[name] for row in rows}) > 1)
-    means = [row for row in rows if row["category"] is None]
-    by_class = defaultdict(list)
-    for row in rows:
-        if row["category"] is not None:
-            by_class[row["category"]].append(row)
-    count = len(by_class)
-    return DataSetTables(
-        data_set,
-        data_set_name(data_set),
-        _notes(rows, varying),
-        _values(f"Mean of {_count(count, 'class', 'classes')}", means, varying, count),
-        _gains(means, varying),
-        _decisions(decided, varying, count),
-        {name: _values(name, by_class[name], varying, 1) for name in sorted(by_class)},
-        {name: _kinds([one for one in results if one.cell.category == name], varying) for name in by_class},
-    )
-
-
-def _with_rows(tables: DataSetTables) -> list[Table]:
-    return [table for table in (tables.means, tables.gains, tables.decisions, *tables.classes.values()) if table.rows]
-
-
-def _notes(rows: Sequence[_Row], varying: Sequence[str]) -> str:
-    seeds = max(row["seeds"] for row in rows)
+    means, seeds = [row for row in rows if row["category"] is None], max(row["seeds"] for row in rows)
     notes = "In percent; AUPRO up to a false positive rate of 0.3. "
     notes += f"Means over {seeds} seeds. " if seeds > 1 else ""
-    return notes + ("" if varying else f"{settings_text(rows[0])}.")
-
-
-def _values(title: str, rows: Sequence[_Row], varying: Sequence[str], count: int) -> Table:
-    header = ("detector", "features", *varying, *METRIC_NAMES.values())
-    lines = tuple(
-        (*_labels(row, varying, count), *("-" if row[m] is None else f"{100 * row[m]:.1f}" for m in METRICS))
-        for row in rows
+    notes += "" if varying else f"{settings_text(*(means[0][name] for name in SETTINGS))}."
+    classes = sorted({result.cell.category for result in results})
+    count = len(classes)
+    decided = {name: text for name, text in DECISION_NAMES.items() if any(row[name] is not None for row in means)}
+    rejected = "Overkill: normal ones that are rejected where 2, 5 and 10 % of the anomalous ones pass"
+    overall = [
+        _metrics(f"Mean of {count} class{'es' * (count != 1)}", means, varying, count),
+        _gains(means, varying),
+        _table(rejected, decided, means, varying, count),
+    ]
+    kinds = {name: _kinds([one for one in results if one.cell.category == name], varying) for name in classes}
+    return DataSetTables(
+        means[0]["data_set"],
+        proper_name(means[0]["data_set"]),
+        notes,
+        [table for table in overall if table.rows],
+        {name: _metrics(name, [row for row in rows if row["category"] == name], varying) for name in classes},
+        {name: table for name, table in kinds.items() if table.rows},
     )
-    return Table(title, header, lines, labels=2 + len(varying), best=frozenset(_best(rows, varying, count)))
 
 
-def _labels(row: _Row, varying: Sequence[str], count: int) -> tuple[str, ...]:
-    features = features_name(row["features"], row["variant"])
-    if row["categories"] < count:
-        features += f", {row['categories']} of {count} classes only"
-    return detector_name(row["detector"]), features, *(setting_text(name, row[name]) for name in varying)
+def _metrics(title: str, rows: Sequence[_Row], varying: tuple[str, ...], count: int = 1) -> Table:
+    """A table with the best of each detector's features, as they are printed; means over fewer classes are none."""
+    table = _table(title, METRIC_NAMES, rows, varying, count)
+    printed = pd.DataFrame([row[table.labels :] for row in table.rows]).apply(pd.to_numeric, errors="coerce")
+    printed = printed[[row["categories"] == count for row in rows]]
+    groups = printed.groupby([[rows[place][name] for place in printed.index] for name in ("detector", *SETTINGS)])
+    is_best = printed.eq(groups.transform("max")) & (groups.transform("count") > 1)
+    places = ((row, column + table.labels) for (row, column), best in is_best.stack().items() if best)
+    return replace(table, best=frozenset(places))
 
 
-def _best(rows: Sequence[_Row], varying: Sequence[str], count: int) -> Iterable[tuple[int, int]]:
-    """Places of the best of a detector's features, as they are printed; means over fewer classes do not compete."""
-    groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
-    for place, row in enumerate(rows):
-        if row["categories"] == count:
-            groups[(row["detector"], *(row[name] for name in SETTINGS))].append(place)
-    for places in groups.values():
-        for column, metric in enumerate(METRICS, start=2 + len(varying)):
-            printed = {
-                place: round(100 * rows[place][metric], 1) for place in places if rows[place][metric] is not None
-            }
-            if len(printed) > 1:
-                yield from ((place, column) for place, value in printed.items() if value == max(printed.values()))
-
-
-def _gains(means: Sequence[_Row], varying: Sequence[str]) -> Table:
-    lines = [
-        (*_labels(row, varying, 0), baseline, *(_gain(row, f"{metric}_over_{baseline}") for metric in METRICS))
+def _gains(means: Sequence[_Row], varying: tuple[str, ...]) -> Table:
+    title = "Gain of pretrained features, with its standard error over the classes"
+    rows = [
+        row | {"over": baseline} | {metric: _gain(row, f"{metric}_over_{baseline}") for metric in METRICS}
         for row in means
         for baseline in BASELINES
         if any(row[f"{metric}_over_{baseline}"] is not None for metric in METRICS)
     ]
-    title = "Gain of pretrained features, with its standard error over the classes"
-    header = ("detector", "features", *varying, "over", *METRIC_NAMES.values())
-    return Table(title, header, tuple(lines), labels=3 + len(varying))
+    return _table(title, METRIC_NAMES, rows, (*varying, "over"))
 
 
-def _decisions(decided: Sequence[_Row], varying: Sequence[str], count: int) -> Table:
-    names = [name for name in DECISION_NAMES if any(row.get(name) is not None for row in decided)]
-    lines = [
-        (*_labels(row, varying, count), *("-" if row[n] is None else f"{100 * row[n]:.1f}" for n in names))
-        for row in decided
-    ]
-    title = "Overkill: normal ones that are rejected where 2, 5 and 10 % of the anomalous ones pass"
-    header = ("detector", "features", *varying, *(DECISION_NAMES[name] for name in names))
-    return Table(title, header, tuple(lines), labels=2 + len(varying))
+def _gain(row: _Row, name: str) -> str | None:
+    gain, error = row[name], row[f"{name}_error"]
+    return gain if gain is None else f"{100 * gain:+.1f}" + ("" if error is None else f" ± {100 * error:.1f}")
 
 
-def _kinds(results: Sequence[Result], varying: Sequence[str]) -> Table:
+def _kinds(results: Sequence[Result], varying: tuple[str, ...]) -> Table:
     """Of the first seed alone: how many images of a kind there are does not depend on it."""
     seed = min(result.cell.seed for result in results)
-    rows = [(asdict(one.cell) | {"categories": 1}, defect_aurocs(one)) for one in results if one.cell.seed == seed]
-    kinds = sorted({kind for _, found in rows for kind in found})
-    lines = [
-        (*_labels(row, varying, 1), *(f"{100 * found[kind]:.1f}" if kind in found else "-" for kind in kinds))
-        for row, found in rows
-        if found
-    ]
-    header = ("detector", "features", *varying, *kinds)
-    return Table("Image AUROC by kind of defect", header, tuple(lines), labels=2 + len(varying))
+    found = {one.cell: aurocs for one in results if one.cell.seed == seed and (aurocs := defect_aurocs(one))}
+    kinds = sorted({kind for aurocs in found.values() for kind in aurocs})
+    rows = [asdict(cell) | {f"kind {kind}": aurocs.get(kind) for kind in kinds} for cell, aurocs in found.items()]
+    return _table("Image AUROC by kind of defect", {f"kind {kind}": kind for kind in kinds}, rows, varying)
 
 
-def _gain(row: _Row, name: str) -> str:
-    gain, error = row[name], row[f"{name}_error"]
-    if gain is None:
-        return "-"
-    return f"{100 * gain:+.1f}" + ("" if error is None else f" ± {100 * error:.1f}")
+def _table(
+    title: str, names: Mapping[str, str], rows: Sequence[_Row], varying: tuple[str, ...], count: int = 0
+) -> Table:
+    """What rows have under names, with what people call that; of means, over how many classes if not all ``count``."""
+    lines = []
+    for row in rows:
+        some = f", {row['categories']} of {count} classes only" if row.get("categories", count) < count else ""
+        labels = (proper_name(row["detector"]), features_name(row["features"], row["variant"]) + some)
+        settings = (f"{100 * row[name]:g} %" if name in ("noise", "fraction") else str(row[name]) for name in varying)
+        lines.append((*labels, *settings, *(_percent(row[name]) for name in names)))
+    return Table(title, ("detector", "features", *varying, *names.values()), tuple(lines), labels=2 + len(varying))
 
 
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"
+def _percent(value: float | str | None) -> str:
+    return value if isinstance(value, str) else "-" if value is None else f"{100 * value:.1f}"

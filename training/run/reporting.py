@@ -154,9 +154,10 @@ def _wandb(folder: Path) -> tuple[Log, Callable[[], None]]:
 
 
 def _mlflow(folder: Path) -> tuple[Log, Callable[[], None]]:
-    mlflow = _library("mlflow")
+    mlflow, name = _library("mlflow"), folder.resolve().name
     mlflow.set_experiment("adpretrain-hf")
-    mlflow.start_run(run_name=folder.resolve().name)
+    begun = mlflow.search_runs(filter_string=f'attributes.run_name = "{name}"', output_format="list", max_results=1)
+    mlflow.start_run(begun[0].info.run_id if begun else None, run_name=name)  # one that is resumed goes on
     return lambda values, images: mlflow.log_metrics(dict(values), step=images), mlflow.end_run
 
 

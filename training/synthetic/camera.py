@@ -1,149 +1,206 @@
-"""How a class of the synthetic set is photographed: three camera views, and what differs between two pictures."""
+"""What drawings are made of - random fields, surfaces, light - and how a class is photographed in three views."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 from scipy import ndimage
-
-from training.synthetic.noise import Field
-from training.synthetic.surface import Lamp, Surface, shade
 
 VIEWS = ("C1", "C2", "C3")
 STAGE = 2.5  # side of the material's square, in images: room for turned and tilted views at random places
 BOARD = 1.1  # side of the part's square, in images
 
 _FAR = 3.0  # distance of the camera, in images: a mild perspective
+_AMBIENT = 0.42  # share of the light that comes from everywhere
+_POLISH = 40  # exponent of the highlight: about 10 degrees wide
+
+Rng = np.random.Generator
+Field = np.ndarray  # (H, W) float32, or (H, W, 3) where it is said
 
 
-@dataclass(frozen=True)
-class Pose:
-    """How the camera looks at the plane: ``zoom`` times nearer, then turned by roll, yaw and pitch in radians."""
+def generator(*keys: int | str) -> Rng:
+    """A random generator of its own for every tuple of keys (text, and whole numbers from 0), the same on every run."""
+    words: list[int] = []
+    for key in keys:
+        # Text by its bytes: Python's own hash() of a string is another one in every process.
+        words += [key % 2**32, key // 2**32] if isinstance(key, int) else [*key.encode(), 2**32]
+    return np.random.default_rng(words)
 
-    zoom: float
-    roll: float
-    yaw: float
-    pitch: float
+
+def noise(rng: Rng, shape: tuple[int, int], cell: float | tuple[float, float], octaves: int = 3) -> Field:
+    """Fractal noise (H, W) float32 of mean about 0 and standard deviation about 1.
+
+    ``cell``: px from one random value to the next in the coarsest octave, one number or (down, across); every further
+    octave has half the cells and 0.55 of the height.
+    """
+    height, width = shape
+    cells = cell if isinstance(cell, tuple) else (cell, cell)
+    total, power = np.zeros(shape, np.float32), 0.0
+    for octave in range(octaves):
+        down, across = (max(side / 2**octave, 1.0) for side in cells)
+        if down == across == 1.0:
+            layer = rng.standard_normal(shape, dtype=np.float32)
+        else:
+            grid = rng.standard_normal((math.ceil(height / down) + 3, math.ceil(width / across) + 3), dtype=np.float32)
+            x, y = 1 + rng.random(), 1 + rng.random()
+            box = (x, y, x + width / across, y + height / down)
+            smooth = Image.fromarray(grid).resize((width, height), Image.Resampling.BICUBIC, box=box)
+            layer = np.asarray(smooth) * np.float32(1.45)  # interpolation takes about a third of the deviation away
+        weight = 0.55**octave
+        total += weight * layer
+        power += weight**2
+    return total / np.float32(math.sqrt(power))
 
 
-@dataclass(frozen=True)
-class Scene:
+def smoothstep(values: Field) -> Field:
+    """0 below 0, 1 above 1, and a slope without corners between."""
+    clipped = np.clip(values, 0.0, 1.0)
+    return clipped * clipped * (3.0 - 2.0 * clipped)
+
+
+def log_uniform(rng: Rng, low: float, high: float) -> float:
+    """A number between ``low`` and ``high`` whose logarithm is uniform: as many small ones as large ones."""
+    return float(math.exp(rng.uniform(math.log(low), math.log(high))))
+
+
+def mix(first: np.ndarray, second: np.ndarray, share: Field) -> np.ndarray:
+    """From the first colour, (3,) or (H, W, 3), to the second, as ``share`` (H, W) goes from 0 to 1: (H, W, 3)."""
+    return first + (second - first) * share[..., None]
+
+
+class Surface(NamedTuple):
+    """A square piece of material, or a part seen from above.
+
+    ``colour`` (N, N, 3) in [0, 1]; ``height`` (N, N) in px; ``gloss`` and ``metal``: (N, N) or one number, from 0
+    (matt; paint) to 1 (polished; bare metal); ``inside`` (N, N) in [0, 1]: 1 on the part, None where all is material.
+    """
+
+    colour: np.ndarray
+    height: Field
+    gloss: Field | float = 0.0
+    metal: Field | float = 0.0
+    inside: Field | None = None
+
+
+class Scene(NamedTuple):
     """One class seen by one camera: lit canvases of which every photograph shows a part.
 
-    ``ground``: the material, or what the part lies on; ``part``: its light times its coverage, None for a material;
-    ``cover``: what it hides of the ground, with its shadow; ``inside``: the part alone. ``size``: side of a
-    photograph in px. ``play``: how far the part is turned from one picture to the next, in radians.
+    ``ground``: the material, or what the part lies on; ``part``: None for a material, else the part's light times its
+    coverage, what it hides of the ground with its shadow, and its coverage; ``pose``: how many times nearer the camera
+    is, then roll, yaw and pitch in radians; ``size``: side of a photograph in px; ``play``: how far the part is turned
+    from one picture to the next, in radians.
     """
 
     ground: Image.Image
-    part: Image.Image | None
-    cover: Image.Image | None
-    inside: Image.Image | None
-    pose: Pose
+    part: tuple[Image.Image, ...] | None
+    pose: tuple[float, float, float, float]
     size: int
     play: float
 
 
-def scenes(ground: Surface, part: Surface | None, rng: np.random.Generator, size: int) -> dict[str, Scene]:
+def shade(surface: Surface, azimuth: float, elevation: float) -> np.ndarray:
+    """The surface lit by a lamp at ``azimuth`` and ``elevation`` (radians), as grey levels (N, N, 3) float32.
+
+    Lambert's law for the body, Blinn and Phong's for the highlight, a striped sky for what metal mirrors, and less
+    light in hollows.
+    """
+    height = surface.height
+    down, across = np.gradient(height)
+    upright = 1 / np.sqrt(1 + down**2 + across**2)
+    to_lamp = -(down * math.sin(azimuth) + across * math.cos(azimuth)) * upright  # the slope's share of it
+    lambert = np.clip(to_lamp * math.cos(elevation) + upright * math.sin(elevation), 0, None) / math.sin(elevation)
+    hollow = height - ndimage.uniform_filter(height, max(height.shape[0] // 60, 3))
+    body = surface.colour * ((_AMBIENT + (1 - _AMBIENT) * lambert) * np.clip(1 + 0.09 * hollow, 0.5, 1.12))[..., None]
+    # A bright lamp box, a dark room, and a slow change across the image.
+    line = np.linspace(-1, 1, height.shape[0], dtype=np.float32)
+    drift = line[:, None] * math.sin(azimuth) + line * math.cos(azimuth)
+    sky = 0.5 + 0.5 * np.sin(3.2 * to_lamp + 0.9 * drift + 0.4)
+    mirrored = surface.colour * (0.42 + 0.62 * sky)[..., None]
+    metal = np.broadcast_to(surface.metal, lambert.shape)[..., None]
+    half = (math.pi / 2 + elevation) / 2  # elevation of the direction between the lamp and the camera above
+    glance = np.clip(to_lamp * math.cos(half) + upright * math.sin(half), 0, 1) ** _POLISH
+    return ((body + (mirrored - body) * metal + (surface.gloss * glance * 0.75)[..., None]) * 255).astype(np.float32)
+
+
+def scenes(ground: Surface, part: Surface | None, rng: Rng, size: int) -> dict[str, Scene]:
     """The scenes of a class, one for each of ``VIEWS``: from above, and twice tilted and turned in other light."""
-    play = rng.uniform(0.02, 0.25)
-    azimuth = rng.uniform(0, 2 * math.pi)
+    play, azimuth = rng.uniform(0.02, 0.25), rng.uniform(0, 2 * math.pi)
     turn, tilt, lean = rng.uniform(0.25, 0.8), rng.uniform(0.2, 0.45), rng.choice([-1, 1]) * rng.uniform(0.25, 0.5)
-    poses = (Pose(1.0, 0, 0, 0), Pose(1.05, turn, 0.1, tilt), Pose(1.2, -turn, lean, -0.15))
-    lamps = (
-        Lamp(azimuth, rng.uniform(0.8, 1.1)), Lamp(azimuth + 1.8, rng.uniform(0.7, 0.95)), Lamp(azimuth - 1.6, 0.9)
-    )  # fmt: skip
+    poses = ((1.0, 0.0, 0.0, 0.0), (1.05, turn, 0.1, tilt), (1.2, -turn, lean, -0.15))
+    lamps = ((azimuth, rng.uniform(0.8, 1.1)), (azimuth + 1.8, rng.uniform(0.7, 0.95)), (azimuth - 1.6, 0.9))
     return {
-        view: _scene(ground, part, lamp, pose, size, play) for view, lamp, pose in zip(VIEWS, lamps, poses, strict=True)
+        view: Scene(_picture(shade(ground, *lamp)), _lit_part(part, *lamp, size) if part else None, pose, size, play)
+        for view, pose, lamp in zip(VIEWS, poses, lamps, strict=True)
     }
 
 
-def _scene(ground: Surface, part: Surface | None, lamp: Lamp, pose: Pose, size: int, play: float) -> Scene:
-    floor = _picture(shade(ground, lamp))
-    if part is None or part.inside is None:
-        return Scene(floor, None, None, None, pose, size, play)
-    inside = part.inside
-    reach = size * 0.025
-    away = (-math.sin(lamp.azimuth) * reach, -math.cos(lamp.azimuth) * reach)
+def _lit_part(part: Surface, azimuth: float, elevation: float, size: int) -> tuple[Image.Image, ...]:
+    assert part.inside is not None
+    inside, reach = part.inside, size * 0.025
+    away = (-math.sin(azimuth) * reach, -math.cos(azimuth) * reach)
     shadow = ndimage.gaussian_filter(ndimage.shift(inside, away, order=1), reach * 0.6)
-    contact = ndimage.gaussian_filter(inside, reach * 0.5)
-    cover = inside + np.clip(0.55 * shadow + 0.3 * contact, 0, 0.75) * (1 - inside)
-    lit = shade(part, lamp) * inside[..., None]
-    return Scene(floor, _picture(lit), _picture(cover * 255), _picture(inside * 255), pose, size, play)
+    dark = np.clip(0.55 * shadow + 0.3 * ndimage.gaussian_filter(inside, reach * 0.5), 0, 0.75)
+    lit = shade(part, azimuth, elevation) * inside[..., None]
+    return _picture(lit), _picture((inside + dark * (1 - inside)) * 255), _picture(inside * 255)
 
 
 def _picture(levels: np.ndarray) -> Image.Image:
     return Image.fromarray(np.clip(levels, 0, 255).astype(np.uint8))
 
 
-def photograph(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray | None]:
+def photograph(scene: Scene, rng: Rng) -> tuple[np.ndarray, np.ndarray | None]:
     """One picture of the scene, of a chance pose, place, exposure, sharpness and noise.
 
     Returns:
         The photograph (size, size, 3) uint8, and where the part is, (size, size) bool; None for a material.
     """
-    size, jitter = scene.size, rng.normal(0, 1, 4)
-    turn = scene.play if scene.part is not None else 0.03
-    pose = replace(
-        scene.pose,
-        zoom=scene.pose.zoom * math.exp(0.03 * jitter[0]),
-        roll=scene.pose.roll + turn * jitter[1],
-        yaw=scene.pose.yaw + 0.02 * jitter[2],
-        pitch=scene.pose.pitch + 0.02 * jitter[3],
-    )
-    still = np.zeros(2)
-    room = scene.ground.width / 2 - _reach(pose, size) - 2
-    picture = _look(scene.ground, pose, size, rng.uniform(-room, room, 2), still)
-    where = None
-    if scene.part is not None and scene.cover is not None and scene.inside is not None:
+    size, (zoom, roll, yaw, pitch), jitter = scene.size, scene.pose, rng.normal(0, 1, 4)
+    roll += (scene.play if scene.part else 0.03) * jitter[1]
+    pose = (zoom * math.exp(0.03 * jitter[0]), roll, yaw + 0.02 * jitter[2], pitch + 0.02 * jitter[3])
+    to_plane, still = _image_to_plane(*pose, size), np.zeros(2)
+    corners = to_plane @ np.array([[x, y, 1] for x in (-size / 2, size / 2) for y in (-size / 2, size / 2)]).T
+    room = scene.ground.width / 2 - float(np.abs(corners[:2] / corners[2]).max()) - 2
+    picture, where = _look(scene.ground, to_plane, size, rng.uniform(-room, room, 2), still), None
+    if scene.part:
         shift = np.clip(rng.normal(0, 0.02, 2), -0.05, 0.05) * size
-        part, cover, inside = (_look(i, pose, size, still, shift) for i in (scene.part, scene.cover, scene.inside))
-        picture = picture * (1 - cover[..., None] / 255) + part
-        where = inside > 128
+        part, cover, inside = (_look(canvas, to_plane, size, still, shift) for canvas in scene.part)
+        picture, where = picture * (1 - cover[..., None] / 255) + part, inside > 128
     return _expose(picture, rng), where
 
 
-def _plane_to_image(pose: Pose, size: int) -> np.ndarray:
-    """The homography (3, 3) of px in the plane around its middle to px in the image around its middle."""
-    (cr, sr), (cy, sy), (cp, sp) = ((math.cos(a), math.sin(a)) for a in (pose.roll, pose.yaw, pose.pitch))
-    roll = np.array([[cr, -sr, 0], [sr, cr, 0], [0, 0, 1]])
-    yaw = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
-    pitch = np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]])
-    turned = (pitch @ yaw @ roll)[:, :2] * pose.zoom
+def _image_to_plane(zoom: float, roll: float, yaw: float, pitch: float, size: int) -> np.ndarray:
+    """The homography (3, 3) of px in the image around its middle to px in the plane around its middle."""
+    (cr, sr), (cy, sy), (cp, sp) = ((math.cos(angle), math.sin(angle)) for angle in (roll, yaw, pitch))
+    rolled = np.array([[cr, -sr, 0], [sr, cr, 0], [0, 0, 1]])
+    yawed = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
+    pitched = np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]])
+    turned = (pitched @ yawed @ rolled)[:, :2] * zoom
     far = _FAR * size
-    return np.column_stack([np.vstack([far * turned[:2], turned[2:]]), [0, 0, far]])
+    return np.linalg.inv(np.column_stack([np.vstack([far * turned[:2], turned[2:]]), [0, 0, far]]))
 
 
-def _reach(pose: Pose, size: int) -> float:
-    """How far from the middle of the plane the image's corners look, in px."""
-    corners = np.array([[x, y, 1] for x in (-size / 2, size / 2) for y in (-size / 2, size / 2)]).T
-    seen = np.linalg.inv(_plane_to_image(pose, size)) @ corners
-    return float(np.abs(seen[:2] / seen[2]).max())
-
-
-def _look(canvas: Image.Image, pose: Pose, size: int, place: np.ndarray, shift: np.ndarray) -> Field:
+def _look(canvas: Image.Image, to_plane: np.ndarray, size: int, place: np.ndarray, shift: np.ndarray) -> Field:
     """The part of the canvas around ``place`` (x, y from its middle), moved by ``shift`` in the image; px, float32."""
     to_middle = np.array([[1, 0, -size / 2 - shift[0]], [0, 1, -size / 2 - shift[1]], [0, 0, 1]])
     from_middle = np.array([[1, 0, canvas.width / 2 + place[0]], [0, 1, canvas.height / 2 + place[1]], [0, 0, 1]])
-    back = from_middle @ np.linalg.inv(_plane_to_image(pose, size)) @ to_middle
+    back = from_middle @ to_plane @ to_middle
     numbers = (back / back[2, 2]).ravel()[:8].tolist()
     seen = canvas.transform((size, size), Image.Transform.PERSPECTIVE, numbers, Image.Resampling.BICUBIC)
     return np.asarray(seen, dtype=np.float32)
 
 
-def _expose(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _expose(picture: np.ndarray, rng: Rng) -> np.ndarray:
     """Uneven light, white balance, exposure, a lens that is never quite sharp, and the noise of the sensor."""
     size = picture.shape[0]
-    rows, columns = np.linspace(-1, 1, size, dtype=np.float32)[:, None], np.linspace(-1, 1, size, dtype=np.float32)
+    columns = np.linspace(-1, 1, size, dtype=np.float32)
+    rows = columns[:, None]
     down, across = rng.normal(0, 0.05, 2)
     light = 1 + down * rows + across * columns - rng.uniform(0, 0.08) * (rows**2 + columns**2)
     balance = np.exp(rng.normal(0, 0.05) + rng.normal(0, 0.015, 3)).astype(np.float32)
-    bright = picture * (light[..., None] * balance).astype(np.float32)
-    sharp = Image.fromarray(np.clip(bright, 0, 255).astype(np.uint8))
-    soft = ndimage.gaussian_filter(np.asarray(sharp, np.float32), (s := rng.uniform(0.25, 0.75) * size / 256, s, 0))
+    sharp = np.clip(picture * (light[..., None] * balance).astype(np.float32), 0, 255).astype(np.uint8)
+    soft = ndimage.gaussian_filter(sharp.astype(np.float32), (s := rng.uniform(0.25, 0.75) * size / 256, s, 0))
     grain = rng.standard_normal(soft.shape, dtype=np.float32)
-    noisy = soft + grain * (rng.uniform(0.8, 2.0) + 0.12 * np.sqrt(soft))
-    return np.clip(noisy, 0, 255).astype(np.uint8)
+    return np.clip(soft + grain * (rng.uniform(0.8, 2.0) + 0.12 * np.sqrt(soft)), 0, 255).astype(np.uint8)

@@ -1,10 +1,10 @@
-"""Draws the data set in RealIAD's layout: materials, parts, defects, masks."""
+"""Draws the data set in RealIAD's layout: its classes, their photographs, defects and masks."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,56 +14,65 @@ from tqdm import tqdm
 
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.files import atomic_path
-from training.synthetic.camera import VIEWS, Scene, photograph
-from training.synthetic.catalogue import class_names, class_scenes
+from training.synthetic.camera import BOARD, STAGE, VIEWS, Scene, Surface, generator, photograph, scenes
 from training.synthetic.defects import FAMILIES, paint_defect
-from training.synthetic.noise import generator
+from training.synthetic.materials import Material
+from training.synthetic.parts import Part
 
 SIZES = (256, 512, 1024)  # px, those of RealIAD's folders
 SIZE = 256  # the one that is drawn unless another is asked for
 
+# In turn, so that any number of classes has materials and parts of all kinds.
+_NAMES = (
+    "brushed_metal", "gear", "linen", "circuit_board", "wood", "printed", "screw", "twill", "capsule", "tiles", "mesh",
+    "washer", "carpet", "connector", "leather", "corrugated_sheet", "bottle_cap", "stripes", "button", "gravel",
+    "perforated", "bearing", "basket", "plug", "terrazzo", "checker_plate", "nut", "quilt", "tablet", "concrete",
+    "cardboard", "coin", "switch", "brick", "paint", "bolt_head", "chip", "foam", "spring", "battery", "granite",
+    "marble", "cork",
+)  # fmt: skip
+PARTS = {name for name in _NAMES if hasattr(Part, name)}
+# What a part lies on: quiet enough to leave it the eye.
+_GROUNDS = ("paint", "cardboard", "linen", "leather", "brushed_metal", "concrete")
 _SETTINGS = "synthetic.json"
 _VERSION = 1  # of the drawings: another one means other pixels for the same settings
 _DATE = "20240115"
 
 
-@dataclass(frozen=True)
-class Plan:
-    """All that the pixels depend on."""
+def _draw(name: str, rng: np.random.Generator, side: int, unit: float) -> Surface:
+    """What a recipe draws: a square of ``side`` px, of which ``unit`` are one px of an image of 256 px."""
+    if name not in PARTS:
+        return getattr(Material(rng, side, unit), name)()
+    part = Part(rng, side, unit)
+    getattr(part, name)()
+    return part.surface
 
-    categories: int
-    normals: int
-    defects_per_family: int
-    size: int
-    seed: int
-    version: int = _VERSION
 
-    def __post_init__(self) -> None:
-        """Raises: InputError: a number that makes no data set."""
-        for name in ("categories", "normals", "defects_per_family"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.seed < 0:
-            raise InputError(f"seed must be a whole number from 0, got {self.seed}")
-        if self.size not in SIZES:
-            raise InputError(f"size must be one of RealIAD's {', '.join(map(str, SIZES))} px, got {self.size}")
+RECIPES = {name: partial(_draw, name) for name in _NAMES}
 
-    @property
-    def images_per_class(self) -> int:
-        """Over all views."""
-        return (self.normals + self.defects_per_family * len(FAMILIES)) * len(VIEWS)
+
+def class_names(count: int) -> list[str]:
+    """Names of the first ``count`` classes: each recipe once, then each in a second make (``gear_2``), and so on."""
+    makes = [""] + [f"_{make}" for make in range(2, count // len(_NAMES) + 2)]
+    return [name + make for make in makes for name in _NAMES][:count]
+
+
+def class_scenes(name: str, seed: int, size: int) -> dict[str, Scene]:
+    """The scene of each view of the class called ``name``, for photographs of ``size`` px."""
+    rng = generator(seed, name)
+    recipe = name if name in RECIPES else name.rpartition("_")[0]
+    material = str(rng.choice(_GROUNDS)) if recipe in PARTS else recipe
+    ground = RECIPES[material](rng, round(STAGE * size), size / 256)
+    if recipe not in PARTS:
+        return scenes(ground, None, rng, size)
+    gray = ground.colour.mean(-1, keepdims=True)
+    muted = ground._replace(colour=gray + (ground.colour - gray) * np.float32(rng.uniform(0, 0.4)))
+    return scenes(muted, RECIPES[recipe](rng, round(BOARD * size), size / 256), rng, size)
 
 
 def generate(
-    folder: str | Path,
-    *,
-    categories: int = 24,
-    normals: int = 12,
-    defects_per_family: int = 1,
-    size: int = SIZE,
-    seed: int = 0,
-    progress: bool = True,
-) -> Path:
+    folder: str | Path, *, categories: int = 24, normals: int = 12, defects_per_family: int = 1, size: int = SIZE,
+    seed: int = 0, progress: bool = True,
+) -> Path:  # fmt: skip
     """Draws the data set, or returns at once where the same one lies already.
 
     The same arguments give the same files on every run. Each sample has three views; a defective one has a defect of
@@ -85,71 +94,59 @@ def generate(
         InputError: a number out of its range, or ``folder`` holds something else, or a set of other settings.
         OSError: the files cannot be written; ``folder`` is then as it was.
     """
-    plan, folder = Plan(categories, normals, defects_per_family, size, seed), Path(folder)
-    if _is_there(folder, plan):
+    counts = {"categories": categories, "normals": normals, "defects_per_family": defects_per_family}
+    for name, count in counts.items():
+        if count < 1:
+            raise InputError(f"{name} must be at least 1, got {count}")
+    if seed < 0:
+        raise InputError(f"seed must be a whole number from 0, got {seed}")
+    if size not in SIZES:
+        raise InputError(f"size must be one of RealIAD's {', '.join(map(str, SIZES))} px, got {size}")
+    settings = json.dumps(counts | {"size": size, "seed": seed, "version": _VERSION}, indent=0) + "\n"
+    if _is_there(folder := Path(folder), settings):
         return folder
-    total = plan.categories * plan.images_per_class
+    samples = [("train" if 2 * number <= normals + 1 else "test", "OK", number) for number in range(1, normals + 1)]
+    samples += [("test", family, number) for family in FAMILIES for number in range(1, defects_per_family + 1)]
+    total = categories * len(samples) * len(VIEWS)
     with atomic_path(folder) as temporary, tqdm(total=total, unit="image", disable=not progress) as bar:
-        temporary.mkdir()
-        for name in class_names(plan.categories):
-            _write_class(temporary, plan, bar, name)
-        (temporary / _SETTINGS).write_text(_as_json(asdict(plan)), encoding="utf-8")
+        indices = temporary / "realiad_jsons" / "realiad_jsons"
+        indices.mkdir(parents=True)
+        for name in class_names(categories):
+            index: dict[str, Any] = {"meta": {"prefix": f"{name}/", "normal_class": "OK", "pre_transform": []}}
+            index |= {"train": [], "test": []}
+            images, views = temporary / f"realiad_{size}" / name, class_scenes(name, seed, size)
+            for (split, family, number), (view, scene) in product(samples, views.items()):
+                index[split].append(_write_image(images, family, number, view, scene, seed))
+                bar.update()
+            (indices / f"{name}.json").write_text(json.dumps(index, indent=0) + "\n", encoding="utf-8")
+        (temporary / _SETTINGS).write_text(settings, encoding="utf-8")
     return folder
 
 
-def _is_there(folder: Path, plan: Plan) -> bool:
+def _is_there(folder: Path, settings: str) -> bool:
     """Whether the same set lies in ``folder``; False also where nothing does."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
-    settings = folder / _SETTINGS
-    if not settings.is_file():
+    if not (folder / _SETTINGS).is_file():
         raise InputError(f"{folder} is there already and is no synthetic data set: choose another folder")
-    found, wanted = settings.read_text(encoding="utf-8"), _as_json(asdict(plan))
-    if found != wanted:
-        found, wanted = " ".join(found.split()), " ".join(wanted.split())
+    found = (folder / _SETTINGS).read_text(encoding="utf-8")
+    if found != settings:
+        found, wanted = " ".join(found.split()), " ".join(settings.split())
         raise InputError(f"{folder} holds a synthetic data set of {found}, expected {wanted}: choose another folder")
     return True
 
 
-def _write_class(root: Path, plan: Plan, bar: tqdm[Any], name: str) -> None:
-    scenes = class_scenes(name, plan.seed, plan.size)
-    images = root / f"realiad_{plan.size}" / name
-    index: dict[str, Any] = {"meta": {"prefix": f"{name}/", "normal_class": "OK", "pre_transform": []}}
-    index |= {"train": [], "test": []}
-    for code, family, number in _samples(plan):
-        sample = Path(code if family is None else f"NG/{code}") / f"S{number:04d}"
-        split = "train" if family is None and 2 * number <= plan.normals + 1 else "test"
-        for view, scene in scenes.items():
-            image = sample / f"{name}_{number:04d}_{code}_{view}_{_DATE}.jpg"
-            rng = generator(plan.seed, name, code, number, view)
-            mask = _write_image(images, image, scene, family, rng)
-            item = {"category": name, "anomaly_class": code, "image_path": image.as_posix(), "mask_path": mask}
-            index[split].append(item)
-            bar.update()
-    index_file = root / "realiad_jsons" / "realiad_jsons" / f"{name}.json"
-    index_file.parent.mkdir(parents=True, exist_ok=True)
-    index_file.write_text(_as_json(index), encoding="utf-8")
-
-
-def _samples(plan: Plan) -> Iterator[tuple[str, str | None, int]]:
-    """(anomaly class, family, number from 1) of every sample of a class."""
-    yield from (("OK", None, number) for number in range(1, plan.normals + 1))
-    for family, code in FAMILIES.items():
-        yield from ((code, family, number) for number in range(1, plan.defects_per_family + 1))
-
-
-def _write_image(folder: Path, image: Path, scene: Scene, family: str | None, rng: np.random.Generator) -> str | None:
-    """Writes a photograph; one with a defect has a mask beside it, whose path in ``folder`` is returned."""
+def _write_image(folder: Path, family: str, number: int, view: str, scene: Scene, seed: int) -> dict[str, str | None]:
+    """Writes a photograph into its class's folder, beside it the mask of a defect; returns the item of the json."""
+    name, code = folder.name, FAMILIES.get(family, "OK")
+    sample = Path(code if family == "OK" else f"NG/{code}") / f"S{number:04d}"
+    image, mask_path = sample / f"{name}_{number:04d}_{code}_{view}_{_DATE}.jpg", None
+    (folder / sample).mkdir(parents=True, exist_ok=True)
+    rng = generator(seed, name, code, number, view)
     picture, part = photograph(scene, rng)
-    (folder / image).parent.mkdir(parents=True, exist_ok=True)
-    mask_path = None
-    if family is not None:
+    if family != "OK":
         picture, mask = paint_defect(picture, family, rng, where=part)
         mask_path = image.with_suffix(".png").as_posix()
         Image.fromarray(mask.astype(np.uint8) * 255).save(folder / mask_path)
     Image.fromarray(picture).save(folder / image, quality=int(rng.integers(88, 97)))
-    return mask_path
-
-
-def _as_json(content: dict[str, Any]) -> str:
-    return json.dumps(content, indent=0) + "\n"
+    return {"category": name, "anomaly_class": code, "image_path": image.as_posix(), "mask_path": mask_path}

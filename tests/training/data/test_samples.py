@@ -21,6 +21,7 @@ from adpretrain_hf.errors import ImageError, InputError
 from adpretrain_hf.images import Preprocessor, normalize
 from tests.conftest import random_image
 from tests.training.real_iad_tree import RealIADClass
+from training.data.real_iad import load_real_iad
 from training.data.samples import (
     Collate,
     EpochBatches,
@@ -33,7 +34,6 @@ from training.data.samples import (
 )
 from training.data.slots import SlotFile, content_keys
 from training.data.sources import TrainingData, load_training_data
-from training.real_iad import load_real_iad
 from training.references import ReferencePool
 from training.settings import PretrainSettings
 

@@ -23,8 +23,8 @@ from tests.training.evaluation.test_data_sets import (
 from tests.training.real_iad_tree import RealIADClass
 from training.data.__main__ import main as push_data
 from training.data.sources import TrainingData, load_training_data
-from training.encoded import read_encoded
-from training.evaluation.data_sets import category_names, read_category
+from training.data.table import read_encoded
+from training.evaluation.data import category_names, read_category
 from training.settings import PretrainSettings
 
 

@@ -10,14 +10,22 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
+import yaml
 from PIL import Image
 
 from tests.conftest import make_extractor
 from tests.tiny import SIZES
-from training.evaluation.plan import Plan
+from training.evaluation.plan import Plan, parse_plan
 
 MakePlan = Callable[..., Plan]
 SIDE = 40  # pixels
+
+
+def plan_of(values: dict[str, Any]) -> Plan:
+    """The plan that a file of some values comes to."""
+    file = Path(f"{values['output']}.yaml")
+    file.write_text(yaml.safe_dump(values))
+    return parse_plan(["--config", str(file)])[0]
 
 
 @pytest.fixture(scope="session")
@@ -88,4 +96,4 @@ def plan_values(two_variants: Path, small_tree: Path, tmp_path: Path) -> dict[st
 @pytest.fixture
 def make_plan(plan_values: dict[str, Any]) -> MakePlan:
     """Makes the small plan, with other values in some places."""
-    return lambda **others: Plan.from_values(plan_values | others)
+    return lambda **others: plan_of(plan_values | others)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from training.evaluation.cells import FEATURES, Cell
-from training.evaluation.results import METRICS, PatchSample, Result, Shown, save_patches, save_result
-from training.metrics import average_precision, f1_max, image_auroc
+from training.evaluation.metrics import average_precision, f1_max, image_auroc
+from training.evaluation.plan import FEATURES, Cell
+from training.evaluation.store import METRICS, PatchSample, Result, Shown, save_patches, save_result
 
 VARIANTS = {"patchcore": "angle", "padim": "angle", "cflow": "norm", "glass": "norm", "uniad": "norm"}
 NAMES = [f"test/crack/{number:03}.png" for number in range(6)] + [f"test/good/{number:03}.png" for number in range(6)]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from adpretrain_hf.errors import InputError, MissingPathError
 from tests.training.real_iad_tree import RealIADClass
-from training.evaluation.data_sets import DATA_SETS, category_names, read_category
+from training.evaluation.data import DATA_SETS, category_names, read_category
 
 # Miniature trees of the layouts, with their quirks
 

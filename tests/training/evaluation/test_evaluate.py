@@ -19,16 +19,16 @@ from typing import Any
 
 import pytest
 import yaml
+from torch import Tensor
 
 from tests.conftest import ROOT, make_extractor
 from tests.processes import kill, start
 from training.evaluate import main
-from training.evaluation import run as evaluation_run
-from training.evaluation.decisions import misses
 from training.evaluation.detectors import check_settings
-from training.evaluation.plan import Plan, read_plan_file
-from training.evaluation.plan_cells import chosen_categories
-from training.evaluation.results import load_failures, load_results
+from training.evaluation.plan import chosen_categories, parse_plan
+from training.evaluation.published import PatchCore
+from training.evaluation.store import load_failures, load_results
+from training.evaluation.tables import misses
 
 
 def config(values: dict[str, Any], tmp_path: Path) -> list[str]:
@@ -137,7 +137,7 @@ def test_interrupting_leaves_tables_of_what_is_finished(plan_values: dict[str, A
     process.join(60)
     err = (tmp_path / "stderr.txt").read_text()
     assert process.exitcode == 130, err
-    assert "interrupted; finished cells are in" in err
+    assert "evaluate: stopped; the same command goes on from here" in err
     assert "Traceback" not in err
     assert len(load_results(plan_values["output"])) == 1
     assert json.loads(Path(plan_values["output"], "metrics.json").read_text())["summary"]
@@ -148,14 +148,12 @@ def test_a_detector_that_fails_costs_its_own_cells_alone_and_is_tried_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     plan_values |= {"detectors": ["featurenorm", "patchcore"], "features": ["raw"]}
-    whole = evaluation_run.fit
+    whole = PatchCore.fit
 
-    def out_of_memory(model: Any, *args: Any, **kwargs: Any) -> None:
-        if type(model).__name__ == "ADPretrainPatchcore":
-            raise RuntimeError("CUDA out of memory. Tried to allocate 51 GiB")
-        whole(model, *args, **kwargs)
+    def out_of_memory(detector: PatchCore, features: list[Tensor]) -> None:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 51 GiB")
 
-    monkeypatch.setattr(evaluation_run, "fit", out_of_memory)
+    monkeypatch.setattr(PatchCore, "fit", out_of_memory)
     assert main(words(plan_values)) == 1
     folder = Path(plan_values["output"])
     out, err = capsys.readouterr()
@@ -169,7 +167,7 @@ def test_a_detector_that_fails_costs_its_own_cells_alone_and_is_tried_again(
     assert "patchcore__raw" in caplog.text and "out of memory" in caplog.text
     finished = {file: file.stat().st_mtime_ns for file in folder.glob("cells/[!.]*.json")}
 
-    monkeypatch.setattr(evaluation_run, "fit", whole)
+    monkeypatch.setattr(PatchCore, "fit", whole)
     assert main(words(plan_values)) == 0
     assert {file: file.stat().st_mtime_ns for file in finished} == finished
     assert len(load_results(folder)) == 4 and load_failures(folder) == {}
@@ -180,16 +178,17 @@ def test_a_detector_that_fails_costs_its_own_cells_alone_and_is_tried_again(
 def test_a_detectors_own_settings_are_given_by_name(
     plan_values: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan_values |= {"detectors": ["patchcore"], "features": ["raw"]}
+    plan_values |= {"detectors": ["patchcore", "anomalib_patchcore"], "features": ["raw"]}
     assert main(words(plan_values)) == 0
-    given = ("--set", "patchcore.coreset_sampling_ratio=0.5", "patchcore.num_neighbors=3")
+    given = ("--set", "patchcore.coreset_sampling_ratio=0.5", "anomalib_patchcore.num_neighbors=3")
     capsys.readouterr()
     assert main([*words(plan_values), *given]) == 1  # not beside results of others
     assert "holds results of something else (settings of patchcore" in capsys.readouterr().err
     other = plan_values | {"output": f"{plan_values['output']}-other"}
     assert main([*words(other), *given]) == 0
     decided = json.loads(Path(other["output"], "plan.json").read_text())["decided by"]
-    assert decided["settings of patchcore"] == {"coreset_sampling_ratio": 0.5, "num_neighbors": 3}
+    assert decided["settings of patchcore"] == {"coreset_sampling_ratio": 0.5}
+    assert decided["settings of anomalib_patchcore"] == {"num_neighbors": 3}
     plain, changed = (load_results(one["output"]) for one in (plan_values, other))
     assert [one.cell for one in plain] == [one.cell for one in changed]
     assert all(one.scores != another.scores for one, another in zip(plain, changed, strict=True))
@@ -198,7 +197,7 @@ def test_a_detectors_own_settings_are_given_by_name(
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("patchcore.coreset=0.5", "patchcore has no setting coreset: expected some of coreset_sampling_ratio, num_"),
+        ("patchcore.coreset=0.5", "patchcore has no setting coreset: expected some of width, coreset_sampling_ratio, "),
         ("patchcore.variant=norm", "patchcore has no setting variant"),
         ("nothing.a=1", "unknown detectors nothing"),
     ],
@@ -210,12 +209,12 @@ def test_settings_that_there_are_not_are_refused(
     assert message in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         main([*words(plan_values), "--set", "patchcore=0.5"])
-    assert "got 'patchcore=0.5', expected detector.name=value" in capsys.readouterr().err
+    assert "--set: got 'patchcore=0.5', expected detector.name=value" in capsys.readouterr().err
 
 
 def test_the_example_of_a_plan_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    plan = Plan.from_values(read_plan_file(str(ROOT / "training" / "evaluation" / "example_plan.yaml")))
+    plan, _ = parse_plan(["--config", "training/evaluation/example_plan.yaml"])
     assert [name for name, root in chosen_categories(plan).items()] == ["folder"]
     for detector, settings in plan.set.items():
         check_settings(detector, settings)
@@ -239,7 +238,6 @@ def test_the_module_is_a_program(
         ({"categories": ["screw"]}, "unknown categories screw: expected some of mvtecad: bolt, nut"),
         ({"detectors": ["svm"]}, "unknown detectors svm"),
         ({"variants": ["best"], "features": ["pretrained"]}, "best"),
-        ({"shot": [1]}, "unknown settings shot"),
         ({"shots": [100]}, "100"),
         ({"device": "abacus"}, "abacus"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adpretrain_hf.errors import InputError, MissingPathError
-from training.evaluation.arguments import parse_values
-from training.evaluation.cells import FEATURES, Cell
+from adpretrain_hf.errors import InputError
+from tests.training.evaluation import conftest
 from training.evaluation.detectors import DETECTORS
-from training.evaluation.plan import Plan, read_plan_file
-from training.evaluation.plan_cells import chosen_categories, plan_cells
-from training.evaluation.plan_file import deciding_settings, write_plan
+from training.evaluation.plan import (
+    FEATURES,
+    Cell,
+    Plan,
+    chosen_categories,
+    parse_plan,
+    plan_cells,
+    read_origin,
+    write_plan,
+)
 
 
 @pytest.fixture
@@ -27,7 +34,7 @@ def values(small_tree: Path, tmp_path: Path) -> dict[str, Any]:
 
 
 def plan_of(values: dict[str, Any], **others: Any) -> Plan:
-    return Plan.from_values(values | others)
+    return conftest.plan_of(values | others)
 
 
 # Values
@@ -49,28 +56,48 @@ def test_a_single_value_stands_for_a_list_and_whole_numbers_for_shares(values: d
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"shot": 8, "seeed": 1}, "unknown settings shot, seeed: expected some of bundle, data, output"),
-        ({"bundle": None}, "bundle not given"),
         ({"data": {"imagenet": "."}}, "unknown data sets imagenet: expected some of mvtecad"),
-        ({"data": "mvtec/"}, "data is 'mvtec/', expected names with a value each"),
-        ({"data": {"mvtecad": 3}}, "data of mvtecad is 3, expected a text"),
         ({"detectors": ["patchcore", "patchcord"]}, "unknown detectors patchcord: expected some of featurenorm"),
         ({"epochs": {"glas": 3}}, "unknown detectors glas"),
+        ({"set": {"glas": {"lr": 0.1}}}, "unknown detectors glas"),
         ({"epochs": {"glass": 0}}, "epochs of glass: expected epochs and batch_size >= 1"),
-        ({"epochs": {"glass": 1.5}}, "epochs of glass is 1.5, expected a whole number"),
         ({"features": ["cooked"]}, "unknown features cooked: expected some of raw, residual, pretrained"),
         ({"shots": []}, "no shots given"),
-        ({"shots": [1, True]}, "shots is True, expected whole numbers"),
-        ({"shots": ["8"]}, "shots is '8', expected whole numbers"),
+        ({"data": {}, "noise": []}, "no data, noise given: expected at least one of each"),
         ({"seeds": [-1]}, "seeds: expected"),
-        ({"noise": ["a"]}, "noise is 'a', expected numbers"),
         ({"batch_size": 0}, "batch_size: expected"),
-        ({"categories": [1]}, "categories is 1, expected texts"),
+        ({"workers": -1}, "workers: expected .* workers and seeds >= 0"),
     ],
 )
 def test_wrong_values_are_named(values: dict[str, Any], changed: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         plan_of(values, **changed)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"shot": 8}, "Option 'shot' is not accepted"),
+        ({"bundle": None}, "Option 'bundle' is required but not provided"),
+        ({"data": None}, "Option 'data' is required but not provided"),
+        ({"data": "mvtec/"}, """Parser key "data": Expected a <class 'collections.abc.Mapping'>. Got value: mvtec/"""),
+        ({"data": {"mvtecad": 3}}, """Parser key "data": Expected a <class 'str'>. Got value: 3"""),
+        ({"epochs": {"glass": 1.5}}, """Parser key "epochs": Expected a <class 'int'>. Got value: 1.5"""),
+        ({"shots": [1, True]}, """Parser key "shots": Expected a <class 'int'>. Got value: True"""),
+        ({"shots": 1.5}, """Parser key "shots": Expected a <class 'int'>. Got value: 1.5"""),
+        ({"noise": ["a"]}, """Parser key "noise": Expected a <class 'float'>. Got value: a"""),
+        ({"categories": [1]}, """Parser key "categories": Expected a <class 'str'>. Got value: 1"""),
+        ({"set": {"padim": 3}}, """Parser key "set": Expected a <class 'collections.abc.Mapping'>. Got value: 3"""),
+    ],
+)
+def test_values_of_another_kind_are_named(
+    values: dict[str, Any], capsys: pytest.CaptureFixture[str], changed: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        plan_of(values, **changed)
+    err = " ".join(capsys.readouterr().err.split())
+    assert f"error: {message}" in err
+    assert "names: bundle, data, output, protocol, categories" in err
 
 
 @pytest.mark.parametrize(
@@ -87,35 +114,86 @@ def test_values_that_no_cell_can_have_are_named(values: dict[str, Any], changed:
         plan_cells(plan_of(values, **changed))
 
 
-def test_a_file_and_the_command_line_say_the_same(values: dict[str, Any], tmp_path: Path) -> None:
+def test_a_file_and_the_command_line_say_the_same(tmp_path: Path) -> None:
     file = tmp_path / "plan.yaml"
     file.write_text(
         "bundle: a/bundle\noutput: run\ndata: {mvtecad: tree}\nshots: [1, 2]\nnoise: 0.1\nepochs: {glass: 3}\n"
-        "batch_size: 4\ncategories: ['01']\n"
+        "set: {padim: {n_features: 50, layer: last}}\nbatch_size: 4\ncategories: ['01', 'ä😀']\nreferences:\n"
     )
-    words = (
+    text = (
         "a/bundle --output run --data mvtecad=tree --shots 1 2 --noise 0.1 --epochs glass=3 --batch-size 4 "
-        "--categories 01"
+        "--categories 01,ä😀 --set padim.n_features=50 padim.layer=last"
     )
-    assert Plan.from_values(read_plan_file(str(file))) == Plan.from_values(parse_values(words.split(), ""))
+    words = text.split()
+    expected = Plan(
+        **{"bundle": "a/bundle", "output": "run", "data": {"mvtecad": "tree"}, "shots": (1, 2), "noise": (0.1,)},
+        **{"epochs": {"glass": 3}, "set": {"padim": {"n_features": 50, "layer": "last"}}, "batch_size": 4},
+        **{"categories": ("01", "ä😀")},
+    )
+    assert parse_plan(["--config", str(file)]) == (expected, None)
+    assert parse_plan(words) == (expected, None)
+    assert parse_plan([*words[1:], "--export-card", "card", "a/bundle"]) == (expected, "card")
+
+
+def test_flags_go_before_the_file_on_either_side_of_it(values: dict[str, Any], tmp_path: Path) -> None:
+    plan = plan_of(values, shots=[1, 2], data={"mvtecad": "tree", "mpdd": "mpdd"}, batch_size=3)
+    config = ["--config", str(tmp_path / "run.yaml")]
+    flags = ["--shots", "4", "--data", "visa=a=b", "--output=other"]
+    changed = replace(plan, bundle="b", shots=(4,), data={"visa": "a=b"}, output="other")
+    assert parse_plan(["b", *config, *flags])[0] == parse_plan(["b", *flags, *config])[0] == changed
+
+
+def test_a_printed_plan_is_a_file_of_it(values: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    plan = plan_of(values, shots=[1, 2], set={"padim": {"n_features": 50}}, categories=["01"])
+    file = Path(f"{values['output']}.yaml")
+    with pytest.raises(SystemExit, match="0"):
+        parse_plan(["--config", str(file), "--print_config"])
+    file.write_text(capsys.readouterr().out)
+    assert parse_plan(["--config", str(file)])[0] == plan
 
 
 def test_files_that_are_no_plan(tmp_path: Path) -> None:
-    with pytest.raises(MissingPathError, match="no such file"):
-        read_plan_file(str(tmp_path / "none.yaml"))
-    (tmp_path / "list.yaml").write_text("- shots\n")
-    with pytest.raises(InputError, match=r"list.yaml holds a list, expected names and values"):
-        read_plan_file(str(tmp_path / "list.yaml"))
-    (tmp_path / "torn.yaml").write_text("shots: [1, 2\n")
-    with pytest.raises(InputError, match=r"torn.yaml is not YAML"):
-        read_plan_file(str(tmp_path / "torn.yaml"))
+    file = tmp_path / "plan.yaml"
+    with pytest.raises(FileNotFoundError, match=r"plan.yaml"):
+        parse_plan(["--config", str(file)])
+    file.write_text("- shots\n")
+    with pytest.raises(InputError, match=r"plan.yaml holds a list, expected names and values"):
+        parse_plan(["--config", str(file)])
+    file.write_text("shots: [1, 2\n")
+    with pytest.raises(InputError, match=r"plan.yaml is not YAML"):
+        parse_plan(["--config", str(file)])
+    file.write_bytes(b"shots: \xff\n")
+    with pytest.raises(InputError, match=r"plan.yaml is not YAML"):
+        parse_plan(["--config", str(file)])
 
 
-@pytest.mark.parametrize("words", ["--data mvtecad", "--data =tree", "--epochs glass=many"])
-def test_pairs_are_name_and_value(words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        parse_values(words.split(), "")
-    assert "expected name=" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--data mvtecad", "--data: got 'mvtecad', expected name=value"),
+        ("--data =tree", "--data: got '=tree', expected name=value"),
+        ("--set padim=3", "--set: got 'padim=3', expected detector.name=value"),
+        ("--epochs glass=many", "Parser key \"epochs\":\n  Expected a <class 'int'>. Got value: many"),
+        ("--shots 1 two", "Parser key \"shots\":\n  Expected a <class 'int'>. Got value: two"),
+        ("--shot 1", "Unrecognized arguments: --shot 1"),
+        ("--bundle b c", "Unrecognized arguments: c"),
+        ("--config", "argument --config: expected one argument"),
+    ],
+)
+def test_words_of_another_kind_are_named(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        parse_plan(["--bundle=b", "--output=run", "--data=mvtecad=tree", *words.split()])
+    assert f"error: {message}" in capsys.readouterr().err
+
+
+def test_help_tells_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        parse_plan(["--help"], "A program.")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "A program. Data sets: mvtecad, visa," in text
+    for one in fields(Plan):
+        assert f"--{one.name} " in text
+    assert "numbers of reference images. (type: tuple[int, ], default: (8,))" in text
 
 
 # Cells
@@ -171,7 +249,7 @@ def test_categories_may_be_named_with_their_data_set(values: dict[str, Any]) -> 
 
 
 def keep(plan: Plan, **bundle: str) -> None:
-    write_plan(plan, bundle | deciding_settings(plan, chosen_categories(plan)), {})
+    write_plan(plan, bundle, {})
 
 
 def test_plans_that_differ_in_cells_share_a_folder(values: dict[str, Any]) -> None:
@@ -216,6 +294,8 @@ def test_a_damaged_plan_file_is_named(values: dict[str, Any]) -> None:
     Path(values["output"], "plan.json").write_text("{")
     with pytest.raises(InputError, match=r"plan.json is damaged .*choose another --output"):
         keep(plan_of(values))
+    with pytest.raises(InputError, match=r"plan.json is damaged"):
+        read_origin(values["output"])
 
 
 # A cell: names that tell them apart, and values that cannot be
@@ -237,7 +317,7 @@ OTHERS = [("category", "nut"), ("detector", "cflow"), ("variant", "norm"), ("sho
 
 def test_a_cell_comes_back_from_its_dictionary():
     cell = Cell(**CELL)
-    assert cell.to_dict() == CELL
+    assert asdict(cell) == CELL | {"view": ""}
     assert Cell.from_dict(CELL | {"seconds": 1.0}) == cell
 
 
@@ -266,7 +346,3 @@ def test_the_name_of_a_cell_is_one_part_of_a_path(category):
 def test_impossible_cells_are_refused(changes, message):
     with pytest.raises(InputError, match=message):
         Cell(**CELL | changes)
-
-
-def test_cells_of_one_model_for_all_categories_are_alike():
-    assert Cell(**CELL).without_category() == Cell(**CELL | {"category": "nut"}).without_category()

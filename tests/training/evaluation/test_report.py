@@ -9,36 +9,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from adpretrain_hf.errors import BundleError, InputError
 from tests.training.evaluation.browser import Browser, find_chromium, running
-from tests.training.evaluation.made_up import (
-    NAMES,
-    made_up_cell,
-    made_up_patches,
-    made_up_result,
-    made_up_shown,
-    write_run,
-)
-from training.evaluation.cells import FEATURES
-from training.evaluation.decisions import misses
-from training.evaluation.figures import Kind, histogram_figure, roc_figure
-from training.evaluation.map_strips import strips
-from training.evaluation.projections import project
+from tests.training.evaluation.made_up import made_up_cell, made_up_result, made_up_shown, write_run
+from training.evaluation.plan import FEATURES
 from training.evaluation.report import write_report
-from training.evaluation.results import load_results, save_result
+from training.evaluation.store import load_results, save_result
+from training.evaluation.tables import misses
 
 EVIL = "<script>alert(1)</script>"
-# On 2 data sets, 2 detectors have 2 plots; each of 3 classes has its patches, and 4 maps of 2 detectors on 3 kinds.
-PICTURES = 2 * (2 * 2 + 3 * (1 + 4 * 2 * 3))
+# On 2 data sets, 2 detectors have a plot; each of 3 classes has its patches, and 4 maps of 2 detectors on 3 kinds.
+PICTURES = 2 * (2 + 3 * (1 + 4 * 2 * 3))
 
 
 class Page(HTMLParser):
@@ -156,7 +144,7 @@ def test_settings_are_named_where_there_are_several(tmp_path: Path) -> None:
             save_result(tmp_path, made_up_result(cell), made_up_shown(cell, number=1))
     page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
     sources = page.all("img", "src")
-    assert sum(source.startswith("data:image/svg") for source in sources) == 2 * 2
+    assert sum(source.startswith("data:image/svg") for source in sources) == 2
     assert sum(source.startswith("data:image/jpeg") for source in sources) == 3  # of one choice of settings
     words = " ".join(page.words.split())
     assert "The anomalies that are found best and worst: 4 reference images, 0 % anomalies" in words
@@ -167,7 +155,7 @@ def test_without_patches_or_pictures(tmp_path: Path) -> None:
     cell = made_up_cell()
     save_result(tmp_path, made_up_result(cell), made_up_shown(cell, number=0))
     page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
-    assert len(page.all("img", "src")) == 2
+    assert len(page.all("img", "src")) == 1
     assert "None was chosen." in page.words
 
 
@@ -196,89 +184,10 @@ def test_seconds_and_megabytes_of_a_large_run(tmp_path: Path) -> None:
 
 def test_plots_are_imported_only_by_the_report() -> None:
     code = (
-        "import sys, training.evaluation.tables, training.evaluation.results, training.evaluation.model_index\n"
-        "sys.exit(any(name in sys.modules for name in ('matplotlib', 'jinja2', 'sklearn')))"
+        "import sys, training.evaluation.tables, training.evaluation.store, training.evaluation.model_index\n"
+        "sys.exit(any(name in sys.modules for name in ('matplotlib', 'jinja2')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-class TestStrips:
-    def test_are_best_first_and_worst_last(self) -> None:
-        cell = made_up_cell()
-        result, shown = made_up_result(cell), replace(made_up_shown(cell, number=5), indices=np.array([3, 1, 0, 2, 5]))
-        got = list(strips(result, shown, 2))
-        assert [one.rank for one in got] == ["best", "best", "worst", "worst"]
-        assert [one.caption for one in got] == [f"{NAMES[i]}, score {result.scores[i]:.4g}" for i in (3, 1, 2, 5)]
-
-    @pytest.mark.parametrize(("number", "ranks"), [(0, []), (1, ["best"]), (2, ["best", "worst"])])
-    def test_of_few_images(self, number: int, ranks: list[str]) -> None:
-        cell = made_up_cell()
-        assert [one.rank for one in strips(made_up_result(cell), made_up_shown(cell, number), 2)] == ranks
-
-    def test_show_image_mask_and_map(self) -> None:
-        cell = made_up_cell()
-        shown = made_up_shown(cell, number=1, side=128)
-        (strip,) = strips(made_up_result(cell), shown, 1)
-        picture = np.asarray(Image.open(io.BytesIO(decoded(strip.picture))).convert("RGB"), dtype=float)
-        assert picture.shape == (strip.height, strip.width, 3) == (128, 3 * 128 + 2 * 2, 3)
-        image, mask, anomaly = (picture[:, start : start + 128] for start in (0, 130, 260))
-        marked = shown.masks[0]
-        assert np.abs(image.mean(-1) - shown.images[0].mean(-1)).mean() < 20  # of JPEG, on noise
-        assert mask[marked].mean() > 230 and mask[~marked].mean() < 10
-        red, blue = anomaly[marked][:, 0].mean(), anomaly[marked][:, 2].mean()
-        assert red > image[marked][:, 0].mean() + 60 and red > blue + 20
-
-
-class TestPlots:
-    def test_a_curve_for_each_kind(self) -> None:
-        result = made_up_result(made_up_cell())
-        kinds = [Kind("raw", "raw"), Kind("pretrained", "pretrained (a$b)")]
-        for draw in (roc_figure, histogram_figure):
-            one, two = (len(decoded(draw({kind: [result] for kind in some}))) for some in (kinds[:1], kinds))
-            assert two > one
-
-    def test_equal_scores_can_be_drawn(self) -> None:
-        result = replace(made_up_result(made_up_cell()), scores=[0.5] * 12)
-        by_kind = {Kind("raw", "raw"): [result]}
-        ElementTree.fromstring(decoded(roc_figure(by_kind)))
-        ElementTree.fromstring(decoded(histogram_figure(by_kind)))
-
-
-class TestProjections:
-    def test_few_samples_are_laid_out_by_t_sne(self) -> None:
-        samples = [made_up_patches("visa", "candle", features) for features in ("raw", "pretrained")]
-        method, laid_out = project(samples)
-        assert method == "t-SNE"
-        for sample, (places, labels) in zip(samples, laid_out, strict=True):
-            assert places.shape == (60, 2) and np.isfinite(places).all()
-            assert np.array_equal(labels, sample.is_anomalous)
-        places, labels = laid_out[1]  # the clouds are far apart, and stay so
-        between = np.linalg.norm(places[labels].mean(0) - places[~labels].mean(0))
-        assert between > 2 * max(places[kind].std(0).max() for kind in (labels, ~labels))
-
-    def test_many_are_laid_out_by_pca(self) -> None:
-        sample = made_up_patches("visa", "candle", "raw")
-        method, laid_out = project([sample] * 100)
-        assert method == "PCA"
-        centred = (sample.values - sample.values.mean(0)).astype(float)
-        singular = np.linalg.svd(centred, compute_uv=False)[:2]
-        assert np.linalg.norm(laid_out[0][0], axis=0) == pytest.approx(singular, rel=1e-4)
-
-    def test_large_ones_are_drawn_from(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("training.evaluation.projections._ALL_POINTS", 300)
-        sample = made_up_patches("visa", "candle", "raw", number=600)
-        method, laid_out = project([sample] * 2)
-        assert method == "t-SNE"
-        assert {places.shape for places, _ in laid_out} == {(150, 2)}
-        assert all(25 < labels.sum() < 75 for _, labels in laid_out)  # of both kinds, as in the sample
-
-    @pytest.mark.parametrize("number", [4, 7])
-    def test_the_smallest(self, number: int) -> None:
-        ((places, _),) = project([made_up_patches("visa", "candle", "raw", number)])[1]
-        assert places.shape == (number, 2) and np.isfinite(places).all()
-
-    def test_none(self) -> None:
-        assert project([])[1] == []
 
 
 # In a browser: no error, all figures there and decoded, nothing asked of any other host

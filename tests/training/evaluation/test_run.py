@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import time
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from anomalib.data.utils.generators.perlin import PerlinAnomalyGenerator
 from PIL import Image
 from torch import Tensor
 
@@ -18,23 +21,27 @@ from adpretrain_hf import ADPretrainFeatureExtractor
 from adpretrain_hf.errors import InputError
 from tests.conftest import GOLDEN, random_image
 from tests.training.evaluation.conftest import MakePlan
-from training.evaluation.cells import Cell
-from training.evaluation.data_sets import Sample
-from training.evaluation.fitting import fit, predict, predict_likelihoods, seed
-from training.evaluation.measure import Predicted, measure
-from training.evaluation.plan import Plan
-from training.evaluation.plan_cells import plan_cells
-from training.evaluation.results import METRICS, Result, load_patches, load_results, load_shown
-from training.evaluation.run import _model, run_cells
-from training.evaluation.shared import Shared
-from training.evaluation.shown import choose_shown, sample_patches
+from tests.training.real_iad_tree import RealIADClass
+from training.evaluation import anomalib_models
+from training.evaluation.anomalib_models import ImageFiles, fit, predict, predict_likelihoods, seed
+from training.evaluation.data import Sample
+from training.evaluation.figures import choose_shown, sample_patches
+from training.evaluation.metrics import Predicted, measure
+from training.evaluation.plan import Cell, Plan, plan_cells
+from training.evaluation.published import Padim, PatchCore
+from training.evaluation.run import Evaluation
+from training.evaluation.store import METRICS, Result, load_patches, load_results, load_shown
+from training.evaluation.tables import summary
+
+COMPONENTS = ("pre_processor", "post_processor", "evaluator", "visualizer")  # of anomalib's models
 
 
 def run(plan: Plan) -> list[Result]:
     """Runs all cells of a plan."""
-    shared = Shared(plan)
+    evaluation = Evaluation(plan)
     for group in plan_cells(plan):
-        run_cells(shared, group)
+        evaluation.run(group)
+    evaluation.forget()
     return load_results(plan.output)
 
 
@@ -47,10 +54,8 @@ def test_raw_features_are_fitted_once_for_all_numbers_of_references(
     make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch, detector: str
 ) -> None:
     """Their cells are what each of them gives on its own."""
-    fitted = []
-    monkeypatch.setattr(
-        "training.evaluation.run.fit", lambda model, *a, **k: fitted.append(model) or fit(model, *a, **k)
-    )
+    fitted, fit_and_test = [], Evaluation._fit_and_test
+    monkeypatch.setattr(Evaluation, "_fit_and_test", lambda *a: fitted.append(a) or fit_and_test(*a))
     plan = make_plan(detectors=detector, features=["raw", "residual"], shots=[1, 2, 3], epochs={"uniad": 1})
     results = run(plan)
     raw = [one for one in results if one.cell.features == "raw"]
@@ -70,7 +75,7 @@ def test_feature_norm_is_what_the_extractor_scores(make_plan: MakePlan, variant:
     (result,) = run(plan)
     root = Path(plan.data["mvtecad"])
     extractor = ADPretrainFeatureExtractor.from_pretrained(plan.bundle, variant=variant)
-    drawn = Shared(plan).draw(result.cell)
+    drawn = Evaluation(plan).draw(result.cell)
     extractor.set_reference([str(sample.image) for sample in drawn.references], batch_size=1)
     scored = list(extractor.score_stream([root / name for name in result.names], batch_size=1, progress=False))
     assert result.scores == [one.score for one in scored]
@@ -78,6 +83,50 @@ def test_feature_norm_is_what_the_extractor_scores(make_plan: MakePlan, variant:
     assert len(shown.indices) == 4
     for place, anomaly in zip(shown.indices, shown.maps, strict=True):
         assert np.array_equal(anomaly, scored[place].anomaly.numpy().astype(np.float16))
+
+
+def picture(path: str) -> bytes:
+    """An image, or the mask of a square in it."""
+    image, data = random_image(zlib.crc32(path.encode()), 40, 40), io.BytesIO()
+    if path.endswith(".png"):
+        image = Image.new("L", (40, 40))
+        image.paste(255, (12, 12, 26, 26))
+    image.save(data, "PNG" if path.endswith(".png") else "JPEG")
+    return data.getvalue()
+
+
+def test_few_shot_tests_each_view_on_all_its_images_but_the_references(make_plan: MakePlan, tmp_path: Path) -> None:
+    made = RealIADClass("nut", normals=6, samples=3)  # its third view shows no defect
+    made.files = {path: picture(path) for path in made.files}
+    made.write_folder(tmp_path / "realiad")
+    made.write_json(tmp_path / "realiad")
+    data = {"realiad": str(tmp_path / "realiad")}
+    plan = make_plan(data=data, protocol="few-shot", shots=[3], seeds=[0, 1], features="pretrained", batch_size=1)
+    results = run(plan)
+    assert [(one.cell.view, one.cell.seed) for one in results] == [("C1", 0), ("C2", 0), ("C1", 1), ("C2", 1)]
+    extractor = ADPretrainFeatureExtractor.from_pretrained(plan.bundle, variant="norm")
+    for result in results:
+        drawn = Evaluation(plan).draw(result.cell)
+        assert len(result.scores) == 6 - 3 + 3 and all(f"_{result.cell.view}_" in name for name in result.names)
+        extractor.set_reference([sample.image for sample in drawn.references], batch_size=1)
+        images = [tmp_path / "realiad" / name for name in result.names]
+        scored = extractor.score_stream(images, batch_size=1, progress=False)
+        assert result.scores == [one.score for one in scored]
+    (means, of_class) = summary(results)
+    assert means["image_auroc"] == pytest.approx(np.mean([one.metrics["image_auroc"] for one in results]))
+    assert of_class["category"] == "nut" and of_class["seeds"] == 2
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"shots": [1, 4]}, "shots: the protocol few-shot takes each reference against the others, expected >= 2"),
+        ({"noise": [0.1]}, "noise and fraction are of training images, of which the protocol few-shot takes none"),
+    ],
+)
+def test_few_shot_refuses_what_it_has_no_use_for(make_plan: MakePlan, changed: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_plan(protocol="few-shot", **changed)
 
 
 def test_a_cell_says_what_was_tested(make_plan: MakePlan) -> None:
@@ -93,27 +142,45 @@ def test_a_cell_says_what_was_tested(make_plan: MakePlan) -> None:
     assert 0 < patches.is_anomalous.sum() < 7 * 8
 
 
-@pytest.mark.parametrize("detector", ["patchcore", "padim"])
-def test_detectors_score_as_without_memory(make_plan: MakePlan, detector: str) -> None:
+@pytest.mark.parametrize("detector", ["anomalib_patchcore", "anomalib_padim"])
+def test_detectors_score_as_without_tokens_that_are_kept(make_plan: MakePlan, detector: str) -> None:
     """The cell's scores are those of the model that anyone would write."""
     from adpretrain_hf.integrations.anomalib import ADPretrainPadim, ADPretrainPatchcore
 
     plan = make_plan(features="pretrained", categories="nut", detectors=detector)
-    shared = Shared(plan)
+    evaluation = Evaluation(plan)
     ((cell,),) = plan_cells(plan)
-    run_cells(shared, (cell,))
-    drawn = shared.draw(cell)
+    evaluation.run((cell,))
+    drawn = evaluation.draw(cell)
     seed(0)
-    kind = {"patchcore": ADPretrainPatchcore, "padim": ADPretrainPadim}[detector]
-    options = dict.fromkeys(("pre_processor", "post_processor", "evaluator", "visualizer"), False)
-    model = kind(plan.bundle, **options)
+    kind = {"anomalib_patchcore": ADPretrainPatchcore, "anomalib_padim": ADPretrainPadim}[detector]
+    model = kind(plan.bundle, **dict.fromkeys(COMPONENTS, False))
     paths = [str(sample.image) for sample in drawn.references]
     model.set_reference(paths, paths)
-    device = torch.device("cpu")
-    fit(model, shared.images(drawn.train, plan.batch_size, shuffle=True), epochs=1, device=device)
-    _, scores = predict(model, shared.images(drawn.test, plan.batch_size), device=device)
+    preprocess, device = evaluation.extractor.preprocess, torch.device("cpu")
+    train, test = (ImageFiles(samples, preprocess) for samples in (drawn.train, drawn.test))
+    fit(model, train.batches(plan.batch_size, 0, shuffle=True), epochs=1, device=device)
+    _, scores = predict(model, test.batches(plan.batch_size, 0), device=device)
     (result,) = load_results(plan.output)
     assert result.scores == pytest.approx(scores.tolist(), rel=1e-4)
+
+
+@pytest.mark.parametrize(("detector", "kind"), [("patchcore", PatchCore), ("padim", Padim)])
+def test_the_papers_detectors_are_the_published_ones(make_plan: MakePlan, detector: str, kind: type) -> None:
+    plan = make_plan(features="pretrained", categories="nut", detectors=detector)
+    (result,) = run(plan)
+    drawn, root = Evaluation(plan).draw(result.cell), Path(plan.data["mvtecad"])
+    extractor = ADPretrainFeatureExtractor.from_pretrained(plan.bundle, variant="angle")
+    references = [str(sample.image) for sample in drawn.references]
+    bank = extractor.set_reference(references).reference
+    own = [references.index(path) if path in references else None for path in (str(s.image) for s in drawn.train)]
+    tokens = extractor.encode(extractor.preprocess([sample.image for sample in drawn.train]))
+    fitted = kind()
+    with torch.no_grad():
+        fitted.fit(extractor.projectors(extractor.residuals(tokens, bank, own=own)))
+        features = extractor([root / name for name in result.names])
+        _, scores = fitted.score(list(features.values()), (32, 32))
+    assert result.scores == pytest.approx(scores.tolist(), rel=1e-3)
 
 
 def test_the_same_plan_gives_the_same_numbers(make_plan: MakePlan, tmp_path: Path) -> None:
@@ -121,9 +188,9 @@ def test_the_same_plan_gives_the_same_numbers(make_plan: MakePlan, tmp_path: Pat
     first = run(make_plan(detectors=detectors, categories="nut"))
     # Backwards, in other company: what is remembered and what is computed is another.
     plan = make_plan(detectors=detectors, categories="nut", output=str(tmp_path / "again"))
-    shared = Shared(plan)
+    evaluation = Evaluation(plan)
     for group in reversed(plan_cells(plan)):
-        run_cells(shared, group)
+        evaluation.run(group)
     assert without_time(load_results(plan.output)) == without_time(first)
 
 
@@ -137,13 +204,12 @@ def test_references_may_be_listed(make_plan: MakePlan, small_tree: Path, tmp_pat
     listed = [str(small_tree / f"nut/train/good/00{number}.png") for number in (4, 1, 0)]
     file.write_text(json.dumps({"nut": listed}))
     plan = make_plan(references=str(file), shots=2, features="residual")
-    shared = Shared(plan)
+    evaluation = Evaluation(plan)
     (bolt,), (nut,) = plan_cells(plan)
-    drawn = shared.draw(nut)
+    drawn = evaluation.draw(nut)
     assert [str(sample.image) for sample in drawn.references] == listed[:2]
-    assert shared.references(drawn.references).names == tuple(listed[:2])
     with pytest.raises(InputError, match="lists.json lists no references for the category bolt"):
-        run_cells(shared, (bolt,))
+        evaluation.run((bolt,))
 
 
 def test_finished_cells_are_left_alone(make_plan: MakePlan) -> None:
@@ -175,7 +241,7 @@ def test_an_error_names_the_cell(make_plan: MakePlan, small_tree: Path, tmp_path
 
 
 def test_interruptions_come_through_lightning(make_plan: MakePlan) -> None:
-    from training.evaluation.fitting import quietly
+    from training.evaluation.anomalib_models import quietly
 
     def exit_as_lightning_does() -> None:
         try:
@@ -189,20 +255,55 @@ def test_interruptions_come_through_lightning(make_plan: MakePlan) -> None:
         raise SystemExit(1)
 
 
+def test_glass_paints_with_textures_of_the_other_categories(
+    make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[list[Path]] = []
+    give = anomalib_models.give_textures
+    monkeypatch.setattr(
+        anomalib_models, "give_textures", lambda model, images: given.append(images) or give(model, images)
+    )
+    plan = make_plan(detectors="glass", features="raw", categories="nut", epochs={"glass": 1})
+    run(plan)
+    (images,) = given
+    assert images == [Path(plan.data["mvtecad"]).absolute() / f"bolt/train/good/{place:03}.png" for place in range(6)]
+
+
+def test_textures_do_not_replace_those_that_were_chosen(two_variants: Path, tmp_path: Path) -> None:
+    from adpretrain_hf.integrations.anomalib import ADPretrainGlass
+
+    for name in ("own", "other"):
+        (tmp_path / name).mkdir()
+        random_image(0, 40, 40).save(tmp_path / name / "0.png")
+    chosen, without = (
+        ADPretrainGlass(str(two_variants), anomaly_source_path=one) for one in (str(tmp_path / "own"), None)
+    )
+    for model, expected in ((chosen, "own"), (without, "other")):
+        anomalib_models.give_textures(model, [tmp_path / "other" / "0.png"])
+        (generator,) = (one for one in model.modules() if isinstance(one, PerlinAnomalyGenerator))
+        assert generator.anomaly_source_paths == [tmp_path / expected / "0.png"]
+
+
 def test_likelihoods_in_batches_are_those_of_one_batch(make_plan: MakePlan) -> None:
     """anomalib's own scores of all test images at once, whatever is in a batch here."""
+    from adpretrain_hf.integrations.anomalib import ADPretrainCflow
+
     plan = make_plan(detectors="cflow", features="raw", categories="nut")
-    shared = Shared(plan)
+    evaluation = Evaluation(plan)
     ((cell,),) = plan_cells(plan)
-    drawn = {cell: shared.draw(cell)}
-    model, samples, cpu = _model(shared, cell, drawn), drawn[cell].test, torch.device("cpu")
-    fit(model, shared.images(drawn[cell].train, plan.batch_size), epochs=1, device=cpu)
-    whole = predict(model, shared.images(samples, len(samples)), device=cpu)
+    drawn = {cell: evaluation.draw(cell)}
+    samples, cpu = drawn[cell].test, torch.device("cpu")
+    seed(0)
+    model = ADPretrainCflow(plan.bundle, features="raw", **dict.fromkeys(COMPONENTS, False))
+    model.set_reference([str(sample.image) for sample in drawn[cell].references])
+    train, test = (ImageFiles(own, evaluation.extractor.preprocess) for own in (drawn[cell].train, samples))
+    fit(model, train.batches(plan.batch_size, 0), epochs=1, device=cpu)
+    whole = predict(model, test.batches(len(samples), 0), device=cpu)
     for size in (1, 3):
-        batched = predict_likelihoods(model, shared.images(samples, size), device=cpu)
+        batched = predict_likelihoods(model, test.batches(size, 0), device=cpu)
         for got, expected in zip(batched, whole, strict=True):
             np.testing.assert_allclose(got, expected, atol=1e-5)
-    again = predict(model, shared.images(samples, len(samples)), device=cpu)
+    again = predict(model, test.batches(len(samples), 0), device=cpu)
     assert np.array_equal(again[0], whole[0])  # anomalib's maps are back in place
 
 

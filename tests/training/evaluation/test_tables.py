@@ -19,12 +19,21 @@ from adpretrain_hf.config import ADPretrainConfig
 from adpretrain_hf.errors import BundleError, InputError
 from tests.conftest import BUNDLE
 from tests.training.evaluation.made_up import made_up_cell, made_up_result, made_up_shown, result_of
-from training.evaluation.decisions import decision_means, decisions, defect_aurocs, misses
 from training.evaluation.model_index import export_card
-from training.evaluation.names import METRIC_NAMES
-from training.evaluation.results import METRICS, Result, save_result
-from training.evaluation.table_text import Table, latex_text, markdown_text
-from training.evaluation.tables import data_set_tables, latex_tables, markdown_tables, summary
+from training.evaluation.store import METRICS, Result, save_result
+from training.evaluation.tables import (
+    METRIC_NAMES,
+    Table,
+    data_set_tables,
+    decisions,
+    defect_aurocs,
+    latex_tables,
+    latex_text,
+    markdown_tables,
+    markdown_text,
+    misses,
+    summary,
+)
 
 # By features and category, the values of seeds 0 and 1.
 VALUES = {
@@ -102,7 +111,7 @@ class TestSummary:
         half = result_of(made_up_cell(category="b"), 0.6, aupro=None)
         row = find(summary([known, half]), category=None)
         assert row["aupro"] == pytest.approx(0.8) and row["image_ap"] == pytest.approx(0.7)
-        absent = Result(made_up_cell(), {"image_ap": 0.25}, [], [], [], 1.0)
+        absent = replace(result_of(made_up_cell(), None), metrics={"image_ap": 0.25})
         row = find(summary([absent]), category=None)
         assert row["image_ap"] == 0.25 and row["pixel_f1"] is None
 
@@ -230,10 +239,10 @@ class TestDecisions:
 
     def test_means_are_over_seeds_and_then_over_categories(self) -> None:
         seeds = [self.of({"a": (1.0, True), "b": (value, False)}, seed=n) for n, value in enumerate((0.5, 2))]
-        (row,) = decision_means(seeds)
-        assert row["overkill_2"] == 0.5 and row["categories"] == 1
-        kinds = [row["features"] for row in decision_means(results())]
-        assert kinds == ["raw", "residual", "pretrained"]
+        more = [replace(one, cell=replace(one.cell, category="other")) for one in seeds[:1]]
+        row = find(summary(seeds + more), category=None)
+        assert row["overkill_2"] == 0.25 and (row["categories"], row["seeds"]) == (2, 2)
+        assert row["object_auroc"] is None and find(summary(seeds), category="candle")["overkill_2"] == 0.5
         text = markdown_tables([self.of({"S1/a": (1.0, True), "S2/b": (2.0, False)}, data_set="realiad")])
         assert "| detector | features | images at 2 % | at 5 % | at 10 % | object AUROC | objects at 2 % |" in text
         assert f"| PatchCore | raw | {' | '.join(['100.0'] * 3)} | 0.0 | {' | '.join(['100.0'] * 3)} |" in text
@@ -276,13 +285,14 @@ class TestLatex:
 def test_the_tables_of_a_data_set() -> None:
     (tables,) = data_set_tables(results())
     assert (tables.data_set, tables.title, list(tables.classes)) == ("visa", "VisA", ["a", "b"])
-    assert tables.means.labels == 2 and tables.gains.labels == 3
-    assert tables.means.best == {(2, column) for column in range(2, 9)}
+    means, gains, _ = tables.overall
+    assert means.labels == 2 and gains.labels == 3
+    assert means.best == {(2, column) for column in range(2, 9)}
 
 
 def test_equal_numbers_as_printed_are_all_the_best() -> None:
     (tables,) = data_set_tables(results({"raw": {"a": (0.70004,)}, "pretrained": {"a": (0.69996,)}}))
-    assert tables.means.best == {(row, column) for row in (0, 1) for column in range(2, 9)}
+    assert tables.overall[0].best == {(row, column) for row in (0, 1) for column in range(2, 9)}
 
 
 def test_a_table_in_both_forms() -> None:

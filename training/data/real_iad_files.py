@@ -1,0 +1,334 @@
+"""RealIAD and Real-IAD Variety on disk: releases, resolutions, classes in folders or zips, and the json of a class."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from adpretrain_hf.errors import InputError
+from training.data.table import member_names, read_encoded, refuse
+
+Layout = dict[str, set[str]]  # resolution -> classes
+
+
+class Release(NamedTuple):
+    """One of the two data sets.
+
+    Attributes:
+        prefix: of the folders, ``<prefix>_<resolution>``.
+        jsons: the folders that the jsons may lie in, inside of ``<prefix>_jsons.zip`` and unpacked.
+    """
+
+    prefix: str
+    jsons: tuple[str, ...]
+
+    def folder(self, resolution: str) -> str:
+        """The name of a resolution's folder."""
+        return f"{self.prefix}_{resolution}"
+
+    @property
+    def archive(self) -> str:
+        """The name of the zip of the jsons."""
+        return f"{self.prefix}_jsons.zip"
+
+
+REAL_IAD = Release("realiad", ("realiad_jsons", "realiad_jsons/realiad_jsons"))
+_VARIETY_JSONS = ("Real-IAD_Variety_jsons", "realiadvariety_jsons", "realiadvariety_jsons/Real-IAD_Variety_jsons")
+RELEASES = (REAL_IAD, Release("realiadvariety", _VARIETY_JSONS))
+_RESOLUTION = r"\d+|raw"  # not realiad_d3_raw, which is another data set
+
+
+@dataclass(frozen=True)
+class ClassTree:
+    """The files of one class.
+
+    Attributes:
+        place: the folder or the zip, for errors.
+        start: what precedes a file's name in its address.
+        end: what follows it.
+        names: of all files, as the class's json names them: relative to its prefix.
+    """
+
+    place: Path
+    start: str
+    end: str
+    names: frozenset[str]
+
+    def address(self, name: str) -> str:
+        """A file's path, or ``zip://<member>::<zip>`` as the datasets library writes it."""
+        return f"{self.start}{name}{self.end}"
+
+
+def class_tree(folder: Path, category: str, prefix: str) -> ClassTree:
+    """Lists the files of a class: of its folder if there is one, else of its zip.
+
+    A zip is often unpacked into a folder of its own name, which doubles that: ``<class>/<class>/OK``; some zips lack
+    the class's folder. All are found.
+
+    Args:
+        folder: of a resolution.
+        category: the class.
+        prefix: from the class's json, ``<class>/``.
+
+    Raises:
+        InputError: the zip is damaged.
+    """
+    place = folder / category
+    if place.is_dir():
+        names, start, end = list(_files_below(str(folder), category)), f"{folder}{os.sep}", ""
+    else:
+        place = folder / f"{category}.zip"
+        names, start, end = member_names(place), "zip://", f"::{place}"
+    doubled = f"{category}/{prefix}"
+    there = (base for base in (doubled, prefix) if any(name.startswith(base) for name in names))
+    base = next(there, "" if any(name.startswith(("OK/", "NG/")) for name in names) else prefix)
+    inside = frozenset(name.removeprefix(base) for name in names if name.startswith(base))
+    return ClassTree(place, start + base, end, inside)
+
+
+def layout_of_folder(root: Path) -> tuple[Release, Layout]:
+    """The release and its classes at each resolution below a folder; what is hidden, or a Mac left, is passed over.
+
+    Raises:
+        InputError: both releases lie there.
+    """
+    found: dict[Release, Layout] = {}
+    for folder in sorted(root.iterdir()):
+        release, resolution = _parse(folder.name)
+        if release is not None and folder.is_dir():
+            entries = [entry for entry in folder.iterdir() if not entry.name.startswith((".", "__MACOSX"))]
+            zips = {entry.stem for entry in entries if entry.suffix == ".zip"}
+            classes = zips | {entry.name for entry in entries if entry.is_dir()}
+            found.setdefault(release, {})[resolution] = classes
+    if len(found) > 1:
+        raise InputError(f"{root} holds both RealIAD and Real-IAD Variety: give each a folder of its own")
+    return next(iter(found.items()), (REAL_IAD, {}))
+
+
+def layout_of_repository(names: Iterable[str]) -> tuple[Release, Layout]:
+    """The same among the files of a repository, where each class is a zip."""
+    found: dict[Release, Layout] = {}
+    for name in names:
+        folder, _, file = name.partition("/")
+        release, resolution = _parse(folder)
+        if release is not None and re.fullmatch(r"[^/]+\.zip", file):
+            found.setdefault(release, {}).setdefault(resolution, set()).add(file.removesuffix(".zip"))
+    return next(iter(found.items()), (REAL_IAD, {}))
+
+
+def resolution_of(folder: str) -> str | None:
+    """The resolution that a folder's name tells, or None."""
+    return _parse(folder)[1] or None
+
+
+def _parse(folder: str) -> tuple[Release | None, str]:
+    """The release and the resolution that a folder's name tells."""
+    for release in RELEASES:
+        if match := re.fullmatch(f"{release.prefix}_({_RESOLUTION})", folder):
+            return release, match[1]
+    return None, ""
+
+
+def choose(
+    release: Release, layout: Layout, source: object, resolution: str, categories: Sequence[str] | None
+) -> list[str]:
+    """The classes that are asked for, all by default, in alphabetical order.
+
+    Raises:
+        InputError: nothing there, or not this resolution, or not these classes; the message says what is there.
+    """
+    if not layout:
+        raise InputError(
+            f"no RealIAD in {source}: expected folders such as realiad_512 with a folder or a zip for each class, and "
+            "realiad_jsons beside them"
+        )
+    if resolution not in layout:
+        raise InputError(f"{source} has no resolution {resolution!r}: expected one of {sorted(layout)}")
+    there = layout[resolution]
+    if not there:
+        folder = release.folder(resolution)
+        raise InputError(f"{folder} in {source} is empty: expected a folder or a zip for each class")
+    wanted = there if categories is None else {categories} if isinstance(categories, str) else set(categories)
+    if not wanted:
+        raise InputError(f"no category is asked for: expected some of {sorted(there)}, or None for all")
+    if unknown := sorted(wanted - there):
+        raise InputError(
+            f"{source} has no category {', '.join(unknown)} in {release.folder(resolution)}: expected some of "
+            f"{sorted(there)}"
+        )
+    return sorted(wanted)
+
+
+def _files_below(root: str, folder: str) -> Iterator[str]:
+    pending = [folder]
+    while pending:
+        at = pending.pop()
+        with os.scandir(os.path.join(root, at)) as entries:  # tells folders from files without asking for each
+            for entry in entries:
+                name = f"{at}/{entry.name}"
+                if entry.is_dir():
+                    pending.append(name)
+                else:
+                    yield name
+
+
+_LOG = logging.getLogger(__name__)
+_NAMED_PLACE = re.compile(r"(?:^|/)(S\d+)/[^/]*_(C[1-5])_[^/]*$")
+_KINDS = {dict: "an object", list: "a list", str: "a text", type(None): "null"}
+
+
+class Item(NamedTuple):
+    """One image, as its class's json names it; paths are relative to the json's prefix, ``split`` is train or test."""
+
+    image: str
+    mask: str | None
+    anomaly_class: str
+    sample: str
+    view: str
+    split: str
+
+    @property
+    def is_good(self) -> bool:
+        """Whether it shows an undamaged part, and may be a reference."""
+        return self.image.startswith("OK/")
+
+
+class Annotation(NamedTuple):
+    """The json of one class; training and test images together, in order of their names."""
+
+    place: str
+    prefix: str
+    items: list[Item]
+
+
+def read_annotation(root: Path, category: str, release: Release) -> Annotation:
+    """Reads the json of a class from a folder or from the zip of all, see ``Release``.
+
+    Raises:
+        InputError: there is none, it is not JSON, lacks something, or names an image twice or outside its class.
+    """
+    data, place = _find(root, category, release)
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{place} is not JSON ({error}): get it again") from error
+    prefix = _field(_field(content, "meta", (dict,), place), "prefix", (str,), f"{place}, 'meta'")
+    prefix = f"{prefix.rstrip('/')}/" if prefix else ""
+    _refuse_escapes([prefix], place)
+    items = [
+        _item(entry, f"{place}, item {number} of {split!r}", split)
+        for split in ("train", "test")
+        for number, entry in enumerate(_field(content, split, (list,), place))
+    ]
+    _refuse_escapes([name for item in items for name in (item.image, item.mask or "")], place)
+    twice = [name for name, count in Counter(item.image for item in items).items() if count > 1]
+    refuse(twice, f"images are named more than once in {place}", "remove all but one of each")
+    return Annotation(place, prefix, sorted(items, key=lambda item: item.image))
+
+
+def usable_items(annotation: Annotation, tree: ClassTree, *, strict: bool = True) -> list[Item]:
+    """The images of a json that are there; all, where it is strict.
+
+    Args:
+        annotation, tree: of one class.
+        strict: an image or a mask that is absent, and a mask that belongs to none of the images, is an error; otherwise
+            such images are left out, and counted in a warning.
+
+    Raises:
+        InputError: see there; an image below ``OK`` has a mask, or no image is normal.
+    """
+    place, items = annotation.place, annotation.items
+    marked = [item.image for item in items if item.mask is not None and item.image.startswith("OK/")]
+    refuse(marked, f"images are normal (below OK) but have a mask in {place}", "get it again")
+    absent = [item.image for item in items if item.image not in tree.names]
+    masks = {item.mask for item in items if item.mask is not None}
+    lost = sorted(masks - tree.names)
+    contradicted, orphans = _stray_masks(annotation, tree, masks)
+    again = "unpack or download it again"
+    for names, what, remedy in (
+        (absent, f"images that {place} names are absent from {tree.place}", again),
+        (lost, f"masks that {place} names are absent from {tree.place}", again),
+        (
+            contradicted,
+            f"masks in {tree.place} belong to images that {place} gives no mask",
+            "get it again, or remove those masks",
+        ),
+        (orphans, f"masks in {tree.place} have no image", f"{again}, or remove them"),
+    ):
+        if strict:
+            refuse(names, what, f"{remedy}, or go on without them by --no-strict")
+        elif names:
+            _LOG.warning("%d %s: left out, such as %s", len(names), what, names[0])
+    unclear = {_stem(name) for name in contradicted}
+    there = [item for item in items if item.image in tree.names and item.mask not in lost]
+    items = [item for item in there if item.mask is not None or _stem(item.image) not in unclear]
+    if all(item.mask is not None for item in items):
+        raise InputError(f"{place} names no normal image: expected some without a mask, to be references of the class")
+    return items
+
+
+def _stray_masks(annotation: Annotation, tree: ClassTree, masks: set[str]) -> tuple[list[str], list[str]]:
+    """Masks that belong to images without one in the json, and those that belong to no image."""
+    images = {item.image for item in annotation.items}
+    if any(
+        name.endswith(".png") for name in images
+    ):  # then nothing tells a mask from an image that the json leaves out
+        return [], []
+    others = {name for name in tree.names - masks - images if name.startswith("NG/") and "/." not in name}
+    stray = sorted(name for name in others if name.endswith(".png"))
+    maskless = {_stem(item.image) for item in annotation.items if item.mask is None}
+    contradicted = [name for name in stray if _stem(name) in maskless]
+    # Images that the json leaves out may keep their masks.
+    left_out = {_stem(name) for name in others if not name.endswith(".png")}
+    return contradicted, [name for name in stray if _stem(name) not in left_out | maskless]
+
+
+def _find(root: Path, category: str, release: Release) -> tuple[bytes, str]:
+    names = [f"{folder}/{category}.json" for folder in release.jsons]
+    for name in names:
+        if (root / name).is_file():
+            return (root / name).read_bytes(), str(root / name)
+    archive = root / release.archive
+    members = set(member_names(archive)) if archive.is_file() else set()
+    for name in names:
+        if name in members:
+            return read_encoded({"bytes": None, "path": f"zip://{name}::{archive}"}), f"{name} in {archive}"
+    raise InputError(
+        f"no json for the class {category!r}: looked for {' and '.join(names)} in {root} and in {archive.name} there"
+    )
+
+
+def _item(entry: Any, where: str, split: str) -> Item:
+    image = _field(entry, "image_path", (str,), where)
+    mask = _field(entry, "mask_path", (str, type(None)), where)
+    anomaly_class = _field(entry, "anomaly_class", (str,), where)
+    named = _NAMED_PLACE.search(image)
+    if named is None:
+        raise InputError(f"{where}: the image is called {image!r}, expected .../S0001/..._C1_... (its sample and view)")
+    return Item(image, mask or None, anomaly_class, named[1], named[2], split)
+
+
+def _field(mapping: Any, key: str, kinds: tuple[type, ...], where: str) -> Any:
+    if not isinstance(mapping, dict) or key not in mapping:
+        raise InputError(f"{where} lacks {key!r}: expected a json as RealIAD comes with, get it again")
+    value = mapping[key]
+    if not isinstance(value, kinds):
+        expected = " or ".join(_KINDS[kind] for kind in kinds)
+        raise InputError(f"{where}: {key!r} is {value!r:.80}, expected {expected}")
+    return value
+
+
+def _refuse_escapes(names: Sequence[str], place: str) -> None:
+    escapes = [name for name in names if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name)]
+    refuse(escapes, f"names in {place} lead out of the folder of the class", "expected paths below it, without '..'")
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0]

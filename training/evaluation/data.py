@@ -1,0 +1,118 @@
+"""The data sets that can be evaluated on: which categories they have, and the images of each.
+
+RealIAD is evaluated by the split in its jsons, of any categories: anomalib takes the original 30 alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from adpretrain_hf.errors import InputError, MissingPathError
+from training.data.folders import LAYOUTS, Category, Layout, Sample
+from training.data.real_iad_files import class_tree, layout_of_folder, read_annotation, resolution_of, usable_items
+from training.data.table import refuse
+
+
+def category_names(data_set: str, root: str | Path) -> list[str]:
+    """The categories of a data set, in alphabetical order.
+
+    Args:
+        data_set: one of ``DATA_SETS``.
+        root: its folder.
+
+    Raises:
+        MissingPathError: no such folder.
+        InputError: an unknown data set, or nothing in the folder that looks like it.
+    """
+    if data_set not in DATA_SETS:
+        raise InputError(f"unknown data set {data_set!r}: expected one of {', '.join(DATA_SETS)}")
+    folder = Path(root).absolute()
+    if not folder.is_dir():
+        raise MissingPathError(f"no folder {root} to read {data_set} from: give the one that it was unpacked to")
+    names = DATA_SETS[data_set].names(folder)
+    if not names:
+        raise InputError(f"{root} has no category in the layout of {data_set}: give the folder with its categories")
+    return names
+
+
+def read_category(data_set: str, root: str | Path, name: str) -> Category:
+    """The images of one category that can be evaluated.
+
+    Raises:
+        MissingPathError, InputError: see ``category_names``; no such category; no normal image to train on, not both
+            normal and anomalous ones to test on, an image or a mask that is not there or of a lossy kind, or masks of
+            some anomalous images only.
+    """
+    there = category_names(data_set, root)
+    if name not in there:
+        raise InputError(f"{data_set} in {root} has no category {name!r}: expected one of {', '.join(there)}")
+    category = DATA_SETS[data_set].read(Path(root).absolute(), name)
+    _check(category, f"the category {name!r} of {data_set}")
+    return category
+
+
+def views(category: Category) -> list[str]:
+    """The views of a category that show normal and anomalous images, by name; one without a name where all are one."""
+    samples = (*category.train, *category.test)
+    shown = ({sample.view for sample in samples if sample.is_anomalous == label} for label in (False, True))
+    return sorted(set.intersection(*shown))
+
+
+def _check(category: Category, where: str) -> None:
+    if not category.train or any(sample.is_anomalous for sample in category.train):
+        raise InputError(f"{where} has {len(category.train)} training images, expected normal ones, at least 1")
+    for is_anomalous, kind in ((True, "anomalous"), (False, "normal")):
+        if not any(sample.is_anomalous == is_anomalous for sample in category.test):
+            raise InputError(f"{where} has no {kind} test image: nothing can be measured without one")
+    remedy = "unpack or download the data set again"
+    images = [sample.image for sample in (*category.train, *category.test)]
+    refuse([str(image) for image in images if not image.is_file()], f"images of {where} are missing", remedy)
+    masks = [sample.mask for sample in category.test if sample.mask]
+    refuse([str(mask) for mask in masks if not mask.is_file()], f"masks of {where} are missing", remedy)
+    if masks:  # without any, images alone are measured
+        without = [str(sample.image) for sample in category.test if sample.is_anomalous and not sample.mask]
+        refuse(without, f"anomalous images of {where} have no mask, others do", remedy)
+
+
+def _real_iad_names(root: Path) -> list[str]:
+    """The categories at the resolution that is there."""
+    base, resolution = _real_iad_resolution(root)
+    return sorted(layout_of_folder(base)[1][resolution])
+
+
+def _read_real_iad(root: Path, name: str) -> Category:
+    """All views of a category; an image is anomalous if it has a mask.
+
+    Raises:
+        InputError: the json or the files are incomplete or contradict each other, or are still in a zip.
+    """
+    base, resolution = _real_iad_resolution(root)
+    release, _ = layout_of_folder(base)
+    folder = base / release.folder(resolution)
+    if not (folder / name).is_dir():
+        raise InputError(f"{folder / name}.zip is not unpacked: unpack it beside itself to evaluate on it")
+    annotation = read_annotation(base, name, release)
+    tree = class_tree(folder, name, annotation.prefix)
+    parts: dict[str, list[Sample]] = {"train": [], "test": []}
+    for item in usable_items(annotation, tree):
+        mask = Path(tree.address(item.mask)) if item.mask else None
+        labels = mask is not None, item.anomaly_class, item.view, not item.is_good
+        parts[item.split].append(Sample(Path(tree.address(item.image)), mask, *labels))
+    return Category.of("realiad", name, parts["train"], parts["test"])
+
+
+def _real_iad_resolution(root: Path) -> tuple[Path, str]:
+    """The folder with the jsons, and the resolution: the one that ``root`` itself is, or the only one in it."""
+    if (own := resolution_of(root.name)) is not None:
+        return root.parent, own
+    there = sorted(layout_of_folder(root)[1])
+    if len(there) != 1:
+        raise InputError(
+            f"{root} has the resolutions {there}, expected one: give its folder, e.g. {root / 'realiad_512'}, with "
+            "realiad_jsons beside it"
+        )
+    return root, there[0]
+
+
+DATA_SETS = {name: layout for name, layout in LAYOUTS.items() if name != "images"}  # in which there is no anomaly
+DATA_SETS["realiad"] = Layout(_real_iad_names, _read_real_iad)

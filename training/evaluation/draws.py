@@ -1,0 +1,158 @@
+"""Which images a cell takes as references, trains on, and tests on."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from adpretrain_hf.errors import InputError
+from training.data.folders import Category, Sample
+from training.evaluation.plan import Cell
+from training.seeds import named_generator
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The images of one cell.
+
+    Attributes:
+        references: that residuals are taken against.
+        train: that a detector is fitted on; normal ones, and with label noise some anomalous ones.
+        test: all test images that are not trained on.
+    """
+
+    references: tuple[Sample, ...]
+    train: tuple[Sample, ...]
+    test: tuple[Sample, ...]
+
+
+def draw_training(category: Category, cell: Cell, references: Sequence[Path] | None = None) -> Drawn:
+    """Draws the images of a cell.
+
+    A draw depends on the category and the cell's seed alone, and is nested: one image of it is the first of two, a
+    tenth is part of the whole, little noise is part of more. So detectors, features, shots and fractions are compared
+    on the same images. References are the first of the training images, also of a fraction, as far as it has so many,
+    but for images of damaged parts that show no damage; with label noise some are anomalous: nobody knew.
+
+    Args:
+        category: its images.
+        cell: ``shots``, ``fraction``, ``noise`` and ``seed`` are looked at.
+        references: paths of a fixed list, whose first ``shots`` take the place of drawn ones.
+
+    Raises:
+        InputError: fewer images than the cell asks for, or a list that cannot be used.
+    """
+    normal = max(1, math.ceil(round(cell.fraction * len(category.train), 9)))  # 0.07 * 100 is a little more than 7
+    mistaken, order = _ordered(category, cell, normal)
+    train, moved = tuple(order[: normal + len(mistaken)]), set(mistaken)
+    test = tuple(sample for sample in category.test if sample not in moved)
+    chosen = _drawn(order, cell) if references is None else _fixed(references, cell, [*order, *test])
+    if tested := sorted(str(sample.image) for sample in set(chosen) & set(test)):
+        raise InputError(f"the list for {cell.category} names images that are tested on: {', '.join(tested)}")
+    return Drawn(tuple(chosen), train, test)
+
+
+def draw_few_shot(category: Category, cell: Cell) -> Drawn:
+    """Draws references of a cell's view, which are all that is trained on; the other images of the view are tested.
+
+    A draw depends on the names of category and view and on the cell's seed alone. Normal images of damaged parts are no
+    references.
+
+    Raises:
+        InputError: too few normal images.
+    """
+    samples = sorted((*category.train, *category.test), key=lambda sample: sample.image)
+    own = [sample for sample in samples if sample.view == cell.view]
+    good = [sample for sample in own if not (sample.is_anomalous or sample.is_damaged)]
+    normal = sum(not sample.is_anomalous for sample in own)
+    if cell.shots > len(good) or cell.shots >= normal:
+        raise InputError(
+            f"{cell.category} {cell.view} has {normal} normal images, {len(good)} of them of undamaged parts: too few "
+            f"to draw {cell.shots} shots and test on one more"
+        )
+    places = named_generator(cell.seed, category.name, cell.view).choice(len(good), cell.shots, replace=False)
+    references = tuple(good[place] for place in sorted(places))
+    return Drawn(references, references, tuple(sample for sample in own if sample not in references))
+
+
+def read_reference_lists(path: str | Path) -> dict[str, list[Path]]:
+    """Reads fixed references, ``{category: [paths]}`` in JSON; relative paths are taken from the file's folder.
+
+    Raises:
+        InputError: not readable, or not of that form.
+    """
+    try:
+        lists = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}): expected a JSON file of reference lists") from error
+    well_formed = isinstance(lists, dict) and all(
+        isinstance(names, list) and names and all(isinstance(name, str) for name in names) for names in lists.values()
+    )
+    if not well_formed:
+        raise InputError(f"{path} is not of the form {{category: [paths of reference images]}}")
+    return {category: [Path(path).parent / name for name in names] for category, names in lists.items()}
+
+
+def _ordered(category: Category, cell: Cell, normal: int) -> tuple[list[Sample], list[Sample]]:
+    """The anomalous images that are mistaken for normal ones, and all that may be trained on in the order of use.
+
+    Args:
+        category, cell: see ``draw_training``.
+        normal: how many normal images are trained on.
+    """
+    random = named_generator(cell.seed, category.data_set, category.name)
+    images = [category.train[place] for place in random.permutation(len(category.train))]
+    anomalous = [sample for sample in category.test if sample.is_anomalous]
+    mistaken = [anomalous[place] for place in random.permutation(len(anomalous))][
+        : _noise(len(anomalous), normal, cell)
+    ]
+    # Spread by a generator of its own, or more noise would change the order of the rest.
+    random = named_generator(cell.seed, category.data_set, category.name, "places")
+    places = random.random(len(images) + len(mistaken))
+    # Among the normal images that are trained on: the others come after all of these.
+    places[len(images) :] *= [*np.sort(places[: len(images)]), 1.0][normal]
+    both = [*images, *mistaken]
+    return mistaken, [both[place] for place in np.argsort(places)]
+
+
+def _noise(anomalous: int, normal: int, cell: Cell) -> int:
+    """How many anomalous images make up the share ``noise`` of a training set with so many normal ones."""
+    number = round(cell.noise * normal / (1 - cell.noise))
+    number = max(number, 1) if cell.noise > 0 else 0
+    if number >= anomalous:
+        raise InputError(
+            f"noise {cell.noise} takes {number} of {anomalous} anomalous images of {cell.category}: at least one "
+            "must be left to test on; use less noise"
+        )
+    return number
+
+
+def _drawn(order: list[Sample], cell: Cell) -> list[Sample]:
+    usable = [sample for sample in order if sample.is_anomalous or not sample.is_damaged]  # the former nobody knew
+    if cell.shots > len(usable):
+        raise InputError(f"{cell.category} has {len(usable)} training images, fewer than {cell.shots} shots")
+    return usable[: cell.shots]
+
+
+def _fixed(references: Sequence[Path], cell: Cell, known: Sequence[Sample]) -> list[Sample]:
+    """Samples of a list; those of the category are recognised, however their paths are written.
+
+    A training image that is a reference would else be compared with itself.
+    """
+    listed = references[: cell.shots]
+    if cell.shots > len(references):
+        raise InputError(
+            f"the list for {cell.category} has {len(references)} references, fewer than {cell.shots} shots"
+        )
+    if missing := [str(path) for path in listed if not path.is_file()]:
+        raise InputError(f"the list for {cell.category} names images that are not there: {', '.join(missing)}")
+    of_file = {sample.image.resolve(): sample for sample in known}
+    chosen = [of_file.get(path.resolve(), Sample(path.absolute(), None, False, "good")) for path in listed]
+    if len(set(chosen)) < len(chosen):
+        raise InputError(f"the list for {cell.category} names an image twice among its first {cell.shots}")
+    return chosen

@@ -1,0 +1,258 @@
+"""What a run keeps on disk: a cell's numbers as JSON, its pictures beside them, and samples of patch features."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+from zipfile import BadZipFile
+from zlib import error as ZlibError
+
+import numpy as np
+
+from adpretrain_hf.errors import BundleError, InputError
+from adpretrain_hf.files import atomic_path, write_text
+from training.evaluation.plan import Cell
+
+METRICS = ("image_auroc", "image_ap", "image_f1", "pixel_auroc", "pixel_ap", "pixel_f1", "aupro")
+
+
+@dataclass(frozen=True)
+class Result:
+    """The numbers of a finished cell.
+
+    Attributes:
+        cell: what was run.
+        metrics: by name, in [0, 1]; those that cannot be measured (of pixels, where there are no masks) are None or
+            left out.
+        scores: of the test images, larger for more anomalous.
+        is_anomalous: of each test image.
+        names: of the test images, as people know them.
+        seconds: that the cell took.
+        defects: the kinds of the test images' anomalies, as the data set calls them; empty where they are not known.
+
+    Raises:
+        InputError: the lists are of different lengths, a metric is unknown, or a number is not finite.
+    """
+
+    cell: Cell
+    metrics: Mapping[str, float | None]
+    scores: list[float]
+    is_anomalous: list[bool]
+    names: list[str]
+    seconds: float
+    defects: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        lengths = [len(one) for one in (self.scores, self.is_anomalous, self.names)]
+        if len(set(lengths)) > 1:
+            raise InputError(f"scores, is_anomalous and names have lengths {lengths}, expected one entry an image each")
+        if self.defects and len(self.defects) != len(self.names):
+            raise InputError(f"got {len(self.defects)} defects for {len(self.names)} images, expected one each")
+        if unknown := sorted(set(self.metrics) - set(METRICS)):
+            raise InputError(f"unknown metrics {', '.join(unknown)}: expected some of {', '.join(METRICS)}")
+        measured = [value for value in self.metrics.values() if value is not None]
+        if not all(map(math.isfinite, [*measured, *self.scores, self.seconds])):
+            raise InputError("the metrics, the scores or the seconds hold NaN or infinite values, expected finite ones")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The images of a cell that are chosen to be looked at, those first whose anomalies are found best.
+
+    Attributes:
+        indices: (k,), int, their places among the test images.
+        images: (k, S, S, 3), uint8.
+        masks: (k, S, S), bool.
+        maps: (k, S, S), float16, larger for more anomalous.
+
+    Raises:
+        InputError: shapes or types are others.
+    """
+
+    indices: np.ndarray
+    images: np.ndarray
+    masks: np.ndarray
+    maps: np.ndarray
+
+    def __post_init__(self) -> None:
+        grid = self.maps.shape
+        got = [(one.shape, one.dtype.name) for one in (self.images, self.masks, self.maps)]
+        expected = [((*grid, 3), "uint8"), (grid, "bool"), (grid, "float16")]
+        if got != expected or len(grid) != 3 or self.indices.shape != grid[:1] or self.indices.dtype.kind != "i":
+            raise InputError(
+                f"got indices {self.indices.shape} {self.indices.dtype} and images, masks, maps {got}; expected "
+                "integers (k,), uint8 (k, S, S, 3), bool (k, S, S) and float16 (k, S, S)"
+            )
+
+
+@dataclass(frozen=True)
+class PatchSample:
+    """Some patch features of the test images of a category.
+
+    Attributes:
+        data_set, category, features, variant: as in ``Cell``.
+        values: (n, C), float32, with n >= 4 and C >= 2: less cannot be drawn in a plane.
+        is_anomalous: (n,), bool.
+
+    Raises:
+        InputError: shapes or types are others, or a value is not finite.
+    """
+
+    data_set: str
+    category: str
+    features: str
+    variant: str
+    values: np.ndarray
+    is_anomalous: np.ndarray
+
+    def __post_init__(self) -> None:
+        types = (self.values.dtype.name, self.is_anomalous.dtype.name)
+        shape = self.values.shape
+        if types != ("float32", "bool") or len(shape) != 2 or self.is_anomalous.shape != shape[:1]:
+            raise InputError(
+                f"got values {shape} {types[0]} and is_anomalous {self.is_anomalous.shape} {types[1]}, "
+                "expected float32 (n, C) and bool (n,)"
+            )
+        if shape[0] < 4 or shape[1] < 2:
+            raise InputError(f"got {shape[0]} patches of {shape[1]} channels, expected at least 4 of at least 2")
+        if not np.isfinite(self.values).all():
+            raise InputError("the patch features hold NaN or infinite values, expected finite ones")
+
+
+_Record = TypeVar("_Record", Shown, PatchSample)
+
+
+def save_result(folder: str | Path, result: Result, shown: Shown) -> None:
+    """Writes a cell: the pictures first, so that it is done when its JSON is there.
+
+    Args:
+        folder: of the run.
+        result, shown: of the cell.
+    """
+    _write_arrays(_file(folder, "cells", result.cell, ".npz"), shown)
+    numbers = json.dumps(asdict(result), indent=1, allow_nan=False)
+    write_text(_file(folder, "cells", result.cell, ".json"), numbers)
+    _file(folder, "failed", result.cell, ".json").unlink(missing_ok=True)  # of an earlier run
+
+
+def copy_result(folder: str | Path, source: Cell, cell: Cell) -> None:
+    """Writes a cell whose numbers and pictures are those of another one that is done."""
+    result = _read_result(_file(folder, "cells", source, ".json"))
+    save_result(folder, replace(result, cell=cell, seconds=0.0), load_shown(folder, source))
+
+
+def is_done(folder: str | Path, cell: Cell) -> bool:
+    """Whether a cell need not be run again.
+
+    Raises:
+        BundleError: its file is damaged, or another cell's.
+    """
+    numbers, pictures = (_file(folder, "cells", cell, suffix) for suffix in (".json", ".npz"))
+    if not (numbers.is_file() and pictures.is_file()):
+        return False
+    if (found := _read_result(numbers).cell) != cell:
+        raise BundleError(f"{numbers} holds {found}, expected {cell}: delete it to run the cell again")
+    return True
+
+
+def load_results(folder: str | Path) -> list[Result]:
+    """All finished cells of a run, in the cells' order.
+
+    Raises:
+        BundleError: a file is damaged.
+    """
+    return sorted(map(_read_result, _finished(folder, "cells", ".json")), key=lambda result: result.cell)
+
+
+def load_shown(folder: str | Path, cell: Cell) -> Shown:
+    """The pictures of a finished cell.
+
+    Raises:
+        BundleError: the file is missing or damaged.
+    """
+    return _read_arrays(_file(folder, "cells", cell, ".npz"), Shown)
+
+
+def save_failure(folder: str | Path, cell: Cell, error: str) -> None:
+    """Notes why a cell has no result; the next run tries it again."""
+    write_text(_file(folder, "failed", cell, ".json"), json.dumps({"cell": asdict(cell), "error": error}, indent=1))
+
+
+def load_failures(folder: str | Path) -> dict[Cell, str]:
+    """Why cells have no result, in the cells' order.
+
+    Raises:
+        BundleError: a file is damaged.
+    """
+    failures = {}
+    for path in _finished(folder, "failed", ".json"):
+        with _damage_named(path):
+            values = json.loads(path.read_text(encoding="utf-8"))
+            failures[Cell.from_dict(values["cell"])] = str(values["error"])
+    return dict(sorted(failures.items()))
+
+
+def save_patches(folder: str | Path, sample: PatchSample) -> None:
+    """Writes a sample of patch features into the folder of a run."""
+    _write_arrays(_patches_file(folder, sample.data_set, sample.category, sample.features, sample.variant), sample)
+
+
+def patches_done(folder: str | Path, data_set: str, category: str, features: str, variant: str) -> bool:
+    """Whether ``save_patches`` has written these patches."""
+    return _patches_file(folder, data_set, category, features, variant).is_file()
+
+
+def load_patches(folder: str | Path) -> list[PatchSample]:
+    """All samples of patch features of a run, in the order of their files' names.
+
+    Raises:
+        BundleError: a file is damaged.
+    """
+    return [_read_arrays(path, PatchSample) for path in _finished(folder, "patches", ".npz")]
+
+
+def _file(folder: str | Path, kind: str, cell: Cell, suffix: str) -> Path:
+    return Path(folder, kind, cell.name + suffix)  # not with_suffix(): a name ends in numbers with a dot
+
+
+def _patches_file(folder: str | Path, *names: str) -> Path:
+    return Path(folder, "patches", "__".join(name or "-" for name in names).replace("/", "_") + ".npz")
+
+
+def _finished(folder: str | Path, kind: str, suffix: str) -> list[Path]:
+    return sorted(Path(folder, kind).glob(f"[!.]*{suffix}"))  # what is still being written is hidden
+
+
+def _read_result(path: Path) -> Result:
+    with _damage_named(path):
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return Result(**values | {"cell": Cell.from_dict(values["cell"])})
+
+
+def _write_arrays(path: Path, record: Shown | PatchSample) -> None:
+    with atomic_path(path) as temporary:
+        np.savez_compressed(temporary, **{one.name: getattr(record, one.name) for one in fields(record)})
+
+
+def _read_arrays(path: Path, kind: type[_Record]) -> _Record:
+    """Reads a record from an npz; texts are arrays without axes there."""
+    with _damage_named(path), np.load(path, allow_pickle=False) as arrays:
+        values: dict[str, Any] = {one.name: arrays[one.name] for one in fields(kind)}
+        return kind(**{name: value.item() if value.dtype.kind == "U" else value for name, value in values.items()})
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    # ValueError: JSON, text encoding, a header of numpy's, and what the dataclasses refuse.
+    except (ValueError, KeyError, TypeError, AttributeError, EOFError, OSError, BadZipFile, ZlibError) as error:
+        raise BundleError(
+            f"{path} is damaged or missing ({error}): delete it, and the file of the same name beside it, and start "
+            "the run again"
+        ) from error
