@@ -36,9 +36,8 @@ from tqdm import tqdm
 from adpretrain_hf.errors import run_program
 from adpretrain_hf.files import write_text
 from training.evaluation.detectors import check_settings
-from training.evaluation.model_index import export_card
 from training.evaluation.plan import Cell, Plan, parse_plan, plan_cells, write_plan
-from training.evaluation.report import write_report
+from training.evaluation.report import export_card, write_report
 from training.evaluation.run import Evaluation
 from training.evaluation.store import is_done, load_failures, load_results
 from training.evaluation.tables import latex_tables, markdown_tables, summary

@@ -42,17 +42,15 @@ from training.data.augment import augment
 from training.data.samples import Batch, Collate, EpochBatches, Samples, check_unreadable
 from training.data.slots import SlotFile, content_keys
 from training.data.sources import TrainingData, load_training_data
-from training.initialisation import initialise
 from training.losses import level_losses
 from training.push import push_run
 from training.references import ReferencePatches, ReferencePool, autocast, match
 from training.run import distributed
-from training.run.checkpoint import Progress
+from training.run.distributed import StopRequest
 from training.run.folder import RunFolder
 from training.run.graph import graphed
 from training.run.reporting import Reporter
-from training.run.signals import StopRequest
-from training.run.state import TrainingState
+from training.run.state import Progress, TrainingState, initialise
 from training.settings import PretrainSettings, parse
 from training.validation import Validation
 
@@ -177,7 +175,9 @@ def begin(settings: PretrainSettings, run: RunFolder) -> tuple[Parts, TrainingSt
     # What autocast leaves in float32: the similarities of the losses.
     torch.backends.cuda.matmul.allow_tf32 = settings.precision == "bfloat16"
     data = _first_process_first(lambda: load_training_data(settings, run.path / "synthetic"))
-    state = TrainingState(settings, run, extractor.projectors, images=len(data.positions), data=data.digest())
+    state = TrainingState(
+        settings, run.checkpoint, extractor.projectors, images=len(data.positions), data=data.digest()
+    )
     parts = prepare(settings, run, extractor, data)
     if state.is_new:
         state.begin(*measure(parts))

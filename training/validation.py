@@ -19,18 +19,18 @@ from tqdm import tqdm
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from training.data.sources import TrainingData
+from training.evaluation.detectors import FeatureNorm, PatchCore, PublishedDetector
 from training.evaluation.encoded import EncodedImages, feature_maker
 from training.evaluation.metrics import image_auroc, pixel_metrics
-from training.evaluation.published import Detector, FeatureNorm, PatchCore
 from training.run import distributed
-from training.run.checkpoint import Progress
 from training.run.folder import RunFolder
 from training.run.reporting import Reporter, scores_text
+from training.run.state import Progress
 from training.seeds import named_generator
 from training.settings import PretrainSettings
 
 # Each variant goes with the detector that it is chosen under (paper, appendix; released code).
-DETECTOR_OF: Mapping[str, type[Detector]] = {"angle": PatchCore, "norm": FeatureNorm}
+DETECTOR_OF: Mapping[str, type[PublishedDetector]] = {"angle": PatchCore, "norm": FeatureNorm}
 _DRAWS = 2  # of references
 _IMAGES = 40  # of a cell, normal and anomalous ones each: enough to choose an epoch by
 _BATCH = 64  # images whose features are in memory
@@ -77,7 +77,7 @@ class Cell:
 
     @torch.no_grad()
     def scores(
-        self, extractor: ADPretrainFeatureExtractor, detector: type[Detector], references: list[int]
+        self, extractor: ADPretrainFeatureExtractor, detector: type[PublishedDetector], references: list[int]
     ) -> dict[str, float]:
         """How well a detector does that is fitted on some references, on all other images."""
         make, fitted = feature_maker(self.images, extractor, "pretrained", references), detector()

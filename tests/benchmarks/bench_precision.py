@@ -22,7 +22,7 @@ from tests.benchmarks.random_models import random_extractor
 from tests.benchmarks.rows import Row, at_least, at_most, main
 from tests.benchmarks.timing import side_by_side
 from training.data.real_iad import load_real_iad
-from training.evaluation.published import FeatureNorm
+from training.evaluation.detectors import FeatureNorm
 from training.synthetic.generate import generate
 from training.validation import Cell
 

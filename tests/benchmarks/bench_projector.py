@@ -13,7 +13,7 @@ from tests.benchmarks.peak_memory import peak_memory
 from tests.benchmarks.published import PublishedProjectors
 from tests.benchmarks.rows import Row, at_least, at_most, main
 from tests.benchmarks.timing import side_by_side
-from training.initialisation import initialise
+from training.run.state import initialise
 
 
 @torch.no_grad()

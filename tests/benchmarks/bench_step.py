@@ -31,9 +31,9 @@ from training import synthetic
 from training.data.augment import augment
 from training.data.real_iad import load_real_iad
 from training.data.samples import Collate, Item, Samples
-from training.initialisation import initialise
 from training.losses import level_losses
 from training.references import ReferencePatches, ReferencePool, autocast, match
+from training.run.state import initialise
 
 PARTS = ("decode, crop", "augment", "backbone", "references", "match", "project", "loss", "backward", "update")
 

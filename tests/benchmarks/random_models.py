@@ -7,7 +7,7 @@ from transformers import Dinov2Config, Dinov2Model
 
 from adpretrain_hf import ADPretrainConfig, ADPretrainFeatureExtractor
 from adpretrain_hf.backbones import Backbone
-from training.initialisation import initialise
+from training.run.state import initialise
 
 SIZES = {"small": (384, 12), "base": (768, 12), "large": (1024, 24)}
 TINY = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}

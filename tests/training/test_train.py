@@ -15,13 +15,12 @@ from adpretrain_hf import ADPretrainConfig
 from adpretrain_hf.matching import to_rows
 from adpretrain_hf.projector import Projectors
 from training.data.augment import augment
-from training.initialisation import initialise
 from training.losses import angle_loss, level_losses, norm_loss
 from training.pretrain import Parts, begin, load_batches, train
 from training.references import match
 from training.run.folder import RunFolder
 from training.run.reporting import Reporter
-from training.run.state import TrainingState
+from training.run.state import TrainingState, initialise
 from training.settings import parse
 
 

@@ -29,8 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def run() -> int:
         from datasets import concatenate_datasets
 
-        from training.data.loaded import push_table
-        from training.data.sources import open_source
+        from training.data.sources import open_source, push_table
 
         with TemporaryDirectory() as folder:
             options: dict[str, Any] = {"resolution": args.resolution, "strict": True}

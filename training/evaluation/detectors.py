@@ -1,15 +1,238 @@
-"""The detectors that are compared."""
+"""The detectors that are compared: the published FeatureNorm, PatchCore and PaDiM, and anomalib's.
+
+The published ones judge every epoch of training, too. Each is fitted on the features of normal images, L maps (B, C, h,
+w) as the extractor gives them, all in memory; they differ from a detector library's, see the classes.
+"""
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from adpretrain_hf.errors import InputError
-from training.evaluation import published
+from adpretrain_hf.scoring import anomaly_map, gaussian_smooth
+
+Features = Sequence[Tensor]
+State = TypeVar("State")
+_QUERIES = 4096  # patches whose distances are computed at a time
+_IMAGES = 4  # embedded at a time: more take memory that is slower to get, fewer are more calls
+
+
+class PublishedDetector(Protocol):
+    """What all detectors have in common."""
+
+    def fit(self, features: Features) -> None:
+        """Takes the features of normal images, L maps (B, C, h, w), as what is normal."""
+
+    def score(self, features: Features, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Anomaly maps (B, H, W) and scores (B,), float32, of L maps (B, C, h, w); ``size`` is H and W, in pixels."""
+
+
+class FeatureNorm:
+    """The length of a feature is its score; nothing is fitted (``adpretrain_hf.scoring.anomaly_map``)."""
+
+    def fit(self, features: Features) -> None:
+        """Needs nothing."""
+
+    def score(self, features: Features, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """See ``PublishedDetector``; an image's score is the maximum of its map."""
+        maps = anomaly_map(features, size)
+        return maps, maps.amax(dim=(1, 2))
+
+
+class PatchCore:
+    """Squared distance to the nearest of a chosen tenth of the normal patches (Roth et al. 2022, as released).
+
+    Args:
+        width: of a patch's embedding, which pools 3 x 3 patches of the last 3 levels.
+        coreset_sampling_ratio: share of the normal patches that are kept, spread over them by k-center greedy choice.
+        projected: dimensions that the choice is made in, by a random projection.
+        seed: of the projection and the first patch.
+    """
+
+    def __init__(
+        self, *, width: int = 1024, coreset_sampling_ratio: float = 0.1, projected: int = 128, seed: int = 0
+    ) -> None:
+        self._width, self._share, self._projected, self._seed = width, coreset_sampling_ratio, projected, seed
+        self._bank: Tensor | None = None
+
+    def fit(self, features: Features) -> None:
+        """See ``PublishedDetector``."""
+        patches = embed_patches(features[-3:], self._width).flatten(0, 1)
+        number = max(1, round(self._share * len(patches)))
+        generator = torch.Generator().manual_seed(self._seed)
+        first = int(torch.randint(len(patches), (1,), generator=generator))
+        projection = torch.randn(patches.shape[1], self._projected, generator=generator) / self._projected**0.5
+        self._bank = patches[spread_out(patches @ projection.to(patches.device), number, first)]
+
+    def score(self, features: Features, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """See ``PublishedDetector``; an image's score is the largest distance of a patch, unsmoothed."""
+        bank = _fitted(self._bank)
+        patches = embed_patches(features[-3:], self._width)  # (B, h*w, width)
+        nearest = [squared_distances(part, bank).amin(dim=1) for part in patches.flatten(0, 1).split(_QUERIES)]
+        distances = torch.cat(nearest).view(-1, *features[-1].shape[-2:])
+        return to_image(distances, size), distances.amax(dim=(1, 2))
+
+
+class Padim:
+    """Mahalanobis distance to the normal patches at the same place, mean over levels (Defard et al. 2021, as released).
+
+    The covariance of n normal images plus 0.01 I is never inverted, nor even built: with a few images and hundreds of
+    channels, ``d' (X'X / (n - 1) + e I)^-1 d = (||d||^2 - ||L^-1 X d||^2) / e`` with ``L L' = X X' + e (n - 1) I``,
+    n x n (Woodbury). It is computed in float64, for it subtracts.
+
+    Args:
+        regularization: e, added to every variance.
+    """
+
+    def __init__(self, *, regularization: float = 0.01) -> None:
+        self._regularization = regularization
+        self._levels: list[Callable[[Tensor], Tensor]] | None = None
+
+    def fit(self, features: Features) -> None:
+        """See ``PublishedDetector``; at least 2 images."""
+        if len(features[0]) < 2:
+            raise InputError(f"got {len(features[0])} normal image, expected at least 2: a covariance needs them")
+        self._levels = [_mahalanobis(_by_place(level), self._regularization) for level in features]
+
+    def score(self, features: Features, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """See ``PublishedDetector``; an image's score is the maximum of its map."""
+        maps = to_image(self.distances(features), size)
+        return maps, maps.amax(dim=(1, 2))
+
+    def distances(self, features: Features) -> Tensor:
+        """Mahalanobis distance of every patch, mean over the levels: L maps (B, C, h, w) -> (B, h, w), float32."""
+        levels = _fitted(self._levels)
+        distances = [distance(_by_place(level)) for distance, level in zip(levels, features, strict=True)]
+        return torch.stack(distances).mean(dim=0).T.unflatten(1, features[0].shape[-2:]).float()
+
+
+def embed_patches(features: Sequence[Tensor], width: int) -> Tensor:
+    """Embeds every patch (Roth et al. 2022, section 3.1; released ``PatchMaker``, ``Preprocessing``, ``Aggregator``).
+
+    At each level the C x 9 values of the 3 x 3 neighbours, zeros beyond the border, are average-pooled to ``width``;
+    the levels one after the other are pooled to ``width`` again. Both together are one sparse linear map, which takes a
+    sixth of the time of the two in turn.
+
+    Args:
+        features: L maps (B, C, h, w).
+        width: D, of an embedding.
+
+    Returns:
+        (B, h*w, D), float32.
+    """
+    pooled = [
+        _pool_levels([level[part : part + _IMAGES] for level in features], width)
+        for part in range(0, len(features[0]), _IMAGES)
+    ]
+    return torch.cat(pooled)
+
+
+def _pool_levels(features: Sequence[Tensor], width: int) -> Tensor:
+    images, channels, height, breadth = features[0].shape
+    embedded = features[0].new_zeros(width, images * height * breadth, dtype=torch.float32)
+    for number, level in enumerate(features):
+        embedded += torch.sparse.mm(_pooling(channels, len(features), number, width, level.device), _neighbours(level))
+    return embedded.unflatten(1, (images, -1)).permute(1, 2, 0)
+
+
+def _neighbours(level: Tensor) -> Tensor:
+    """The 3 x 3 neighbours of every patch: (B, C, h, w) -> (C * 9, B * h*w)."""
+    padded = F.pad(level.transpose(0, 1).float().contiguous(), (1, 1, 1, 1))
+    windows = padded.unfold(2, level.shape[2], 1).unfold(3, level.shape[3], 1)  # (C, B, 3, 3, h, w)
+    return windows.permute(0, 2, 3, 1, 4, 5).reshape(level.shape[1] * 9, -1)
+
+
+@functools.lru_cache(maxsize=16)
+def _pooling(channels: int, levels: int, number: int, width: int, device: torch.device) -> Tensor:
+    """What one level adds to the embedding, as a sparse matrix (width, channels * 9)."""
+    one_level = F.adaptive_avg_pool1d(torch.eye(channels * 9), width)  # (channels * 9, width)
+    over_levels = F.adaptive_avg_pool1d(torch.eye(levels * width)[number * width : (number + 1) * width], width)
+    return (one_level @ over_levels).T.to_sparse().coalesce().to(device)
+
+
+def spread_out(points: Tensor, number: int, first: int) -> Tensor:
+    """Chooses points (N, D) one after the other, each the farthest from all that were chosen (k-center greedy).
+
+    Args:
+        points: (N, D).
+        number: how many, at most N.
+        first: the index of the one to begin with.
+
+    Returns:
+        (number,), indices.
+    """
+    lengths = points.square().sum(dim=1)
+    distances = torch.full_like(lengths, torch.inf)
+    chosen = [torch.tensor(first, device=points.device)]
+    while len(chosen) < number:
+        last = chosen[-1]
+        distances = torch.minimum(distances, lengths - 2 * (points @ points[last]) + lengths[last])
+        distances[last] = -torch.inf  # never again, not even where all others are equal to it
+        chosen.append(distances.argmax())
+    return torch.stack(chosen)
+
+
+def squared_distances(points: Tensor, others: Tensor) -> Tensor:
+    """Squared Euclidean distances (N, D), (M, D) -> (N, M)."""
+    lengths = (one.square().sum(dim=1) for one in (points, others))
+    return torch.addmm(next(lengths)[:, None] + next(lengths), points, others.T, alpha=-2).clamp_min(0)
+
+
+def to_image(patches: Tensor, size: tuple[int, int]) -> Tensor:
+    """Patch scores (B, h, w) to maps (B, H, W): bilinear up-sampling, then a Gaussian of sigma 4 px.
+
+    Both are linear and act on rows and columns alike: two products with small matrices, 50 times faster.
+    """
+    rows, columns = (_up_sampling(*sides).to(patches) for sides in zip(patches.shape[1:], size, strict=True))
+    return rows @ patches @ columns.T
+
+
+@functools.lru_cache(maxsize=16)
+def _up_sampling(patches: int, pixels: int) -> Tensor:
+    """The matrix (pixels, patches) that up-samples and smooths one axis."""
+    each = F.interpolate(torch.eye(patches)[None], size=pixels, mode="linear", align_corners=False)
+    return gaussian_smooth(each, dim=2)[0].T
+
+
+def _by_place(level: Tensor) -> Tensor:
+    return level.flatten(2).permute(2, 0, 1).double()  # (h*w, B, C)
+
+
+def _mahalanobis(normal: Tensor, regularization: float) -> Callable[[Tensor], Tensor]:
+    """The distance from normal patches (P, n, C) at each of P places: (P, B, C) -> (P, B)."""
+    mean = normal.mean(dim=1, keepdim=True)
+    centered = normal - mean
+    number, channels = normal.shape[1:]
+    if number > channels:  # the covariance itself is the smaller matrix
+        covariance = centered.mT @ centered / (number - 1)
+        covariance.diagonal(dim1=1, dim2=2).add_(regularization)
+        root = torch.linalg.cholesky(covariance)
+        return lambda patches: torch.linalg.solve_triangular(root, (patches - mean).mT, upper=False).norm(dim=1)
+    identity = torch.eye(number, dtype=normal.dtype, device=normal.device)
+    factor = torch.linalg.cholesky(centered @ centered.mT + regularization * (number - 1) * identity)
+    explaining = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False) @ centered  # (P, n, C)
+
+    def distance(patches: Tensor) -> Tensor:
+        offset = patches - mean
+        explained = (explaining @ offset.mT).square().sum(dim=1)
+        return ((offset.square().sum(dim=2) - explained).clamp_min(0) / regularization).sqrt()
+
+    return distance
+
+
+def _fitted(state: State | None) -> State:
+    if state is None:
+        raise InputError("the detector has nothing to compare with: call fit with the features of normal images first")
+    return state
 
 
 @dataclass(frozen=True)
@@ -18,7 +241,7 @@ class Detector:
 
     Attributes:
         variant: of the projectors that the paper gives it.
-        published: its class in ``published``, whose protocol is the paper's; None for one of anomalib's models.
+        published: its class above, whose protocol is the paper's; None for one of anomalib's models.
         model: name of its class in ``adpretrain_hf.integrations.anomalib``.
         epochs: passes over the training images, unless a plan says otherwise.
         serves_all: one model is fitted on all categories of a data set.
@@ -27,7 +250,7 @@ class Detector:
     """
 
     variant: str
-    published: type[published.Detector] | None = None
+    published: type[PublishedDetector] | None = None
     model: str = ""
     epochs: int = 1
     serves_all: bool = False
@@ -52,9 +275,9 @@ class Detector:
 # Epochs are what two cores can do in an evaluation of minutes; published are 25 (CFLOW, with 8 passes over the data in
 # each), 640 (GLASS) and 1000 (UniAD).
 DETECTORS: Mapping[str, Detector] = {
-    "featurenorm": Detector("norm", published.FeatureNorm),
-    "patchcore": Detector("angle", published.PatchCore),
-    "padim": Detector("angle", published.Padim),
+    "featurenorm": Detector("norm", FeatureNorm),
+    "patchcore": Detector("angle", PatchCore),
+    "padim": Detector("angle", Padim),
     "cflow": Detector("norm", model="ADPretrainCflow", epochs=3, has_likelihoods=True),
     "glass": Detector("norm", model="ADPretrainGlass", epochs=5),
     "uniad": Detector("norm", model="ADPretrainUniad", epochs=6, serves_all=True),

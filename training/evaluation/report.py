@@ -1,20 +1,41 @@
-"""The report: tables, plots and maps of a run in one HTML file that needs nothing else."""
+"""What people read of a run beside its tables: report.html, one file, and the ``model-index`` of a model card."""
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+from huggingface_hub import EvalResult, ModelCard
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from adpretrain_hf.errors import InputError
+from adpretrain_hf.errors import BundleError, InputError
 from adpretrain_hf.files import write_text
 from training.evaluation.figures import scatter_figure, scores_figure, strips
 from training.evaluation.plan import FEATURES, Cell, read_origin
-from training.evaluation.store import PatchSample, Result, load_failures, load_patches, load_results, load_shown
-from training.evaluation.tables import DataSetTables, data_set_tables, features_name, misses, proper_name, settings_text
+from training.evaluation.store import (
+    METRICS,
+    PatchSample,
+    Result,
+    load_failures,
+    load_patches,
+    load_results,
+    load_shown,
+)
+from training.evaluation.tables import (
+    METRIC_NAMES,
+    SETTINGS,
+    DataSetTables,
+    data_set_tables,
+    features_name,
+    misses,
+    proper_name,
+    settings_text,
+    summary,
+)
 
 
 def write_report(folder: str | Path) -> Path:
@@ -79,3 +100,75 @@ def _plainest(results: Sequence[Result]) -> list[Result]:
 
 def _place(one: Cell | PatchSample) -> tuple[int, str]:
     return FEATURES.index(one.features), one.variant  # the paper's order
+
+
+# What tells these entries from others in a card, to replace them.
+_MEASURED = "measured by training.evaluate"
+_TYPES = {"auroc": "roc_auc", "ap": "average_precision", "f1": "f1", "aupro": "aupro"}
+_DATA_SET_IDS = {"mvtecad": "mvtec-ad", "mvtec3d": "mvtec-3d-ad", "realiad": "Real-IAD/Real-IAD"}
+
+
+def export_card(folder: str | Path, bundle_folder: str | Path) -> None:
+    """Writes the means over the classes, with pretrained features, into the front matter of a bundle's README.md.
+
+    Raw and residual features are left out: a model's index would pass their numbers off as the model's. What an
+    earlier export wrote on the same data sets is replaced; all else in the card is kept.
+
+    Args:
+        folder: of the run.
+        bundle_folder: of the bundle that was evaluated.
+
+    Raises:
+        InputError: no finished cell has pretrained features.
+        BundleError: the bundle has no card, or its front matter cannot be read.
+    """
+    rows = summary(load_results(folder))
+    rows = [row for row in rows if row["category"] is None and row["features"] == "pretrained"]
+    if not rows:
+        raise InputError(f"{folder} has no finished cells with pretrained features: run some, then export again")
+    path = Path(bundle_folder, "README.md")
+    card = _read_card(path)
+    new = [entry for row in rows for entry in _entries(row)]
+    replaced = {entry.dataset_type for entry in new}
+    old = card.data.get("eval_results", [])
+    kept = [one for one in old if one.dataset_type not in replaced or _MEASURED not in (one.metric_name or "")]
+    heading = re.search(r"^# (.+?)\s*$", card.text, re.MULTILINE)
+    card.data["model_name"] = card.data.get("model_name") or (heading[1] if heading else path.resolve().parent.name)
+    card.data["eval_results"] = [*kept, *new]
+    write_text(path, str(card))
+
+
+def _read_card(path: Path) -> ModelCard:
+    if not path.is_file():
+        raise BundleError(f"{path.parent} has no README.md: expected the folder of a bundle, with its model card")
+    try:
+        # Not ModelCard.load(), which reads other line ends as \n.
+        return ModelCard(path.read_bytes().decode())
+    except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())  # YAML's own go over lines
+        raise BundleError(f"the front matter of {path} cannot be read: {reason}. Mend it, then export again") from error
+
+
+def _entries(row: Mapping[str, Any]) -> Iterator[EvalResult]:
+    data_set, seeds = row["data_set"], row["seeds"]
+    over = f"mean of {row['categories']} class{'es' * (row['categories'] != 1)}"
+    over += f" and {seeds} seeds" if seeds > 1 else ""
+    features = f"{features_name(row['features'], row['variant'])} features"
+    settings = settings_text(*(row[name] for name in SETTINGS))
+    for metric in METRICS:
+        if row[metric] is None:
+            continue
+        yield EvalResult(
+            task_type="image-feature-extraction",  # the Hub has no task of this name
+            task_name="Image anomaly detection",
+            dataset_type=_DATA_SET_IDS.get(data_set, data_set),
+            dataset_name=proper_name(data_set),
+            # Entries of one task, data set, configuration and split are joined: not with those of others.
+            dataset_config="mean of classes",
+            dataset_split="test",
+            metric_type=_TYPES[metric.rpartition("_")[2]],
+            metric_name=f"{METRIC_NAMES[metric]}, {proper_name(row['detector'])}, {features}, {settings}, {over} "
+            f"({_MEASURED})",
+            metric_value=round(row[metric], 5),
+            verified=False,
+        )

@@ -23,13 +23,12 @@ from adpretrain_hf.files import combined_digest, tensor_digest
 from adpretrain_hf.images import choose_device
 from training.data.folders import Category, Sample
 from training.evaluation.data import category_names, read_category
-from training.evaluation.detectors import DETECTORS
+from training.evaluation.detectors import DETECTORS, PublishedDetector
 from training.evaluation.draws import Drawn, draw_few_shot, draw_training, read_reference_lists
 from training.evaluation.encoded import EncodedBackbone, EncodedImages, MakeFeatures, feature_maker
 from training.evaluation.figures import choose_shown, sample_patches
 from training.evaluation.metrics import Predicted, measure
 from training.evaluation.plan import Cell, Plan
-from training.evaluation.published import Detector
 from training.evaluation.store import (
     Result,
     copy_result,
@@ -189,7 +188,7 @@ class Evaluation:
     def _fit_published(self, drawn: dict[Cell, Drawn]) -> Predict:
         ((cell, images),) = drawn.items()
         make, own = self.features(cell, images), self.plan.set.get(cell.detector, {})
-        detector: Detector = DETECTORS[cell.detector].make(**own)
+        detector: PublishedDetector = DETECTORS[cell.detector].make(**own)
         parts = [make(part) for part in self.places(cell, images.train).split(self.plan.batch_size)]
         detector.fit([torch.cat(level) for level in zip(*parts, strict=True)])
         del parts  # as large as what the detector keeps

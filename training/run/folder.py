@@ -21,7 +21,7 @@ from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.files import write_text
 from adpretrain_hf.projector import Projectors
 from training.run import distributed
-from training.run.checkpoint import Progress
+from training.run.state import Progress
 from training.settings import PretrainSettings, differing
 
 _VERSIONS = ("torch", "torchvision", "transformers", "datasets", "pillow", "numpy")

@@ -1,20 +1,29 @@
-"""What changes while a run goes on: weights, optimiser, progress. Begun anew or from the checkpoint, and kept in it."""
+"""What changes while a run goes on: weights, optimiser, progress; how it begins, and the checkpoint that it is kept in.
+
+A checkpoint is all that a run needs to go on as if it had never stopped, in one safetensors file. No state of a random
+generator is among it: all that is drawn follows from the seed, the epoch, the step and the image.
+"""
 
 from __future__ import annotations
 
 import copy
+import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from adpretrain_hf.errors import InputError
+from adpretrain_hf.files import atomic_path
 from adpretrain_hf.projector import Projectors
 from training.run import distributed
-from training.run.checkpoint import Progress, load_checkpoint, save_checkpoint
-from training.run.folder import RunFolder
 from training.settings import PretrainSettings
 
 
@@ -23,7 +32,7 @@ class TrainingState:
 
     Args:
         settings: of the run.
-        run: its folder; a checkpoint that is there is taken up.
+        checkpoint: the file; one that is there is taken up.
         projectors: float32 weights that are trained, on this process's device.
         images: how many are trained on.
         data: digest of their names.
@@ -38,9 +47,9 @@ class TrainingState:
     """
 
     def __init__(
-        self, settings: PretrainSettings, run: RunFolder, projectors: Projectors, *, images: int, data: str
+        self, settings: PretrainSettings, checkpoint: Path, projectors: Projectors, *, images: int, data: str
     ) -> None:
-        self.settings, self._run, self.projectors = settings, run, projectors.requires_grad_().train()
+        self.settings, self._checkpoint, self.projectors = settings, checkpoint, projectors.requires_grad_().train()
         self._optimizer = torch.optim.Adam(
             projectors.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
@@ -54,14 +63,14 @@ class TrainingState:
         if settings.max_steps:
             self.total_steps = min(self.total_steps, settings.max_steps)
         self.progress, self.centers = Progress(data=data), torch.empty(0)
-        self.is_new = not run.checkpoint.exists()
+        self.is_new = not checkpoint.exists()
         if not self.is_new:
-            self.progress, centers = load_checkpoint(run.checkpoint, projectors, self._optimizer, self._averaged)
+            self.progress, centers = load_checkpoint(checkpoint, projectors, self._optimizer, self._averaged)
             self.centers = centers.to(self._device)
             if self.progress.data != data:
                 raise InputError(
-                    f"the run in {run.path} was begun with other data than --data {' '.join(settings.data)}: other "
-                    "images, or other names. Give those, or another --output"
+                    f"the run in {checkpoint.parent} was begun with other data than --data {' '.join(settings.data)}: "
+                    "other images, or other names. Give those, or another --output"
                 )
         self._last_checkpoint = self._clock = time.monotonic()
 
@@ -128,7 +137,7 @@ class TrainingState:
             return
         try:
             save_checkpoint(
-                self._run.checkpoint, self.progress, self.projectors, self._optimizer, self.centers, self._averaged
+                self._checkpoint, self.progress, self.projectors, self._optimizer, self.centers, self._averaged
             )
         except OSError as error:
             say(f"no checkpoint was written, the last one is intact: {error}")
@@ -141,3 +150,123 @@ class TrainingState:
 def decayed(rate: float, share_done: float) -> float:
     """A tenth of the rate after 70 % of the steps, a hundredth after 90 % (released: after 7 and 9 of 10 epochs)."""
     return rate * 0.1 ** ((share_done >= 0.7) + (share_done >= 0.9))
+
+
+_FORMAT = "adpretrain_checkpoint_1"
+
+
+@dataclass
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        epoch: that is running, counted from 0.
+        step: optimiser steps of this epoch that are done.
+        history: one record for every epoch that is done.
+        best: for every variant, the epoch that it was taken from and its score.
+        baseline: validation scores of the untrained residuals, by detector and metric.
+        residual_scale: of the extractor's configuration, measured when the run began.
+        data: digest of the images' names; a run goes on with the same data, wherever they lie.
+        steps_done: optimiser steps of all epochs.
+        seconds: of training so far, over all starts.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, dict[str, float]] = field(default_factory=dict)
+    baseline: dict[str, dict[str, float]] = field(default_factory=dict)
+    residual_scale: list[float] = field(default_factory=list)
+    data: str = ""
+    steps_done: int = 0
+    seconds: float = 0.0
+
+
+def save_checkpoint(
+    path: Path,
+    progress: Progress,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    centers: Tensor,
+    averaged: nn.Module | None = None,
+) -> None:
+    """Writes a checkpoint; the one that was there stays whole until the new one is.
+
+    Args:
+        path: the file.
+        progress: where the run stands.
+        model: whose weights are trained.
+        optimizer: its state per parameter is kept; its learning rate is a function of the step.
+        centers: (L, C), the normal centres.
+        averaged: the moving average of the weights, if there is one.
+
+    Raises:
+        OSError: it cannot be written, for example because the disk is full; the one that was there is untouched.
+    """
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for number, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{number}.{name}": torch.as_tensor(value) for name, value in state.items()}
+    if averaged is not None:
+        tensors |= {f"averaged.{name}": tensor for name, tensor in averaged.state_dict().items()}
+    tensors["centers"] = centers
+    # Copies, for safetensors refuses tensors that share memory.
+    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={_FORMAT: json.dumps({"progress": vars(progress)})})
+
+
+def load_checkpoint(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, averaged: nn.Module | None = None
+) -> tuple[Progress, Tensor]:
+    """Puts a checkpoint's state into models and optimiser; returns progress and centres (L, C).
+
+    Raises:
+        InputError: not a checkpoint, damaged, or of another model.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {})[_FORMAT])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        model.load_state_dict(_below(tensors, "model."))
+        optimizer.load_state_dict(_optimizer_state(optimizer, _below(tensors, "optimizer.")))
+        if averaged is not None:
+            averaged.load_state_dict(_below(tensors, "averaged."))
+        return Progress(**about["progress"]), tensors["centers"]
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"{path} is not a checkpoint of this run: {error}") from error
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        number, _, key = name.partition(".")
+        state.setdefault(int(number), {})[key] = tensor
+    return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+
+
+@torch.no_grad()
+def initialise(projectors: Projectors, scale: float) -> None:
+    """Gives the layers that make a projector differ from the identity a share of their published start.
+
+    The published start (scale 1) hides the residuals, which already tell anomalies from normal patches, behind noise:
+    reference tokens from N(0, 1), their map Kaiming-normal with gain sqrt 2, the attention's projections as
+    ``nn.MultiheadAttention`` begins, the MLP as ``nn.Linear`` does. With 0 all is as ``Projectors`` makes it: exactly
+    the identity.
+
+    Args:
+        projectors: new ones; changed in place.
+        scale: of the attention's output, the MLP's last layer and the reference tokens.
+    """
+    if scale == 0:
+        return
+    for level in projectors:
+        nn.init.kaiming_normal_(level.reference_projection.weight)  # of gain sqrt 2 by default
+        for layer in (level.attention.out_proj, level.mlp.fc2):
+            layer.reset_parameters()
+        nn.init.zeros_(level.attention.out_proj.bias)
+        for parameter in (level.attention.out_proj.weight, *level.mlp.fc2.parameters(), level.reference_tokens):
+            parameter.mul_(scale)

@@ -24,9 +24,8 @@ from torch import Tensor
 from tests.conftest import ROOT, make_extractor
 from tests.processes import kill, start
 from training.evaluate import main
-from training.evaluation.detectors import check_settings
+from training.evaluation.detectors import PatchCore, check_settings
 from training.evaluation.plan import chosen_categories, parse_plan
-from training.evaluation.published import PatchCore
 from training.evaluation.store import load_failures, load_results
 from training.evaluation.tables import misses
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.scoring import anomaly_map, gaussian_smooth
-from training.evaluation.published import (
+from training.evaluation.detectors import (
     Detector,
     FeatureNorm,
     Padim,

@@ -25,10 +25,10 @@ from tests.training.real_iad_tree import RealIADClass
 from training.evaluation import anomalib_models
 from training.evaluation.anomalib_models import ImageFiles, fit, predict, predict_likelihoods, seed
 from training.evaluation.data import Sample
+from training.evaluation.detectors import Padim, PatchCore
 from training.evaluation.figures import choose_shown, sample_patches
 from training.evaluation.metrics import Predicted, measure
 from training.evaluation.plan import Cell, Plan, plan_cells
-from training.evaluation.published import Padim, PatchCore
 from training.evaluation.run import Evaluation
 from training.evaluation.store import METRICS, Result, load_patches, load_results, load_shown
 from training.evaluation.tables import summary

@@ -19,7 +19,7 @@ from adpretrain_hf.config import ADPretrainConfig
 from adpretrain_hf.errors import BundleError, InputError
 from tests.conftest import BUNDLE
 from tests.training.evaluation.made_up import made_up_cell, made_up_result, made_up_shown, result_of
-from training.evaluation.model_index import export_card
+from training.evaluation.report import export_card
 from training.evaluation.store import METRICS, Result, save_result
 from training.evaluation.tables import (
     METRIC_NAMES,

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from adpretrain_hf.errors import InputError
-from training.run.checkpoint import Progress, load_checkpoint, save_checkpoint
 from training.run.reporting import Reporter
+from training.run.state import Progress, load_checkpoint, save_checkpoint
 
 
 def make(seed: int = 0) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -75,7 +75,7 @@ def test_a_failed_write_leaves_the_last_checkpoint(saved, monkeypatch):
     def fail(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("training.run.checkpoint.save_file", fail)
+    monkeypatch.setattr("training.run.state.save_file", fail)
     with pytest.raises(OSError, match="checkpoint.safetensors cannot be written: .*No space left"):
         save_checkpoint(path, Progress(), model, optimizer, CENTERS)
     assert path.read_bytes() == before
