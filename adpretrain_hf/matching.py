@@ -7,7 +7,7 @@ from torch import Tensor
 
 # One block of similarities is at most 2,048 x 4,096 floats, 32 MB, however many queries and references there are.
 _QUERY_CHUNK, _REFERENCE_CHUNK = 2048, 4096
-_GPU_CHUNKS = 4096, 32768  # 512 MB: a GPU is told of fewer, larger products
+_GPU_BLOCK, _GPU_REFERENCES = 2**27, 32768  # 512 MB: a GPU is told of few, large products
 
 
 def nearest_reference(
@@ -32,7 +32,9 @@ def nearest_reference(
     # The length of a query does not change which reference is nearest to it.
     best = queries.new_full(queries.shape[:1], -torch.inf, dtype=torch.float32)
     index = torch.zeros(queries.shape[:1], dtype=torch.long, device=queries.device)
-    height, width = _GPU_CHUNKS if queries.is_cuda else (_QUERY_CHUNK, _REFERENCE_CHUNK)
+    height, width = _QUERY_CHUNK, _REFERENCE_CHUNK
+    if queries.is_cuda:
+        height, width = _GPU_BLOCK // min(len(references), _GPU_REFERENCES), _GPU_REFERENCES
     blocks = [slice(None)]  # in a graph, how many there are would fix the size of the batch
     if not torch.compiler.is_compiling():
         blocks = [slice(start, start + height) for start in range(0, len(queries), height)]

@@ -38,7 +38,7 @@ def measure(device: str) -> list[Row]:
     with TemporaryDirectory() as folder:
         paths = make_jpegs(Path(folder))
         if device != "cpu":
-            return _beside_gpu(paths[: 4 * IMAGES], device)
+            return _beside_gpu(paths[:IMAGES], device)
         return [*_speed(paths[:IMAGES], device), _memory(paths)]
 
 
@@ -83,7 +83,7 @@ def _beside_gpu(paths: Sequence[Path], device: str) -> list[Row]:
     ready = torch.randn(64, 3, 224, 224, device=device)
     extractor.set_reference(ready[:8])
     rates: dict[str, list[float]] = {"decode": [], "extract": [], "network": [], "preprocess": []}
-    for _ in range(3):
+    for _ in range(2):
         decoded, extracted = PreparedBatches(paths, extractor.preprocess, 64), _stream(extractor, paths)
         rates["decode"].append(_rate(lambda d=decoded: _drain(d), len(paths)))
         rates["extract"].append(_rate(lambda e=extracted: _drain(e), len(paths)))

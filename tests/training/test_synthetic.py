@@ -49,8 +49,8 @@ def check_defect(image: np.ndarray, painted: np.ndarray, mask: np.ndarray) -> No
     near = ndimage.binary_dilation(mask, np.ones((2 * GRACE + 1, 2 * GRACE + 1)))
     assert not change[~near].any()
     assert change[mask].mean() >= 4  # grey levels
-    # No part of the mask is idle: it changes by 2 grey levels over 5 x 5 px. At a corner of the window that is painted, 3 x 3
-    # of these are inside, and count for all.
+    # No part of the mask is idle: it changes by 2 grey levels over 5 x 5 px. At a corner of the window that is painted,
+    # 3 x 3 of these are inside, and count for all.
     assert (ndimage.uniform_filter(change.astype(float), 5)[mask] >= 2 * 9 / 25).all()
 
 
