@@ -29,6 +29,7 @@ from tests.conftest import PHOTOS, ROOT
 from tests.loopback_hub.hub_server import TOKENS
 from tests.processes import kill, start
 from tests.tiny import save_tiny
+from tests.training.real_iad_tree import RealIADClass, pack_jsons
 from training import synthetic
 from training.pretrain import main
 from training.push import main as push
@@ -285,6 +286,30 @@ def test_full_disk_leaves_the_last_checkpoint(flags, mount_disk, tmp_path):
     assert "No space left" in errors.read_text()
     (folder / "rest").unlink()
     assert main([*words, "--resume"]) == 0
+
+
+def test_of_a_repository_only_the_categories_of_the_run_are_downloaded(
+    flags, whole, synthetic_set, tmp_path, hub, monkeypatch
+):
+    """The same bits as from a folder, whose images lie in zips here."""
+    monkeypatch.setenv("HF_TOKEN", OWNER)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    folder, names = tmp_path / "real-iad", sorted(path.name for path in (synthetic_set / "realiad_256").iterdir())
+    shutil.copytree(synthetic_set / "realiad_jsons", folder / "realiad_jsons")
+    for name in names:
+        root = synthetic_set / "realiad_256"
+        shutil.make_archive(str(folder / "realiad_256" / name), "zip", root, name)
+    RealIADClass("other").write_zip(folder, "256")
+    RealIADClass("other").write_json(folder, "realiad_jsons")
+    pack_jsons(folder, "realiad_jsons")
+    api = HfApi(token=OWNER)
+    api.create_repo("acme/parts", repo_type="dataset")
+    api.upload_folder(repo_id="acme/parts", repo_type="dataset", folder_path=folder)
+    words = ["--output", str(tmp_path / "run"), *flags, "--data", "acme/parts", "--categories", *names]
+    assert main(words) == 0
+    fetched = {entry["path"].rpartition("/")[2] for entry in hub.log if "/resolve/" in entry["path"]}
+    assert fetched == {"realiad_jsons.zip", *(f"{name}.zip" for name in names)}
+    assert_same_bits(whole, tmp_path / "run")
 
 
 def test_pushes_at_the_end_and_later(flags, tmp_path, hub, capsys, monkeypatch):
