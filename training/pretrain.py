@@ -42,6 +42,7 @@ from training.data.augment import augment
 from training.data.samples import Batch, Collate, EpochBatches, Samples, check_unreadable
 from training.data.slots import SlotFile, content_keys
 from training.data.sources import TrainingData, load_training_data
+from training.evaluation.validation import Validation
 from training.losses import level_losses
 from training.push import push_run
 from training.references import ReferencePatches, ReferencePool, autocast, match
@@ -52,7 +53,6 @@ from training.run.graph import graphed
 from training.run.reporting import Reporter
 from training.run.state import Progress, TrainingState, initialise
 from training.settings import PretrainSettings, parse
-from training.validation import Validation
 
 _LOG = logging.getLogger(__name__)
 

@@ -23,8 +23,8 @@ from tests.benchmarks.rows import Row, at_least, at_most, main
 from tests.benchmarks.timing import side_by_side
 from training.data.real_iad import load_real_iad
 from training.evaluation.detectors import FeatureNorm
+from training.evaluation.validation import Cell
 from training.synthetic.generate import generate
-from training.validation import Cell
 
 BUNDLE = "hub_cards/adpretrain-dinov2-small"
 HELD_OUT = ("bearing", "leather", "plug", "tiles")  # see training/README.md
