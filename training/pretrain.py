@@ -40,8 +40,9 @@ from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.images import choose_device, to_device
 from training.data.augment import augment
 from training.data.samples import Batch, Collate, EpochBatches, Samples, check_unreadable
-from training.data.slots import SlotFile, content_keys
+from training.data.slots import SlotFile
 from training.data.sources import TrainingData, load_training_data
+from training.data.table import content_keys
 from training.evaluation.validation import Validation
 from training.losses import level_losses
 from training.push import push_run
@@ -255,11 +256,11 @@ def measure(parts: Parts) -> tuple[Tensor, list[float]]:
     A scale is one over the mean length of a normal residual; that of a bundle is kept, for its projectors know it, and
     without ``scale_residuals`` it is 1.
     """
-    statistics = parts.references.statistics(parts.settings.seed)
-    scale = [1 / length for length in statistics.mean_norms]
+    centers, mean_norms = parts.references.statistics(parts.settings.seed)
+    scale = [1 / length for length in mean_norms]
     if parts.settings.init_from or not parts.settings.scale_residuals:
         scale = list(parts.extractor.config.residual_scale)
-    return statistics.centers * statistics.centers.new_tensor(scale)[:, None], scale
+    return centers * centers.new_tensor(scale)[:, None], scale
 
 
 def load_batches(

@@ -12,7 +12,6 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -206,8 +205,8 @@ class ReferencePatches:
             levels.append(rows.to(self._device, non_blocking=True).unflatten(0, references.shape).flatten(1, 2))
         return levels
 
-    def statistics(self, seed: int) -> NormalStatistics:
-        """Centres and mean lengths of the normal residuals (paper, section 3.4; released ``get_center``).
+    def statistics(self, seed: int) -> tuple[Tensor, list[float]]:
+        """Means (L, C) and mean lengths (L) of the normal residuals (paper, section 3.4; released ``get_center``).
 
         Of the pool's images, each against four others; the released code takes all normal images. Sums are in float64.
 
@@ -226,7 +225,14 @@ class ReferencePatches:
             sums = sums + residuals.sum(dim=(1, 2), dtype=torch.float64)
             lengths = lengths + residuals.norm(dim=3).sum(dim=(1, 2), dtype=torch.float64)
             patches += residuals[0, ..., 0].numel()
-        return NormalStatistics.of(sums / patches, (lengths / patches).tolist())
+        mean_norms: list[float] = (lengths / patches).tolist()
+        for level, length in enumerate(mean_norms):
+            if not 0 < length < float("inf"):
+                raise InputError(
+                    f"the normal residuals of level {level} are {length} long on average, expected a finite length > "
+                    "0: all references of a category and view are the same image, or an image or the backbone holds NaN"
+                )
+        return (sums / patches).float(), mean_norms
 
     def _fits(self, size: int, memory_gb: float) -> bool:
         """Whether the patches may stay on the GPUs, of all processes alike; on a CPU a file is memory as well."""
@@ -281,29 +287,6 @@ class ReferencePatches:
                         "finite: check the backbone, or use --normalize-tokens"
                     )
                 yield place, own
-
-
-class NormalStatistics(NamedTuple):
-    """What normal residuals have in common.
-
-    Attributes:
-        centers: (L, C), float32: the mean residual.
-        mean_norms: L lengths: of a residual, on average.
-    """
-
-    centers: Tensor
-    mean_norms: list[float]
-
-    @classmethod
-    def of(cls, centers: Tensor, mean_norms: list[float]) -> NormalStatistics:
-        """Checks both, whose precision may be any."""
-        for level, length in enumerate(mean_norms):
-            if not 0 < length < float("inf"):
-                raise InputError(
-                    f"the normal residuals of level {level} are {length} long on average, expected a finite length > "
-                    "0: all references of a category and view are the same image, or an image or the backbone holds NaN"
-                )
-        return cls(centers.float(), mean_norms)
 
 
 @torch.no_grad()

@@ -22,10 +22,10 @@ from torch.utils import data
 
 from adpretrain_hf.config import ADPretrainConfig
 from adpretrain_hf.errors import ImageError, InputError
-from adpretrain_hf.images import Preprocessor, decode_image, to_pixels
+from adpretrain_hf.images import Preprocessor, decode_image
 from training.data.augment import draw_augmentation
 from training.data.slots import SlotFile
-from training.data.table import read_encoded, read_mask
+from training.data.table import read_encoded, seen_mask
 from training.references import ReferencePool
 from training.seeds import generator
 from training.synthetic.defects import FAMILIES, paint_defect
@@ -96,7 +96,7 @@ class Samples(data.Dataset[Any]):
     Args:
         dataset: from ``load_real_iad``.
         positions: of the training images in the data set.
-        config: gives the size; ``resize_mode`` is taken to be ``"crop"``.
+        config: gives the size; images are cropped to a square, whatever its ``resize_mode``.
         pool: of the references.
         seed: of the run.
         paint_defects: share of the normal images that get a painted defect.
@@ -119,7 +119,7 @@ class Samples(data.Dataset[Any]):
         self._dataset, self._pool, self._seed, self._crops = dataset, pool, seed, crops
         self._paint_defects, self._plain_first = paint_defects, plain_first
         self._next = dict(zip(positions, [*positions[1:], *positions[:1]], strict=True))
-        self._preprocessor = Preprocessor(config)
+        self._preprocessor = Preprocessor(config.replace(resize_mode="crop"))
 
     def __len__(self) -> int:
         return len(self._next)
@@ -166,17 +166,8 @@ class Samples(data.Dataset[Any]):
 
     def _decode(self, position: int) -> tuple[Tensor, Tensor]:
         row = self._dataset[position]
-        image = _read(row["image"])
-        crop = to_pixels(self._preprocessor.crop(image))
-        if not row["mask"]:
-            return crop, torch.zeros(crop.shape[1:], dtype=torch.bool)
-        mask = read_mask(row["mask"])
-        if mask.size != image.size:
-            raise ImageError(
-                f"the mask {row['mask']['path']} has {mask.size[0]} x {mask.size[1]} pixels, its image "
-                f"{row['image']['path']} {image.size[0]} x {image.size[1]}: expected the same"
-            )
-        return crop, torch.from_numpy(np.asarray(self._preprocessor.crop_mask(mask)) != 0)
+        prepared = self._preprocessor.prepare(_read(row["image"]), str(row["image"]["path"]))
+        return prepared.pixels, seen_mask(row["mask"], prepared, self._preprocessor)
 
 
 class Collate:

@@ -12,19 +12,16 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import functools
 import hashlib
 import logging
 import mmap
 import os
 import struct
 import weakref
-import zipfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -134,53 +131,6 @@ class SlotFile:
 
     def _remedy(self) -> str:
         return f"Free some room, or choose another --cache-folder; each slot takes {self._slot_bytes / 1e6:.3g} MB"
-
-
-def content_keys(entries: Iterable[Mapping[str, Any] | None]) -> list[str]:
-    """One text for each image that changes when its content does, without reading any image.
-
-    A file goes by its path, size and time of change, a member of a zip by its name, size and checksum in the zip's
-    directory, bytes by their sha256; None by nothing.
-
-    Args:
-        entries: of an ``Image(decode=False)`` column: ``bytes``, or the ``path`` of a file or of a zip's member,
-            ``zip://<member>::<zip>``.
-
-    Raises:
-        InputError: a zip cannot be read, or lacks a member.
-    """
-    directories = functools.cache(_directory)  # each zip's is read once, and forgotten when the keys are made
-    return ["" if entry is None else _key(entry, directories) for entry in entries]
-
-
-def _key(entry: Mapping[str, Any], directories: Any) -> str:
-    if entry["bytes"] is not None:
-        return f"bytes {hashlib.sha256(entry['bytes']).hexdigest()}"
-    path = entry["path"]
-    if path is None:
-        raise InputError("an image has neither bytes nor a path: expected one of them")
-    if not path.startswith("zip://"):
-        return _file_key(path)
-    member, _, archive = path.removeprefix("zip://").partition("::")
-    if member not in directories(archive):
-        raise InputError(f"{archive} has no member {member}: it is another zip than the one the data set was made from")
-    return f"{path} {directories(archive)[member]}"
-
-
-def _file_key(path: str) -> str:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return f"{path} missing"  # an error only when it is read
-    return f"{path} {status.st_size} {status.st_mtime_ns}"
-
-
-def _directory(archive: str) -> dict[str, str]:
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            return {member.filename: f"{member.file_size} {member.CRC:08x}" for member in opened.infolist()}
-    except (OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"{archive} cannot be read as a zip: {error}") from error
 
 
 def _bytes(values: Tensor) -> memoryview:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from adpretrain_hf.files import atomic_path
 from adpretrain_hf.projector import Projectors
 from training.run import distributed
 from training.settings import PretrainSettings
+
+_FORMAT = "adpretrain_checkpoint_1"
 
 
 class TrainingState:
@@ -53,7 +55,9 @@ class TrainingState:
         self._optimizer = torch.optim.Adam(
             projectors.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
-        self._averaged = copy.deepcopy(projectors).requires_grad_(False) if settings.ema else None
+        self._modules = {"model": projectors}
+        if settings.ema:
+            self._modules["averaged"] = copy.deepcopy(projectors).requires_grad_(False)
         self.steps_per_epoch = images // settings.batch_size
         if not self.steps_per_epoch:
             raise InputError(
@@ -65,7 +69,7 @@ class TrainingState:
         self.progress, self.centers = Progress(data=data), torch.empty(0)
         self.is_new = not checkpoint.exists()
         if not self.is_new:
-            self.progress, centers = load_checkpoint(checkpoint, projectors, self._optimizer, self._averaged)
+            self.progress, centers = load_checkpoint(checkpoint, self._modules, self._optimizer)
             self.centers = centers.to(self._device)
             if self.progress.data != data:
                 raise InputError(
@@ -81,7 +85,7 @@ class TrainingState:
     @property
     def weights(self) -> Projectors:
         """What is judged and kept: the weights that are trained, or their moving average."""
-        return self.projectors if self._averaged is None else self._averaged
+        return self._modules.get("averaged", self.projectors)
 
     @property
     def is_done(self) -> bool:
@@ -101,9 +105,9 @@ class TrainingState:
             group["lr"] = decayed(self.settings.learning_rate, self.share_done())
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        if self._averaged is not None:  # not AveragedModel, which looks at a number on the device at every step
+        if self.settings.ema:  # not AveragedModel, which looks at a number on the device at every step
             decay = self.settings.ema if self.progress.steps_done else 0.0
-            get_ema_multi_avg_fn(decay)(list(self._averaged.parameters()), list(self.projectors.parameters()), 0)
+            get_ema_multi_avg_fn(decay)(list(self.weights.parameters()), list(self.projectors.parameters()), 0)
         self.progress.step += 1
         self.progress.steps_done += 1
 
@@ -136,9 +140,7 @@ class TrainingState:
         if distributed.rank() > 0:
             return
         try:
-            save_checkpoint(
-                self._checkpoint, self.progress, self.projectors, self._optimizer, self.centers, self._averaged
-            )
+            save_checkpoint(self._checkpoint, self.progress, self._modules, self._optimizer, self.centers)
         except OSError as error:
             say(f"no checkpoint was written, the last one is intact: {error}")
 
@@ -150,9 +152,6 @@ class TrainingState:
 def decayed(rate: float, share_done: float) -> float:
     """A tenth of the rate after 70 % of the steps, a hundredth after 90 % (released: after 7 and 9 of 10 epochs)."""
     return rate * 0.1 ** ((share_done >= 0.7) + (share_done >= 0.9))
-
-
-_FORMAT = "adpretrain_checkpoint_1"
 
 
 @dataclass
@@ -183,31 +182,16 @@ class Progress:
 
 
 def save_checkpoint(
-    path: Path,
-    progress: Progress,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    centers: Tensor,
-    averaged: nn.Module | None = None,
+    path: Path, progress: Progress, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, centers: Tensor
 ) -> None:
-    """Writes a checkpoint; the one that was there stays whole until the new one is.
-
-    Args:
-        path: the file.
-        progress: where the run stands.
-        model: whose weights are trained.
-        optimizer: its state per parameter is kept; its learning rate is a function of the step.
-        centers: (L, C), the normal centres.
-        averaged: the moving average of the weights, if there is one.
+    """Writes a checkpoint of modules by name, the optimiser's state and the normal centres (L, C).
 
     Raises:
         OSError: it cannot be written, for example because the disk is full; the one that was there is untouched.
     """
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    for number, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{number}.{name}": torch.as_tensor(value) for name, value in state.items()}
-    if averaged is not None:
-        tensors |= {f"averaged.{name}": tensor for name, tensor in averaged.state_dict().items()}
+    states = {name: module.state_dict() for name, module in modules.items()}
+    states |= {f"optimizer.{number}": state for number, state in optimizer.state_dict()["state"].items()}
+    tensors = {f"{name}.{key}": torch.as_tensor(value) for name, own in states.items() for key, value in own.items()}
     tensors["centers"] = centers
     # Copies, for safetensors refuses tensors that share memory.
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
@@ -216,21 +200,22 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, averaged: nn.Module | None = None
+    path: Path, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer
 ) -> tuple[Progress, Tensor]:
-    """Puts a checkpoint's state into models and optimiser; returns progress and centres (L, C).
+    """Puts a checkpoint's state into modules and optimiser; returns progress and centres (L, C).
 
     Raises:
-        InputError: not a checkpoint, damaged, or of another model.
+        InputError: not a checkpoint, damaged, or of other modules.
     """
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})[_FORMAT])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        model.load_state_dict(_below(tensors, "model."))
-        optimizer.load_state_dict(_optimizer_state(optimizer, _below(tensors, "optimizer.")))
-        if averaged is not None:
-            averaged.load_state_dict(_below(tensors, "averaged."))
+        for name, module in modules.items():
+            module.load_state_dict(_below(tensors, f"{name}."))
+        numbers = {int(name.split(".")[0]) for name in _below(tensors, "optimizer.")}
+        state = {number: _below(tensors, f"optimizer.{number}.") for number in numbers}
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         return Progress(**about["progress"]), tensors["centers"]
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise InputError(f"{path} is not a checkpoint of this run: {error}") from error
@@ -238,14 +223,6 @@ def load_checkpoint(
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        number, _, key = name.partition(".")
-        state.setdefault(int(number), {})[key] = tensor
-    return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
 
 
 @torch.no_grad()

@@ -32,8 +32,9 @@ from training.data.samples import (
     coverage_labels,
     published_labels,
 )
-from training.data.slots import SlotFile, content_keys
+from training.data.slots import SlotFile
 from training.data.sources import TrainingData, load_training_data
+from training.data.table import content_keys
 from training.references import ReferencePool
 from training.settings import PretrainSettings
 

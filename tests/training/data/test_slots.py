@@ -17,7 +17,8 @@ from torch import Tensor
 
 from adpretrain_hf.errors import InputError
 from tests.processes import kill, start
-from training.data.slots import SlotFile, content_keys
+from training.data.slots import SlotFile
+from training.data.table import content_keys
 
 SHAPE = (2, 3, 4)
 KEY = "image 1"

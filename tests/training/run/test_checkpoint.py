@@ -34,7 +34,7 @@ CENTERS = torch.arange(6.0).view(2, 3)
 def saved(tmp_path):
     model, optimizer = make()
     advance(model, optimizer, 3)
-    save_checkpoint(tmp_path / "checkpoint.safetensors", PROGRESS, model, optimizer, CENTERS)
+    save_checkpoint(tmp_path / "checkpoint.safetensors", PROGRESS, {"model": model}, optimizer, CENTERS)
     return tmp_path / "checkpoint.safetensors", model, optimizer
 
 
@@ -42,7 +42,7 @@ def test_a_checkpoint_goes_on_bit_by_bit(saved):
     path, model, optimizer = saved
     advance(model, optimizer, 4)
     other, its_optimizer = make(seed=1)
-    progress, centers = load_checkpoint(path, other, its_optimizer)
+    progress, centers = load_checkpoint(path, {"model": other}, its_optimizer)
     advance(other, its_optimizer, 4)
     assert progress == PROGRESS
     assert torch.equal(centers, CENTERS)
@@ -51,21 +51,23 @@ def test_a_checkpoint_goes_on_bit_by_bit(saved):
 
 def test_a_checkpoint_before_the_first_step(tmp_path):
     model, optimizer = make()
-    save_checkpoint(tmp_path / "c.safetensors", Progress(), model, optimizer, CENTERS)
-    assert load_checkpoint(tmp_path / "c.safetensors", *make(1))[0] == Progress()
+    save_checkpoint(tmp_path / "c.safetensors", Progress(), {"model": model}, optimizer, CENTERS)
+    other, its_optimizer = make(1)
+    assert load_checkpoint(tmp_path / "c.safetensors", {"model": other}, its_optimizer)[0] == Progress()
 
 
 def test_a_checkpoint_of_another_model_is_refused(saved):
     model = nn.Linear(7, 7)
     with pytest.raises(InputError, match=r"checkpoint.safetensors is not a checkpoint of this run"):
-        load_checkpoint(saved[0], model, torch.optim.Adam(model.parameters()))
+        load_checkpoint(saved[0], {"model": model}, torch.optim.Adam(model.parameters()))
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"\xff" * 100])
 def test_a_damaged_checkpoint_is_refused(saved, damage):
     saved[0].write_bytes(damage(saved[0].read_bytes()))
+    model, optimizer = make()
     with pytest.raises(InputError, match="is not a checkpoint of this run"):
-        load_checkpoint(saved[0], *make())
+        load_checkpoint(saved[0], {"model": model}, optimizer)
 
 
 def test_a_failed_write_leaves_the_last_checkpoint(saved, monkeypatch):
@@ -77,7 +79,7 @@ def test_a_failed_write_leaves_the_last_checkpoint(saved, monkeypatch):
 
     monkeypatch.setattr("training.run.state.save_file", fail)
     with pytest.raises(OSError, match="checkpoint.safetensors cannot be written: .*No space left"):
-        save_checkpoint(path, Progress(), model, optimizer, CENTERS)
+        save_checkpoint(path, Progress(), {"model": model}, optimizer, CENTERS)
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
