@@ -22,7 +22,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -39,7 +39,7 @@ from adpretrain_hf.errors import run_program
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.images import choose_device, to_device
 from training.data.augment import augment
-from training.data.samples import Batch, Collate, EpochBatches, Samples, check_unreadable
+from training.data.samples import Batch, Collate, Item, Samples, check_unreadable, epoch_batches
 from training.data.slots import SlotFile
 from training.data.sources import TrainingData, load_training_data
 from training.data.table import content_keys
@@ -105,7 +105,8 @@ def train(parts: Parts, state: TrainingState, reporter: Reporter) -> int:
             for part, (batch, inputs) in enumerate(islice(batches, parts_left), start=1):
                 unreadable += batch.unreadable
                 ends_step = part % settings.accumulate == 0
-                with without_exchange(project, ends_step):
+                exchanges = ends_step or not isinstance(project, DistributedDataParallel)  # gradients, once a step
+                with nullcontext() if exchanges else project.no_sync():
                     residuals = residuals_of(*inputs)  # L x (2 B, C, h, w)
                     with autocast(device, settings.precision):
                         features = project(residuals)  # L x (2 B, C, h, w)
@@ -269,8 +270,8 @@ def load_batches(
     """The batches that are not done yet, of all epochs, decoded, cropped and painted by workers."""
     settings = parts.settings
 
-    def batches_of(epoch: int) -> EpochBatches:
-        return EpochBatches(
+    def batches_of(epoch: int) -> list[list[Item]]:
+        return epoch_batches(
             parts.data.epoch_positions(settings.seed, epoch),
             batch_size=settings.batch_size,
             references=settings.references,
@@ -319,12 +320,12 @@ def on_device(
         yield waiting
 
 
-def compiled(parts: Parts, state: TrainingState) -> list[Callable[..., Any]]:
+def compiled(parts: Parts, state: TrainingState) -> list[Any]:
     """What makes views, encodes and projects: compiled on request, gradients exchanged between processes."""
     project: nn.Module = state.projectors
     if distributed.world_size() > 1:
         project = DistributedDataParallel(state.projectors, gradient_as_bucket_view=True)
-    functions: list[Callable[..., Any]] = [augment, _frozen(parts).encode, project]
+    functions: list[Any] = [augment, _frozen(parts).encode, project]
     return [torch.compile(one, dynamic=False) for one in functions] if parts.settings.compile else functions
 
 
@@ -338,12 +339,6 @@ def _frozen(parts: Parts) -> ADPretrainFeatureExtractor:
         if isinstance(module, nn.Linear):
             module.to(torch.bfloat16)
     return ADPretrainFeatureExtractor(extractor.config, backbone, extractor.projectors, extractor.variant)
-
-
-def without_exchange(project: Callable[..., list[Tensor]], ends_step: bool) -> AbstractContextManager[Any]:
-    """For all parts of a step but the last: gradients are added up here, and exchanged once."""
-    exchanges = isinstance(project, DistributedDataParallel) and not ends_step
-    return project.no_sync() if exchanges else nullcontext()  # type: ignore[attr-defined]
 
 
 def _crops(

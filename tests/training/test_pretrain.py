@@ -9,6 +9,7 @@ import functools
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -365,6 +366,11 @@ def test_a_start_that_was_refused_leaves_no_trace(flags, tmp_path, capsys):
     (run,) = json.loads((tmp_path / "run" / "run.json").read_text())
     assert "--levels" not in run["command"]
     assert "--levels" not in (tmp_path / "run" / "bundle" / "README.md").read_text()
+
+
+def test_too_few_images_for_a_batch_are_refused(flags, tmp_path, capsys):
+    assert main(["--output", str(tmp_path / "run"), *flags, "--batch-size", "999"]) == 1
+    assert re.search(r"\d+ training images do not fill one batch of 999: lower --batch-size", capsys.readouterr().err)
 
 
 def test_levels_are_looked_at_before_data_are_drawn(tiny_folder, tmp_path, capsys):

@@ -8,7 +8,7 @@ bits and makes both views of them itself (``training/data/augment.py``).
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -191,15 +191,27 @@ class Collate:
         )
 
 
-class EpochBatches(data.Sampler[list[Item]]):
-    """The batches of one epoch for one process.
+def epoch_batches(
+    positions: Sequence[int],
+    *,
+    batch_size: int,
+    references: Sequence[int] = (8,),
+    accumulate: int = 1,
+    seed: int = 0,
+    epoch: int = 0,
+    first_step: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    anomalous: Sequence[int] | None = None,
+) -> list[list[Item]]:
+    """The batches of one epoch that are left for one process, parts of a step one by one.
 
     All processes go through one random order. Of every global batch, part by part, each takes its contiguous share:
     the images of a step do not depend on the number of processes. A rest smaller than a batch is left for the next
     epoch's order.
 
     Args:
-        positions: of the training images in the data set.
+        positions: of the training images in the data set, at least a batch.
         batch_size: images of a step, over all processes.
         references: numbers of references, of which one is drawn for every step.
         accumulate: parts that a step is computed in.
@@ -211,51 +223,24 @@ class EpochBatches(data.Sampler[list[Item]]):
             too few they come more than once an epoch, and some normal images not at all. None leaves it to chance.
 
     Raises:
-        InputError: fewer images than a batch, or a batch that cannot be shared evenly.
+        InputError: a batch that cannot be shared evenly.
     """
-
-    def __init__(
-        self,
-        positions: Sequence[int],
-        *,
-        batch_size: int,
-        references: Sequence[int] = (8,),
-        accumulate: int = 1,
-        seed: int = 0,
-        epoch: int = 0,
-        first_step: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        anomalous: Sequence[int] | None = None,
-    ) -> None:
-        if len(positions) < batch_size:
-            raise InputError(
-                f"{len(positions)} training images do not fill one batch of {batch_size}: lower --batch-size"
-            )
-        if batch_size % (accumulate * world_size):
-            raise InputError(
-                f"--batch-size {batch_size} cannot be shared by {world_size} processes in {accumulate} parts: expected "
-                f"a multiple of {accumulate * world_size}"
-            )
-        random = generator(seed, "order", epoch)
-        steps = len(positions) // batch_size
-        order = random.permutation(positions)[: steps * batch_size].reshape(steps, batch_size)
-        if anomalous is not None:
-            order = _balance(order, np.asarray(anomalous), random)
-        numbers = generator(seed, "references", epoch).choice(references, steps)
-        shares = order.reshape(steps, accumulate, world_size, -1)[:, :, rank]
-        self._batches = [
-            [Item(int(position), epoch, int(number)) for position in share]
-            for number, step in list(zip(numbers, shares, strict=True))[first_step:]
-            for share in step
-        ]
-
-    def __iter__(self) -> Iterator[list[Item]]:
-        return iter(self._batches)
-
-    def __len__(self) -> int:
-        """The number of batches that are left, parts of a step counted one by one."""
-        return len(self._batches)
+    if batch_size % (accumulate * world_size):
+        raise InputError(
+            f"--batch-size {batch_size} cannot be shared by {world_size} processes in {accumulate} parts: expected "
+            f"a multiple of {accumulate * world_size}"
+        )
+    random, steps = generator(seed, "order", epoch), len(positions) // batch_size
+    order = random.permutation(positions)[: steps * batch_size].reshape(steps, batch_size)
+    if anomalous is not None:
+        order = _balance(order, np.asarray(anomalous), random)
+    numbers = generator(seed, "references", epoch).choice(references, steps)
+    shares = order.reshape(steps, accumulate, world_size, -1)[:, :, rank]
+    return [
+        [Item(int(position), epoch, int(number)) for position in share]
+        for number, step in list(zip(numbers, shares, strict=True))[first_step:]
+        for share in step
+    ]
 
 
 def check_unreadable(number: int, images: int, messages: Sequence[str]) -> None:
