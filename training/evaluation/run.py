@@ -161,7 +161,8 @@ class Evaluation:
         key = cell.data_set, cell.category
         if key not in self._encoded:
             category = self._category(*key)
-            listed = self.draw(cell).references if self._lists else ()
+            shots = self.plan.shots if self._lists else ()
+            listed = (one for number in shots for one in self.draw(replace(cell, shots=number)).references)
             samples = list(dict.fromkeys([*category.train, *category.test, *listed]))
             images = [{"bytes": None, "path": str(sample.image)} for sample in samples]
             masks = [{"bytes": None, "path": str(sample.mask)} if sample.mask else None for sample in samples]

@@ -212,6 +212,21 @@ def test_references_may_be_listed(make_plan: MakePlan, small_tree: Path, tmp_pat
         evaluation.run((bolt,))
 
 
+def test_references_may_lie_elsewhere(make_plan: MakePlan, small_tree: Path, tmp_path: Path) -> None:
+    """Of every number of shots all are encoded, whichever is run first."""
+    for number in range(2):
+        shutil.copy(small_tree / f"nut/train/good/00{number}.png", tmp_path / f"{number}.png")
+    (tmp_path / "lists.json").write_text(json.dumps({"nut": ["0.png", "1.png"]}))
+    values = {"references": str(tmp_path / "lists.json"), "features": "residual", "categories": "nut"}
+    elsewhere = run(make_plan(shots=[1, 2], **values))
+    (tmp_path / "lists.json").write_text(
+        json.dumps({"nut": [str(small_tree / f"nut/train/good/00{number}.png") for number in range(2)]})
+    )
+    own = run(make_plan(shots=[1, 2], output=str(tmp_path / "own"), **values))
+    assert [one.cell.shots for one in elsewhere] == [1, 2]
+    assert [one.scores for one in elsewhere] == [one.scores for one in own]
+
+
 def test_finished_cells_are_left_alone(make_plan: MakePlan) -> None:
     plan = make_plan(features="raw")
     run(plan)
