@@ -262,7 +262,7 @@ class ADPretrainFeatureExtractor(nn.Module, BundleMixin):
 
         return (
             (image, {name: own(level[row]) for name, level in zip(self.layers, features, strict=True)})
-            for batch, features in to_host(batches, self.device)
+            for batch, features in to_host(batches, self.device, batch_size)
             for row, image in enumerate(batch)
         )
 
@@ -302,7 +302,9 @@ class ADPretrainFeatureExtractor(nn.Module, BundleMixin):
             images, batch_size=batch_size, progress=progress, on_error=on_error, label="score"
         )
         maps = ((batch, [anomaly_map(features, batch[0].network_size)]) for batch, features in batches)
-        return (scored for batch, (own,) in to_host(maps, self.device) for scored in score_batch(batch, own))
+        return (
+            scored for batch, (own,) in to_host(maps, self.device, batch_size) for scored in score_batch(batch, own)
+        )
 
     def stream_batches(
         self,

@@ -276,7 +276,7 @@ class ReferencePatches:
 
         batch_size = _BATCH if self._device.type == "cuda" else 1
         calls = ((place, functools.partial(self._load, self._pool.members[place])) for place in places)
-        images = read_ahead(calls, 2 * batch_size + 2, leave_out)
+        images = read_ahead(calls, lambda: 2 * batch_size + 2, leave_out)
         batches = iter(lambda: list(islice(images, batch_size)), [])
         encoded = ((batch, [self._encode(torch.stack([image for _, image in batch]))]) for batch in batches)
         for batch, (patches,) in to_host(encoded, self._device):

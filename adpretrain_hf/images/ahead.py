@@ -1,12 +1,13 @@
 """Work that is done ahead in threads, such as decoding: in order, in bounded memory, on all cores of the process."""
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from itertools import islice
 from pathlib import Path
+from statistics import fmean
 from typing import Any, TypeVar
 
 from adpretrain_hf.errors import ImageError
@@ -15,32 +16,65 @@ from adpretrain_hf.images.decode import ImageSource, encoded, read_image
 Key = TypeVar("Key")
 Result = TypeVar("Result")
 OnError = Callable[[str, ImageError], None]
+Source = tuple[ImageSource, str]
+
+_RECENT = 32  # images that a source's pace is judged by
+_UNNOTICED = 0.005  # seconds that a source may be slower
 
 # The cores that this process may use; not all systems tell them from those that there are.
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def prepare_ahead(
-    prepare: Callable[[Any, str], Result],
-    sources: Iterable[tuple[ImageSource, str]],
-    ahead: int,
-    on_error: OnError | None = None,
+    prepare: Callable[[Any, str], Result], sources: Iterable[Source], ahead: int, on_error: OnError | None = None
 ) -> Iterator[Result]:
-    """Prepares images, with their names, in threads; see ``read_ahead``."""
-    calls = ((name, _call(prepare, source, name)) for source, name in sources)
-    return (image for _, image in read_ahead(calls, ahead, on_error))
+    """Prepares images, with their names, in threads; see ``read_ahead``.
+
+    So many are asked for ahead only while they come faster than they are used: those of a live camera are asked for
+    one at a time, and each is yielded before the next is waited for.
+    """
+    pace = _Pace(sources, ahead)
+    calls = ((name, _call(prepare, source, name)) for source, name in pace)
+    for _, image in read_ahead(calls, pace.allowed, on_error):
+        began = time.monotonic()
+        yield image
+        pace.used.append(time.monotonic() - began)
+
+
+class _Pace:
+    """Iterates images, and knows how many may be asked for ahead."""
+
+    def __init__(self, sources: Iterable[Source], ahead: int) -> None:
+        self._sources, self._ahead = sources, ahead
+        self.waited, self.used = deque[float](maxlen=_RECENT), deque[float](maxlen=_RECENT)  # seconds
+
+    def __iter__(self) -> Iterator[Source]:
+        sources = iter(self._sources)
+        while True:
+            began = time.monotonic()
+            source = next(sources, None)
+            self.waited.append(time.monotonic() - began)
+            if source is None:
+                return
+            yield source
+
+    def allowed(self) -> int:
+        """One, until two were asked for and used, and whenever they come more slowly than they are used."""
+        if min(len(self.waited), len(self.used)) < 2:
+            return 1
+        return self._ahead if fmean(self.waited) <= fmean(self.used) + _UNNOTICED else 1
 
 
 def read_ahead(
     calls: Iterable[tuple[Key, Callable[[], Result]]],
-    ahead: int,
+    ahead: Callable[[], int],
     on_error: Callable[[Key, ImageError], None] | None = None,
 ) -> Iterator[tuple[Key, Result]]:
     """Makes calls in threads and yields their results in order, each with its key.
 
     Args:
         calls: keys and what to call; taken from the iterable, in the caller's thread, only as far as they are needed.
-        ahead: how many may be under way or wait to be yielded.
+        ahead: how many may be under way or wait to be yielded just now.
         on_error: called with the key and the error of a call that raises ImageError, which is then left out; by default
             the error is raised.
     """
@@ -49,7 +83,8 @@ def read_ahead(
         remaining = iter(calls)
         pending: deque[tuple[Key, Future[Result]]] = deque()
         while True:
-            pending.extend((key, pool.submit(call)) for key, call in islice(remaining, ahead - len(pending)))
+            while len(pending) < ahead() and (following := next(remaining, None)) is not None:
+                pending.append((following[0], pool.submit(following[1])))
             if not pending:
                 return
             key, future = pending.popleft()

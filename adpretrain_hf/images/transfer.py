@@ -34,17 +34,22 @@ def to_device(images: Tensor, device: torch.device, dtype: torch.dtype) -> Tenso
     return images.to(device, dtype, non_blocking=True)
 
 
-def to_host(results: Iterable[tuple[Key, list[Tensor]]], device: torch.device) -> Iterator[tuple[Key, list[Tensor]]]:
+def to_host(
+    results: Iterable[tuple[Key, list[Tensor]]], device: torch.device, batch_size: int = 0
+) -> Iterator[tuple[Key, list[Tensor]]]:
     """Brings the tensors of every result to the CPU.
 
     From a GPU each comes when the next has been computed as far as the CPU has to do with it, so that the GPU has work
-    while it is copied. What came before an error is yielded before the error is raised.
+    while it is copied; but not where results are of one image, for whose next one a live camera may be waited for. What
+    came before an error is yielded before the error is raised.
 
     Args:
         results: keys, and tensors.
         device: where the tensors are.
+        batch_size: images of a result, if it is of images.
     """
-    return late(((key, begin_copy(tensors)) for key, tensors in results), behind=1 if device.type == "cuda" else 0)
+    behind = 1 if device.type == "cuda" and batch_size != 1 else 0
+    return late(((key, begin_copy(tensors)) for key, tensors in results), behind)
 
 
 def late(copies: Iterable[tuple[Key, Copy]], behind: int) -> Iterator[tuple[Key, list[Tensor]]]:

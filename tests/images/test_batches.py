@@ -6,6 +6,7 @@ import gc
 import io
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -137,6 +138,31 @@ def test_an_iterator_is_read_only_a_little_ahead(batch_size: int) -> None:
         assert len(batch) == batch_size
         # The batch that is handed out, and at most two more that are being decoded.
         assert number * batch_size <= images.read <= (number + 2) * batch_size
+
+
+def test_of_a_live_source_each_image_comes_before_the_next_is_waited_for() -> None:
+    log: list[str] = []
+
+    def camera() -> Iterator[np.ndarray]:
+        for number in range(6):
+            log.append(f"asked for {number}")
+            time.sleep(0.03 if number else 0)
+            yield grey(number)
+
+    for number, (image,) in enumerate(PreparedBatches(camera(), CROP, 1)):
+        log.append(f"got {number}")
+        assert levels([[image]]) == [number]
+    assert log == [text for number in range(6) for text in (f"asked for {number}", f"got {number}")]
+
+
+def test_a_source_that_is_fast_enough_is_read_ahead_again() -> None:
+    images = Counted(60)
+    read = []
+    for _ in PreparedBatches(images, CROP, 1):
+        time.sleep(0.002)
+        read.append(images.read)
+    assert [got - number for number, got in enumerate(read, start=1)][:2] == [0, 0]
+    assert max(got - number for number, got in enumerate(read, start=1)) == 1
 
 
 def test_an_endless_iterator() -> None:

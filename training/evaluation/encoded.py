@@ -80,7 +80,7 @@ class EncodedImages:
         missing = [place for place in dict.fromkeys(wanted) if place not in self._encoded]
         calls = ((place, partial(self._prepare, place)) for place in missing)
         size = _BATCH if extractor.device.type == "cuda" else 1
-        ahead = read_ahead(calls, 2 * size, lambda place, error: _tell(self._names[place], error, on_error))
+        ahead = read_ahead(calls, lambda: 2 * size, lambda place, error: _tell(self._names[place], error, on_error))
         for batch in iter(lambda: list(islice(ahead, size)), []):
             images = [image for _, (image, _) in batch]
             maps = extractor.backbone(stack(images, extractor.device).to(extractor.dtype))
