@@ -12,6 +12,7 @@ DistributedDataParallel takes their mean, so the loss has to be multiplied by P 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -220,15 +221,10 @@ def _log_sums(anomalous: Tensor, normal: Tensor, temperature: float) -> tuple[Te
     Returns:
         The sum over these anomalous rows, and the sum over all normal rows, to the anomalous rows of all processes.
     """
-    blocks = anomalous.split(max(1, _BLOCK // len(normal)))
-    if len(blocks) == 1:
-        parts = [_similarity_log_sums(anomalous, normal, temperature)]
-    else:
-        parts = [
-            checkpoint(_similarity_log_sums, block, normal, temperature, use_reentrant=False, preserve_rng_state=False)
-            for block in blocks
-        ]
-    to_normal, to_anomalous = zip(*parts, strict=True)
+    blocks, compare = anomalous.split(max(1, _BLOCK // len(normal))), _similarity_log_sums
+    if len(blocks) > 1:
+        compare = partial(checkpoint, compare, use_reentrant=False, preserve_rng_state=False)
+    to_normal, to_anomalous = zip(*(compare(block, normal, temperature) for block in blocks), strict=True)
     of_all = gather_rows(torch.stack(to_anomalous).logsumexp(dim=0, keepdim=True))
     return torch.cat(to_normal).sum(), of_all.logsumexp(dim=0).sum()
 

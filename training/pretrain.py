@@ -24,6 +24,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from signal import SIGTERM
@@ -39,7 +40,16 @@ from adpretrain_hf.errors import run_program
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.images import choose_device, to_device
 from training.data.augment import augment
-from training.data.samples import Batch, Collate, Item, Samples, check_unreadable, epoch_batches
+from training.data.samples import (
+    Batch,
+    Item,
+    Samples,
+    check_unreadable,
+    collate,
+    coverage_labels,
+    epoch_batches,
+    published_labels,
+)
 from training.data.slots import SlotFile
 from training.data.sources import TrainingData, load_training_data
 from training.data.table import content_keys
@@ -269,6 +279,7 @@ def load_batches(
 ) -> DataLoader[Batch]:
     """The batches that are not done yet, of all epochs, decoded, cropped and painted by workers."""
     settings = parts.settings
+    label = published_labels if settings.patch_labels == "published" else coverage_labels
 
     def batches_of(epoch: int) -> list[list[Item]]:
         return epoch_batches(
@@ -287,7 +298,7 @@ def load_batches(
     return DataLoader(
         parts.samples,
         batch_sampler=chain.from_iterable(map(batches_of, range(progress.epoch, settings.epochs))),
-        collate_fn=Collate(parts.extractor.config.patch_size, published=settings.patch_labels == "published"),
+        collate_fn=partial(collate, label, parts.extractor.config.patch_size),
         num_workers=settings.workers,
         prefetch_factor=4 if settings.workers else None,
         worker_init_fn=begin_worker,

@@ -8,7 +8,7 @@ bits and makes both views of them itself (``training/data/augment.py``).
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -170,25 +170,15 @@ class Samples(data.Dataset[Any]):
         return prepared.pixels, seen_mask(row["mask"], prepared, self._preprocessor)
 
 
-class Collate:
-    """Puts samples together and labels their patches.
-
-    Args:
-        patch_size: of the backbone, in pixels.
-        published: label by the two published rules rather than by coverage.
-    """
-
-    def __init__(self, patch_size: int, *, published: bool = False) -> None:
-        self._patch_size, self._label = patch_size, published_labels if published else coverage_labels
-
-    def __call__(self, samples: Sequence[Sample]) -> Batch:
-        return Batch(
-            images=torch.stack([sample.image for sample in samples]),
-            augmentations=torch.stack([sample.augmentation for sample in samples]),
-            labels=self._label(torch.stack([sample.mask for sample in samples]), self._patch_size),
-            references=torch.stack([sample.references for sample in samples]),
-            unreadable=[sample.unreadable for sample in samples if sample.unreadable],
-        )
+def collate(label: Callable[[Tensor, int], Tensor], patch_size: int, samples: Sequence[Sample]) -> Batch:
+    """Puts samples together and labels their patches by a rule: ``coverage_labels`` or ``published_labels``."""
+    return Batch(
+        images=torch.stack([sample.image for sample in samples]),
+        augmentations=torch.stack([sample.augmentation for sample in samples]),
+        labels=label(torch.stack([sample.mask for sample in samples]), patch_size),
+        references=torch.stack([sample.references for sample in samples]),
+        unreadable=[sample.unreadable for sample in samples if sample.unreadable],
+    )
 
 
 def epoch_batches(

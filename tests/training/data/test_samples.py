@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -23,11 +24,11 @@ from tests.conftest import random_image
 from tests.training.real_iad_tree import RealIADClass
 from training.data.real_iad import load_real_iad
 from training.data.samples import (
-    Collate,
     Item,
     Sample,
     Samples,
     check_unreadable,
+    collate,
     coverage_labels,
     epoch_batches,
     published_labels,
@@ -314,7 +315,11 @@ def test_workers_change_nothing(tree):
 
     def batches(workers: int):
         order = epoch_batches(range(len(samples)), batch_size=4)
-        return list(DataLoader(samples, batch_sampler=order, collate_fn=Collate(8), num_workers=workers))
+        return list(
+            DataLoader(
+                samples, batch_sampler=order, collate_fn=partial(collate, coverage_labels, 8), num_workers=workers
+            )
+        )
 
     for one, other in zip(batches(0), batches(2), strict=True):
         for field in ("images", "augmentations", "labels", "references"):
@@ -323,7 +328,7 @@ def test_workers_change_nothing(tree):
 
 def test_a_batch_has_labels_for_both_losses(tree):
     samples = load(tree)
-    batch = Collate(8)([get(samples, position) for position in range(6)])
+    batch = collate(coverage_labels, 8, [get(samples, position) for position in range(6)])
     assert batch.images.shape == (6, 3, 64, 64)
     assert batch.augmentations.shape == (6, 2, 10)
     assert batch.labels.shape == (2, 6, 8, 8)
@@ -381,12 +386,12 @@ def test_unreadable_image_is_replaced_by_the_next(tree):
     sample = get(samples, 2)
     assert path.name in sample.unreadable
     assert torch.equal(sample.image, get(samples, 3).image)
-    assert Collate(8)([sample, get(samples, 4)]).unreadable == [sample.unreadable]
+    assert collate(coverage_labels, 8, [sample, get(samples, 4)]).unreadable == [sample.unreadable]
 
 
 def test_adjacent_unreadable_images_are_counted_once_each(tree):
     damaged = [damage(tree, position).name for position in (1, 2, 3)]
-    batch = Collate(8)([get(load(tree), position) for position in range(6)])
+    batch = collate(coverage_labels, 8, [get(load(tree), position) for position in range(6)])
     assert len(batch.unreadable) == 3
     assert all(name in message for name, message in zip(damaged, batch.unreadable, strict=True))
 
