@@ -33,7 +33,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from adpretrain_hf.errors import run_program
+from adpretrain_hf.errors import InputError, run_program
 from adpretrain_hf.files import write_text
 from training.evaluation.detectors import check_settings
 from training.evaluation.plan import Cell, Plan, parse_plan, plan_cells, write_plan
@@ -54,7 +54,7 @@ def _evaluate(words: Sequence[str]) -> int:
     used = versions() | {name: version(name) for name in ("anomalib", "scikit-learn")}
     try:
         _run(plan, shlex.join(["python", "-m", "training.evaluate", *words]), used)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, InputError):
         _write_outputs(plan, used)  # of the cells that are finished
         raise
     failures = _write_outputs(plan, used)

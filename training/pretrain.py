@@ -10,7 +10,7 @@ As published, on one GPU or on many::
     torchrun --nproc-per-node 8 -m training.pretrain --data Real-IAD/Real-IAD ...
 
 A run that was stopped goes on with the same command and ``--resume``. ``--push me/name`` pushes the bundle at the end,
-``python -m training.push runs/large me/name`` later. ``train`` is the method.
+``adpretrain push runs/large/bundle me/name --private`` later. ``train`` is the method.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from adpretrain_hf.bundle import check_rights
+from adpretrain_hf.bundle import BundlePusher, check_rights
 from adpretrain_hf.errors import run_program
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.images import choose_device, to_device
@@ -55,7 +55,6 @@ from training.data.sources import TrainingData, load_training_data
 from training.data.table import content_keys
 from training.evaluation.validation import Validation
 from training.losses import level_losses
-from training.push import push_run
 from training.references import ReferencePatches, ReferencePool, autocast, match
 from training.run import distributed
 from training.run.distributed import StopRequest
@@ -186,10 +185,10 @@ def begin(settings: PretrainSettings, run: RunFolder) -> tuple[Parts, TrainingSt
     extractor = make_extractor(settings)  # before the data, which may take minutes to come
     # What autocast leaves in float32: the similarities of the losses.
     torch.backends.cuda.matmul.allow_tf32 = settings.precision == "bfloat16"
-    data = _first_process_first(lambda: load_training_data(settings, run.path / "synthetic"))
-    state = TrainingState(
-        settings, run.checkpoint, extractor.projectors, images=len(data.positions), data=data.digest()
-    )
+    with distributed.first_process_first():  # it draws or downloads what the others then find
+        data = load_training_data(settings, run.path / "synthetic")
+    images, digest = len(data.positions), data.digest()
+    state = TrainingState(settings, run.checkpoint, extractor.projectors, images=images, data=digest)
     parts = prepare(settings, run, extractor, data)
     if state.is_new:
         state.begin(*measure(parts))
@@ -210,7 +209,7 @@ def make_extractor(settings: PretrainSettings) -> ADPretrainFeatureExtractor:
     torch.manual_seed(settings.seed)
     if settings.init_from:
         return ADPretrainFeatureExtractor.from_pretrained(settings.init_from, device=device)
-    overrides: dict[str, Any] = {
+    given: dict[str, Any] = {
         "backbone": settings.upstream,
         "image_size": settings.image_size,
         "layers": settings.levels,
@@ -220,7 +219,7 @@ def make_extractor(settings: PretrainSettings) -> ADPretrainFeatureExtractor:
         device="cpu",  # a seed draws other weights on a GPU
         num_reference_tokens=settings.reference_tokens,
         normalize_tokens=settings.normalize_tokens,
-        **{name: value for name, value in overrides.items() if value},
+        **{name: value for name, value in given.items() if value},
     )
     initialise(extractor.projectors, settings.init_scale)
     return extractor.to(device)
@@ -315,6 +314,8 @@ def on_device(
     A GPU copies and gathers those of the next batch beside its work on this one.
     """
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    if stream is not None:
+        stream.wait_stream(torch.cuda.current_stream(device))  # the references may be on their way yet
     waiting: tuple[Batch, list[Tensor]] | None = None
     for batch in batches:
         with torch.cuda.stream(stream):
@@ -368,16 +369,6 @@ def _crops(
     return SlotFile(file, identity="crops 1", slots=len(keys), shape=(4, size, size), dtype=torch.uint8), both
 
 
-def _first_process_first(open_data: Callable[[], TrainingData]) -> TrainingData:
-    """Lets one process draw or download what the others then find."""
-    if distributed.rank() > 0:
-        distributed.wait_for_all()
-    data = open_data()
-    if distributed.rank() == 0:
-        distributed.wait_for_all()
-    return data
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; see the docstring of the module. Returns the exit code, see ``run_program``."""
     parser = argparse.ArgumentParser(
@@ -396,7 +387,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 check_rights(args.push, private=None if args.public else True)
             signal = pretrain(settings, args.output, resume=args.resume, command=command)
             if args.push and not signal and distributed.rank() == 0:
-                print(push_run(args.output, args.push, public=args.public))
+                pusher = BundlePusher(RunFolder(args.output).bundle, args.push, private=None if args.public else True)
+                print(pusher.push("Upload pretrained projectors"))
         return 128 + signal if signal else 0
 
     return run_program("pretrain", run, stopped="the same command with --resume goes on from the last checkpoint")

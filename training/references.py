@@ -22,6 +22,7 @@ from adpretrain_hf.errors import ImageError, InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.images import read_ahead, to_device, to_host
 from training.data.slots import SlotFile
+from training.data.table import refuse
 from training.run import distributed
 from training.seeds import generator, named_generator
 
@@ -123,12 +124,8 @@ class ReferencePool:
 
     def _check(self) -> None:
         empty = [f"{category} {view}" for (category, view), group in self._groups.items() if not len(group)]
-        if empty:
-            more = f" and {len(empty) - 10} more" if len(empty) > 10 else ""
-            raise InputError(
-                f"{len(empty)} categories and views have no good image to be a reference: "
-                f"{', '.join(empty[:10])}{more}. Add good images, or leave these categories out"
-            )
+        remedy = "add good images, or leave these categories out"
+        refuse(empty, "categories and views have no good image to be a reference", remedy)
 
 
 def _choose(kind: tuple[str, str], group: list[int], pool_size: int | None, seed: int) -> list[int]:

@@ -129,17 +129,9 @@ class PretrainSettings:
         fixed: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
         return cls(**fixed)
 
-    def to_json(self) -> str:
-        """The settings as JSON, as ``from_json`` reads them."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
-
     @classmethod
     def from_json(cls, text: str) -> PretrainSettings:
-        """Reads what ``to_json`` wrote.
-
-        Raises:
-            InputError: not settings, or those of another version.
-        """
+        """Reads the JSON of the fields; InputError if it is none of this version."""
         try:
             return cls.from_values(json.loads(text))
         except (ValueError, TypeError, AttributeError) as error:

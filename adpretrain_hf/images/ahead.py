@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 OnError = Callable[[str, ImageError], None]
 Source = tuple[ImageSource, str]
 
-_RECENT = 32  # images that a source's pace is judged by
+_RECENT = 64  # images that a source's pace is judged by
 _UNNOTICED = 0.005  # seconds that a source may be slower
 
 # The cores that this process may use; not all systems tell them from those that there are.
@@ -34,7 +34,7 @@ def prepare_ahead(
     one at a time, and each is yielded before the next is waited for.
     """
     pace = _Pace(sources, ahead)
-    calls = ((name, _call(prepare, source, name)) for source, name in pace)
+    calls = ((name, pace.timed(_call(prepare, source, name))) for source, name in pace)
     for _, image in read_ahead(calls, pace.allowed, on_error):
         began = time.monotonic()
         yield image
@@ -46,7 +46,9 @@ class _Pace:
 
     def __init__(self, sources: Iterable[Source], ahead: int) -> None:
         self._sources, self._ahead = sources, ahead
-        self.waited, self.used = deque[float](maxlen=_RECENT), deque[float](maxlen=_RECENT)  # seconds
+        self.waited, self.decoded, self.used = (
+            deque[float](maxlen=max(_RECENT, 4 * ahead)) for _ in range(3)
+        )  # seconds
 
     def __iter__(self) -> Iterator[Source]:
         sources = iter(self._sources)
@@ -62,7 +64,20 @@ class _Pace:
         """One, until two were asked for and used, and whenever they come more slowly than they are used."""
         if min(len(self.waited), len(self.used)) < 2:
             return 1
-        return self._ahead if fmean(self.waited) <= fmean(self.used) + _UNNOTICED else 1
+        is_fast = fmean(self.waited) <= fmean(self.used) + fmean(self.decoded) + _UNNOTICED
+        return self._ahead if is_fast else 1
+
+    def timed(self, call: Callable[[], Result]) -> Callable[[], Result]:
+        """A call that notes how long it takes, in whatever thread."""
+
+        def timed() -> Result:
+            began = time.monotonic()
+            try:
+                return call()
+            finally:
+                self.decoded.append(time.monotonic() - began)
+
+        return timed
 
 
 def read_ahead(
@@ -82,10 +97,16 @@ def read_ahead(
     try:
         remaining = iter(calls)
         pending: deque[tuple[Key, Future[Result]]] = deque()
+        failure: Exception | None = None
         while True:
-            while len(pending) < ahead() and (following := next(remaining, None)) is not None:
-                pending.append((following[0], pool.submit(following[1])))
+            try:
+                while failure is None and len(pending) < ahead() and (following := next(remaining, None)) is not None:
+                    pending.append((following[0], pool.submit(following[1])))
+            except Exception as error:
+                failure = error  # of the source: what came before it is yielded first
             if not pending:
+                if failure is not None:
+                    raise failure
                 return
             key, future = pending.popleft()
             try:

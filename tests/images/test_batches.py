@@ -21,6 +21,7 @@ from torch import Tensor
 from adpretrain_hf import ADPretrainConfig
 from adpretrain_hf.errors import ImageError, InputError, MissingPathError
 from adpretrain_hf.images import PreparedBatches, PreparedImage, Preprocessor, stack, to_device, to_host
+from adpretrain_hf.images.ahead import prepare_ahead
 from adpretrain_hf.images.transfer import begin_copy, late
 from tests.conftest import random_image
 
@@ -163,6 +164,30 @@ def test_a_source_that_is_fast_enough_is_read_ahead_again() -> None:
         read.append(images.read)
     assert [got - number for number, got in enumerate(read, start=1)][:2] == [0, 0]
     assert max(got - number for number, got in enumerate(read, start=1)) == 1
+
+
+def test_a_source_that_is_slower_than_the_network_but_not_than_decoding_is_read_ahead() -> None:
+    images, ahead = Counted(40), list[int]()
+    for number, _ in enumerate(prepare_ahead(lambda source, name: time.sleep(0.03), delayed(images, 0.01), 8), start=1):
+        ahead.append(images.read - number)
+    assert max(ahead) > 1
+
+
+def delayed(images: Counted, seconds: float) -> Iterator[tuple[np.ndarray, str]]:
+    for number, image in enumerate(images):
+        time.sleep(seconds)
+        yield image, str(number)
+
+
+def test_what_came_before_a_source_failed_is_yielded() -> None:
+    def broken() -> Iterator[np.ndarray]:
+        yield from (grey(number) for number in range(20))
+        raise ConnectionError("the camera is gone")
+
+    got: list[int] = []
+    with pytest.raises(ConnectionError, match="the camera is gone"):
+        got.extend(level for batch in PreparedBatches(broken(), CROP, 4) for level in levels([batch]))
+    assert got == list(range(20))
 
 
 def test_an_endless_iterator() -> None:

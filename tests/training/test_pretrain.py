@@ -25,6 +25,7 @@ from huggingface_hub import HfApi
 from safetensors.torch import load_file
 
 from adpretrain_hf import ADPretrainFeatureExtractor
+from adpretrain_hf.cli import main as cli
 from adpretrain_hf.errors import InputError
 from tests.conftest import PHOTOS, ROOT
 from tests.loopback_hub.hub_server import TOKENS
@@ -33,7 +34,6 @@ from tests.tiny import save_tiny
 from tests.training.real_iad_tree import RealIADClass, pack_jsons
 from training import synthetic
 from training.pretrain import main
-from training.push import main as push
 from training.settings import PretrainSettings, differing, parse
 
 OWNER = next(iter(TOKENS))
@@ -318,7 +318,7 @@ def test_pushes_at_the_end_and_later(flags, tmp_path, hub, capsys, monkeypatch):
     words = ["--output", str(tmp_path / "run"), *flags, "--epochs", "1", "--push", "alice/at-the-end"]
     assert main(words) == 0
     assert "alice/at-the-end" in capsys.readouterr().out
-    assert push([str(tmp_path / "run"), "alice/later"]) == 0
+    assert cli(["push", str(tmp_path / "run" / "bundle"), "alice/later", "--private"]) == 0
     for name in ("alice/at-the-end", "alice/later"):
         assert ADPretrainFeatureExtractor.from_pretrained(name, variant="norm").variant == "norm"
 
@@ -350,12 +350,6 @@ def test_the_right_to_push_is_asked_for_before_anything_is_trained(
     assert not (tmp_path / "run").exists()
     if name.endswith("new"):
         assert f"models/{name}" not in hub.repos
-
-
-def test_push_of_an_unfinished_run(tmp_path, capsys):
-    (tmp_path / "run").mkdir()
-    assert push([str(tmp_path / "run"), "me/none"]) == 1
-    assert "is not finished: there is no bundle yet" in capsys.readouterr().err
 
 
 def test_a_start_that_was_refused_leaves_no_trace(flags, tmp_path, capsys):
@@ -504,7 +498,7 @@ def test_a_yaml_file_with_mistakes_is_refused(tmp_path, text, message):
 
 def test_settings_come_back_from_json():
     settings = PretrainSettings(data=("x", "y"), levels=(1, 2), references=(8,), validation_categories=("a",))
-    assert PretrainSettings.from_json(settings.to_json()) == settings
+    assert PretrainSettings.from_json(json.dumps(dataclasses.asdict(settings))) == settings
 
 
 @pytest.mark.parametrize("text", ["[]", "{", '{"no_such": 1}', "3"])

@@ -109,7 +109,8 @@ def _blur(pixels: Tensor, sigma: Tensor) -> Tensor:
     wide = (sigma.square() - _PIXEL_VARIANCE).clamp_min(1e-12).sqrt()  # (2 B, 1, 1)
     steps = _distances(pixels.shape[-1], pixels.device) / wide  # (2 B, S, S + 1)
     rows = torch.special.ndtr(steps).diff(dim=2)[:, None]
-    return rows @ pixels @ rows.mT
+    with torch.autocast(pixels.device.type, enabled=False):
+        return rows @ pixels @ rows.mT
 
 
 @functools.lru_cache(maxsize=4)

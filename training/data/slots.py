@@ -10,7 +10,6 @@ killed, a machine that crashed or a failing disk left behind. It is checked when
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import logging
@@ -31,7 +30,6 @@ from adpretrain_hf.errors import InputError
 _ENTRY = struct.Struct("<QQ")
 _WRITTEN = 1 << 32  # tells a checksum of 0 from an entry that was never written
 _HEADER = 32
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _LOG = logging.getLogger(__name__)
 
 
@@ -125,12 +123,10 @@ class SlotFile:
             offset, data = offset + written, data[written:]
 
     def _explained(self, error: OSError) -> InputError:
-        if error.errno in _FULL:
-            return InputError(f"{self._name} cannot be written, the disk is full: {error}. {self._remedy()}")
-        return InputError(f"{self._name} cannot be opened or written: {error}. Choose another --cache-folder")
+        return InputError(f"{self._name} cannot be opened or written: {error}. {self._remedy()}")
 
     def _remedy(self) -> str:
-        return f"Free some room, or choose another --cache-folder; each slot takes {self._slot_bytes / 1e6:.3g} MB"
+        return f"Free some room, or choose another folder; each image takes {self._slot_bytes / 1e6:.3g} MB"
 
 
 def _bytes(values: Tensor) -> memoryview:

@@ -24,6 +24,7 @@ from adpretrain_hf.reference import ReferenceBank
 from training.data.folders import Sample
 
 _IMAGES = 64  # whose maps are made at a time
+_TEXTURES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 class ImageFiles(Dataset):
@@ -70,6 +71,7 @@ class CategoryFeatures(DetectorFeatures):
     def note_own(self, names: Sequence[str]) -> None:
         """See ``DetectorFeatures``."""
         self._noted = list(map(str, names))
+        super().note_own([])  # of the last group; forward says it of each
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -88,7 +90,11 @@ class CategoryFeatures(DetectorFeatures):
 
 
 def give_textures(model: Any, images: Sequence[Path]) -> None:
-    """Lets a model that paints anomalies take textures from images, where it was given none; else they are noise."""
+    """Lets a model that paints anomalies take textures from images, where it was given none; else they are noise.
+
+    Those of other suffixes are passed over: the generator reads them by ``torchvision.io``.
+    """
+    images = [image for image in images if image.suffix.lower() in _TEXTURES]
     for generator in model.modules():
         if isinstance(generator, PerlinAnomalyGenerator) and not generator.anomaly_source_paths:
             generator.anomaly_source_paths = list(images)

@@ -81,7 +81,7 @@ def draw_few_shot(category: Category, cell: Cell) -> Drawn:
 
 
 def read_reference_lists(path: str | Path) -> dict[str, list[Path]]:
-    """Reads fixed references, ``{category: [paths]}`` in JSON; relative paths are taken from the file's folder.
+    """Reads fixed references, ``{category: [paths]}`` in JSON, or ``data_set/category``; relative to the file's folder.
 
     Raises:
         InputError: not readable, or not of that form.
@@ -96,6 +96,11 @@ def read_reference_lists(path: str | Path) -> dict[str, list[Path]]:
     if not well_formed:
         raise InputError(f"{path} is not of the form {{category: [paths of reference images]}}")
     return {category: [Path(path).parent / name for name in names] for category, names in lists.items()}
+
+
+def unlabelled(path: Path) -> Sample:
+    """A reference of which nothing is known but where it lies."""
+    return Sample(path.absolute(), None, False, "good")
 
 
 def _ordered(category: Category, cell: Cell, normal: int) -> tuple[list[Sample], list[Sample]]:
@@ -152,7 +157,7 @@ def _fixed(references: Sequence[Path], cell: Cell, known: Sequence[Sample]) -> l
     if missing := [str(path) for path in listed if not path.is_file()]:
         raise InputError(f"the list for {cell.category} names images that are not there: {', '.join(missing)}")
     of_file = {sample.image.resolve(): sample for sample in known}
-    chosen = [of_file.get(path.resolve(), Sample(path.absolute(), None, False, "good")) for path in listed]
+    chosen = [of_file.get(path.resolve(), unlabelled(path)) for path in listed]
     if len(set(chosen)) < len(chosen):
         raise InputError(f"the list for {cell.category} names an image twice among its first {cell.shots}")
     return chosen

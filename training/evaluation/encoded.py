@@ -83,6 +83,8 @@ class EncodedImages:
         ahead = read_ahead(calls, lambda: 2 * size, lambda place, error: _tell(self._names[place], error, on_error))
         for batch in iter(lambda: list(islice(ahead, size)), []):
             images = [image for _, (image, _) in batch]
+            for image in images:
+                self._check_size(image)
             maps = extractor.backbone(stack(images, extractor.device).to(extractor.dtype))
             tokens = torch.stack([level.flatten(2).mT for level in maps], dim=1).cpu()  # (B, L, P, C)
             self._grid = (maps[0].shape[2], maps[0].shape[3])
@@ -115,21 +117,23 @@ class EncodedImages:
             return list(tokens)
         return [F.normalize(level.float(), dim=1).to(level.dtype) for level in tokens]
 
-    def find(self, image: Tensor) -> int | None:
-        """The place of a prepared image (3, H, W) among those that are encoded, by all its values."""
-        return self._places.get(_digest(image))
+    def find(self, digest: bytes) -> int | None:
+        """The place of a prepared image among those that are encoded, by a digest of all its values."""
+        return self._places.get(digest)
 
     def _prepare(self, place: int) -> tuple[PreparedImage, Tensor | None]:
-        """An image and its mask; InputError if it has another shape than the first one."""
+        """An image and its mask."""
         image, preprocess, mask = self._images[place], self._extractor.preprocess, self._masks[place]
         prepared = preprocess.prepare(decode_image(read_encoded(image), self._names[place]), self._names[place])
-        self.size = self.size if any(self.size) else prepared.network_size
-        if prepared.network_size != self.size:
-            raise InputError(
-                f"prepared images of different shapes {sorted({self.size, prepared.network_size})} cannot be compared, "
-                f"such as {prepared.name}: take a bundle with resize_mode='crop', or images of one shape"
-            )
         return prepared, None if mask is None else seen_mask(mask, prepared, preprocess)
+
+    def _check_size(self, image: PreparedImage) -> None:
+        self.size = self.size if any(self.size) else image.network_size
+        if image.network_size != self.size:
+            raise InputError(
+                f"prepared images of different shapes {sorted({self.size, image.network_size})} cannot be compared, "
+                f"such as {image.name}: take a bundle with resize_mode='crop', or images of one shape"
+            )
 
     def _keep(self, place: int, image: PreparedImage, mask: Tensor | None, tokens: Tensor) -> None:
         if self._file is None:
@@ -181,7 +185,7 @@ class EncodedBackbone(nn.Module):
 
     def __init__(self, backbone: nn.Module, encoded: Sequence[EncodedImages]) -> None:
         super().__init__()
-        self.backbone, self._encoded = backbone, encoded
+        self.backbone, self._encoded = backbone, list(dict.fromkeys(encoded))
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Images (B, 3, H, W) to L maps (B, C, h, w)."""
@@ -193,8 +197,9 @@ class EncodedBackbone(nn.Module):
         return [torch.stack(level).to(images.device) for level in zip(*found, strict=True)]
 
     def _find(self, image: Tensor) -> list[Tensor] | None:
+        digest = _digest(image)
         for encoded in self._encoded:
-            if (place := encoded.find(image)) is not None:
+            if (place := encoded.find(digest)) is not None:
                 return [level[0] for level in encoded.tokens(torch.tensor([place]))]
         return None
 

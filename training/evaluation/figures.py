@@ -20,7 +20,7 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import roc_curve
 from torch import Tensor
 
-from adpretrain_hf.images import Preprocessor, read_image
+from adpretrain_hf.images import Preprocessor
 from adpretrain_hf.overlays import colour_range, overlay
 from training.data.samples import published_labels
 from training.evaluation.data import Sample
@@ -69,7 +69,7 @@ def choose_shown(predicted: Predicted, samples: Sequence[Sample], preprocess: Pr
     order = sorted(found, key=lambda place: found[place], reverse=True)
     chosen = np.array(order[:_BEST] + order[_BEST:][-_WORST:], dtype=int)
     paths = [samples[place].image for place in chosen]
-    images = [np.array(preprocess.crop(read_image(path, str(path)))) for path in paths]
+    images = [preprocess.prepare(path).pixels.permute(1, 2, 0).numpy() for path in paths]
     maps = np.clip(predicted.maps[chosen], -_LARGEST, _LARGEST).astype(np.float16)
     return Shown(chosen, np.array(images, dtype=np.uint8).reshape(*maps.shape, 3), masks[chosen], maps)
 

@@ -151,6 +151,8 @@ class Plan:
 
         if self.protocol == "few-shot" and (self.noise, self.fraction) != ((0.0,), (1.0,)):
             raise InputError("noise and fraction are of training images, of which the protocol few-shot takes none")
+        if self.protocol == "few-shot" and self.references:
+            raise InputError("references: the protocol few-shot draws its own, by the seed")
         if self.protocol == "few-shot" and min(self.shots) < 2:
             raise InputError("shots: the protocol few-shot takes each reference against the others, expected >= 2")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import shutil
@@ -9,7 +10,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adpretrain_hf.errors import InputError
+from adpretrain_hf.errors import ImageError, InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.files import combined_digest, tensor_digest
 from adpretrain_hf.images import choose_device
 from training.data.folders import Category, Sample
 from training.evaluation.data import category_names, read_category
 from training.evaluation.detectors import DETECTORS, PublishedDetector
-from training.evaluation.draws import Drawn, draw_few_shot, draw_training, read_reference_lists
+from training.evaluation.draws import Drawn, draw_few_shot, draw_training, read_reference_lists, unlabelled
 from training.evaluation.encoded import EncodedBackbone, EncodedImages, MakeFeatures, feature_maker
 from training.evaluation.figures import choose_shown, sample_patches
 from training.evaluation.metrics import Predicted, measure
@@ -78,7 +78,8 @@ class Evaluation:
         Raises:
             BundleError: the bundle does not have one of them.
         """
-        identity = {"bundle": self.extractor.config.fingerprint}
+        config = self.extractor.config
+        identity = {"bundle": config.fingerprint, "residual scale": str(config.residual_scale)}
         for variant in variants:
             weights = sorted(self.with_variant(variant).projectors.state_dict().items())
             identity[f"weights of {variant}"] = combined_digest(tensor_digest(tensor.cpu()) for _, tensor in weights)
@@ -87,14 +88,14 @@ class Evaluation:
     def run(self, cells: Sequence[Cell]) -> None:
         """Runs cells that one model serves, and saves their results; those that are done are left alone.
 
-        Where a detector fails, of memory that runs out for example, its cells get that as their result, and others go
-        on.
+        Where a detector fails, of memory that runs out or of too few images for it, its cells get that as their result,
+        and others go on.
 
         Args:
             cells: that differ in the category alone.
 
         Raises:
-            InputError: something about the data; the message names the cell.
+            InputError: an image cannot be used, or there are fewer than a cell asks for; the message names the cell.
         """
         for cell in cells:
             _take_over(self.plan, cell)
@@ -102,8 +103,12 @@ class Evaluation:
         if not pending:
             return
         try:
-            self._fit_and_test(cells, pending)
+            drawn = {cell: self.draw(cell) for cell in cells}
         except InputError as error:
+            raise InputError(f"{pending[0].name}: {error}") from error
+        try:
+            self._fit_and_test(drawn, pending)
+        except ImageError as error:
             raise InputError(f"{pending[0].name}: {error}") from error
         except (RuntimeError, ValueError, TypeError, MemoryError) as error:
             reason = f"{type(error).__name__}: {error}"
@@ -135,10 +140,7 @@ class Evaluation:
         """
         if self.plan.protocol == "few-shot":
             return draw_few_shot(self._category(cell.data_set, cell.category), cell)
-        if self._lists is not None and cell.category not in self._lists:
-            raise InputError(f"{self.plan.references} lists no references for the category {cell.category}")
-        listed = None if self._lists is None else self._lists[cell.category]
-        return draw_training(self._category(cell.data_set, cell.category), cell, listed)
+        return draw_training(self._category(cell.data_set, cell.category), cell, self._listed(cell))
 
     def features(self, cell: Cell, drawn: Drawn) -> MakeFeatures:
         """How the features of a cell are made, of images by their places."""
@@ -161,8 +163,7 @@ class Evaluation:
         key = cell.data_set, cell.category
         if key not in self._encoded:
             category = self._category(*key)
-            shots = self.plan.shots if self._lists else ()
-            listed = (one for number in shots for one in self.draw(replace(cell, shots=number)).references)
+            listed = map(unlabelled, self._listed(cell) or ())
             samples = list(dict.fromkeys([*category.train, *category.test, *listed]))
             images = [{"bytes": None, "path": str(sample.image)} for sample in samples]
             masks = [{"bytes": None, "path": str(sample.mask)} if sample.mask else None for sample in samples]
@@ -170,17 +171,32 @@ class Evaluation:
             self._encoded[key] = encoded, {sample: place for place, sample in enumerate(samples)}
         return self._encoded[key]
 
+    def _listed(self, cell: Cell) -> list[Path] | None:
+        """The fixed references of a category, by ``data_set/category`` or by a name that only one data set has."""
+        if self._lists is None:
+            return None
+        name = f"{cell.data_set}/{cell.category}"
+        if name not in self._lists and cell.category not in self._lists:
+            raise InputError(f"{self.plan.references} lists no references for the category {cell.category}")
+        sharing = [one for one, root in self.plan.data.items() if cell.category in category_names(one, root)]
+        if name not in self._lists and len(sharing) > 1:
+            raise InputError(
+                f"{self.plan.references} lists references for {cell.category}, which {' and '.join(sharing)} have: "
+                f"name them {name} and so on"
+            )
+        return self._lists.get(name, self._lists.get(cell.category))
+
     def _file(self, data_set: str, category: str) -> Path:
         return self._tokens / f"{data_set}__{category}.bin".replace("/", "_")
 
     def _read_category(self, data_set: str, name: str) -> Category:
         return read_category(data_set, Path(self.plan.data[data_set]), name)
 
-    def _fit_and_test(self, cells: Sequence[Cell], pending: Sequence[Cell]) -> None:
-        began, drawn = time.monotonic(), {cell: self.draw(cell) for cell in cells}
-        fit = self._fit_published if DETECTORS[cells[0].detector].published else self._fit_anomalib
+    def _fit_and_test(self, drawn: dict[Cell, Drawn], pending: Sequence[Cell]) -> None:
+        began = time.monotonic()
+        fit = self._fit_published if DETECTORS[pending[0].detector].published else self._fit_anomalib
         predict = fit(drawn)
-        seconds = (time.monotonic() - began) / len(cells)
+        seconds = (time.monotonic() - began) / len(drawn)
         for cell in pending:
             began = time.monotonic()
             maps, scores = predict(cell)
@@ -239,11 +255,12 @@ class Evaluation:
 
     def _textures(self, cell: Cell) -> list[Path]:
         """Some images of the data set's other categories."""
-        others = (
-            name for name in category_names(cell.data_set, self.plan.data[cell.data_set]) if name != cell.category
-        )
-        of_each = (self._category(cell.data_set, name).train[:_TEXTURES] for name in islice(others, _KEPT - 1))
-        return [sample.image for samples in of_each for sample in samples]
+        names = category_names(cell.data_set, self.plan.data[cell.data_set])
+        images: list[Path] = []
+        for name in [name for name in names if name != cell.category][: _KEPT - 1]:
+            with contextlib.suppress(InputError):  # one that is not unpacked, for example
+                images += [sample.image for sample in self._category(cell.data_set, name).train[:_TEXTURES]]
+        return images
 
     def _references(self, cell: Cell, drawn: Drawn) -> tuple[Any, list[str]]:
         places = self.places(cell, drawn.references).tolist()

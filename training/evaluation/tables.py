@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import PurePosixPath
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -319,9 +321,15 @@ def _gain(row: _Row, name: str) -> str | None:
 def _kinds(results: Sequence[Result], varying: tuple[str, ...]) -> Table:
     """Of the first seed alone: how many images of a kind there are does not depend on it."""
     seed = min(result.cell.seed for result in results)
-    found = {one.cell: aurocs for one in results if one.cell.seed == seed and (aurocs := defect_aurocs(one))}
-    kinds = sorted({kind for aurocs in found.values() for kind in aurocs})
-    rows = [asdict(cell) | {f"kind {kind}": aurocs.get(kind) for kind in kinds} for cell, aurocs in found.items()]
+    found: dict[Cell, list[dict[str, float]]] = defaultdict(list)  # of every view
+    for one in results:
+        if one.cell.seed == seed and (aurocs := defect_aurocs(one)):
+            found[replace(one.cell, view="")].append(aurocs)
+    kinds = sorted({kind for views in found.values() for aurocs in views for kind in aurocs})
+    rows = []
+    for cell, views in found.items():
+        values = {kind: [aurocs[kind] for aurocs in views if kind in aurocs] for kind in kinds}
+        rows.append(asdict(cell) | {f"kind {kind}": fmean(own) if own else None for kind, own in values.items()})
     return _table("Image AUROC by kind of defect", {f"kind {kind}": kind for kind in kinds}, rows, varying)
 
 

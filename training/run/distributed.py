@@ -52,6 +52,16 @@ def wait_for_all() -> None:
     anyone(False)
 
 
+@contextmanager
+def first_process_first() -> Iterator[None]:
+    """Lets the others into a block once the first process has left it."""
+    if rank() > 0:
+        wait_for_all()
+    yield
+    if rank() == 0:
+        wait_for_all()
+
+
 def anyone(flag: bool) -> bool:
     """Whether the flag is set in any process; all must call it."""
     return totals(int(flag))[0] > 0

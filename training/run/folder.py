@@ -7,6 +7,7 @@ import json
 import platform
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -67,7 +68,7 @@ class RunFolder:
         processes = distributed.world_size()
         runs.append({"started": started, "command": command, "processes": processes, "versions": versions()})
         write_text(file, json.dumps(runs, indent=2) + "\n")
-        write_text(self.path / "settings.json", settings.to_json())
+        write_text(self.path / "settings.json", json.dumps(asdict(settings), indent=2) + "\n")
 
     def save_variant(self, variant: str, projectors: Projectors) -> None:
         """Keeps weights as the best so far."""

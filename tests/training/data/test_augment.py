@@ -63,6 +63,13 @@ def test_one_operation_differs_from_pillows_by_its_rounding(kind: int, strength:
     assert difference.max() < 1.6
 
 
+def test_views_are_of_float32_whatever_autocast_says() -> None:
+    drawn = torch.stack([draw_augmentation(np.random.default_rng(seed)) for seed in range(10)])
+    plain = augment(PHOTO.expand(10, -1, -1, -1), drawn)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(augment(PHOTO.expand(10, -1, -1, -1), drawn), plain)
+
+
 @pytest.mark.parametrize("strength", [-0.1, 0.03, 0.1])
 def test_hues_are_turned_as_torchvision_turns_them(strength: float) -> None:
     drawn = torch.tensor([[UNCHANGED, [*UNCHANGED[:7], strength, 0, 0]]], dtype=torch.float32)

@@ -44,7 +44,7 @@ def words(values: dict[str, Any]) -> list[str]:
         if isinstance(value, dict)
         else [f"--{name}", *map(str, value)]
         for name, value in values.items()
-        if name in ("data", "detectors", "shots", "features", "epochs")
+        if name in ("data", "detectors", "shots", "features", "epochs", "fraction")
     ]
     return [values["bundle"], "--output", values["output"], "--device", "cpu", *itertools.chain(*named)]
 
@@ -172,6 +172,14 @@ def test_a_detector_that_fails_costs_its_own_cells_alone_and_is_tried_again(
     assert len(load_results(folder)) == 4 and load_failures(folder) == {}
     assert "Cells that failed" not in capsys.readouterr().out + (folder / "report.html").read_text()
     assert "failures" not in json.loads((folder / "metrics.json").read_text())
+
+
+def test_too_few_images_for_a_detector_cost_its_own_cells_alone(plan_values: dict[str, Any]) -> None:
+    plan_values |= {"detectors": ["padim", "featurenorm"], "features": ["raw"], "fraction": [0.1]}  # of 6 images
+    assert main(words(plan_values)) == 1
+    assert {result.cell.detector for result in load_results(plan_values["output"])} == {"featurenorm"}
+    failures = load_failures(plan_values["output"])
+    assert set(failures.values()) == {"InputError: got 1 normal image, expected at least 2: a covariance needs them"}
 
 
 def test_a_detectors_own_settings_are_given_by_name(

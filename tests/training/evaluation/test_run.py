@@ -19,7 +19,7 @@ from torch import Tensor
 
 from adpretrain_hf import ADPretrainFeatureExtractor
 from adpretrain_hf.errors import InputError
-from tests.conftest import GOLDEN, random_image
+from tests.conftest import GOLDEN, make_extractor, random_image
 from tests.training.evaluation.conftest import MakePlan
 from tests.training.real_iad_tree import RealIADClass
 from training.evaluation import anomalib_models
@@ -121,6 +121,7 @@ def test_few_shot_tests_each_view_on_all_its_images_but_the_references(make_plan
     ("changed", "message"),
     [
         ({"shots": [1, 4]}, "shots: the protocol few-shot takes each reference against the others, expected >= 2"),
+        ({"references": "lists.json"}, "references: the protocol few-shot draws its own, by the seed"),
         ({"noise": [0.1]}, "noise and fraction are of training images, of which the protocol few-shot takes none"),
     ],
 )
@@ -212,6 +213,61 @@ def test_references_may_be_listed(make_plan: MakePlan, small_tree: Path, tmp_pat
         evaluation.run((bolt,))
 
 
+def test_lists_go_by_data_set_where_two_have_a_category(make_plan: MakePlan, small_tree: Path, tmp_path: Path) -> None:
+    tree = shutil.copytree(small_tree, tmp_path / "tree")
+    file, own = tmp_path / "lists.json", [str(tree / f"nut/train/good/00{number}.png") for number in (4, 1)]
+    values = {"references": str(file), "shots": [1, 2], "features": "residual", "categories": "nut"}
+    values["data"] = {"mvtecad": str(small_tree), "mpdd": str(tree)}
+    file.write_text(json.dumps({"nut": own}))
+    with pytest.raises(InputError, match="lists references for nut, which mpdd and mvtecad have: name them mpdd/nut and so on"):
+        run(make_plan(**values))
+    file.write_text(json.dumps({"mpdd/nut": own, "mvtecad/nut": [str(small_tree / "nut/train/good/000.png")]}))
+    with pytest.raises(InputError, match="mvtecad__nut__.*__2__.* has 1 references, fewer than 2 shots"):
+        run(make_plan(**values))  # after the cell of one shot, which the list is long enough for
+    done = [(one.cell.data_set, one.cell.shots) for one in load_results(make_plan(**values).output)]
+    assert done == [("mpdd", 1), ("mpdd", 2), ("mvtecad", 1)]
+    file.write_text(json.dumps({"mpdd/nut": own, "mvtecad/nut": own}))
+    assert len(run(make_plan(**values, output=str(tmp_path / "other")))) == 4
+
+
+def test_images_of_one_shape_need_not_be_square(make_plan: MakePlan, wide_folder: Path, tmp_path: Path) -> None:
+    make_extractor(wide_folder, resize_mode="resize").save_pretrained(tmp_path / "bundle")
+    for name in ("train/good/0", "train/good/1", "test/good/0", "test/bad/0"):
+        (tmp_path / "tree/nut" / name).parent.mkdir(parents=True, exist_ok=True)
+        random_image(len(name), 40, 60).save(tmp_path / "tree/nut" / f"{name}.png")
+    data = {"folder": str(tmp_path / "tree")}
+    plan = make_plan(data=data, bundle=str(tmp_path / "bundle"), features="raw", shots=[2])
+    (result,) = run(plan)
+    assert load_shown(plan.output, result.cell).images.shape == (1, 48, 32, 3)
+
+
+def test_a_training_batch_leaves_no_trace_in_features_of_several_categories(two_variants: Path) -> None:
+    from adpretrain_hf.integrations.anomalib import DetectorFeatures
+
+    extractor = ADPretrainFeatureExtractor.from_pretrained(two_variants)
+    images = torch.randn(4, 3, 32, 32)
+    bank, names = extractor.make_reference(images[:3]), ["a.png", "b.png", "c.png"]
+    own = DetectorFeatures(extractor, "residual")
+    features = anomalib_models.CategoryFeatures(own, extractor.config.layers, dict.fromkeys(names, (bank, names)))
+    features.set_reference(bank, names)
+    before = features(images[3:])
+    features.note_own(names)
+    trained = features(images[:3])
+    features.note_own([])
+    for name, level in features(images[3:]).items():
+        assert torch.equal(level, before[name])
+    assert all(level.abs().amax() > 0.1 for level in trained.values())  # each was compared with the others
+    assert all(level.abs().amax() < 1e-5 for level in features(images[:3]).values())
+
+
+def test_the_scale_of_residuals_decides(make_plan: MakePlan) -> None:
+    evaluation = Evaluation(make_plan())
+    before = evaluation.identity([])
+    scale = tuple(2 * one for one in evaluation.extractor.config.residual_scale)
+    evaluation.extractor.config = evaluation.extractor.config.replace(residual_scale=scale)
+    assert evaluation.identity([]) != before
+
+
 def test_references_may_lie_elsewhere(make_plan: MakePlan, small_tree: Path, tmp_path: Path) -> None:
     """Of every number of shots all are encoded, whichever is run first."""
     for number in range(2):
@@ -282,6 +338,19 @@ def test_glass_paints_with_textures_of_the_other_categories(
     run(plan)
     (images,) = given
     assert images == [Path(plan.data["mvtecad"]).absolute() / f"bolt/train/good/{place:03}.png" for place in range(6)]
+
+
+def test_textures_are_of_categories_and_formats_that_can_be_read(
+    make_plan: MakePlan, small_tree: Path, tmp_path: Path
+) -> None:
+    tree = shutil.copytree(small_tree, tmp_path / "tree")
+    (tree / "empty" / "test" / "good").mkdir(parents=True)
+    image = tree / "bolt/train/good/000.png"
+    Image.open(image).save(image.with_suffix(".bmp"))
+    image.unlink()
+    data = {"mvtecad": str(tree)}
+    (result,) = run(make_plan(data=data, detectors="glass", features="raw", categories="nut", epochs={"glass": 1}))
+    assert len(result.scores) == 7
 
 
 def test_textures_do_not_replace_those_that_were_chosen(two_variants: Path, tmp_path: Path) -> None:
