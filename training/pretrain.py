@@ -209,17 +209,13 @@ def make_extractor(settings: PretrainSettings) -> ADPretrainFeatureExtractor:
     torch.manual_seed(settings.seed)
     if settings.init_from:
         return ADPretrainFeatureExtractor.from_pretrained(settings.init_from, device=device)
-    given: dict[str, Any] = {
-        "backbone": settings.upstream,
-        "image_size": settings.image_size,
-        "layers": settings.levels,
-    }
+    chosen: Any = {"backbone": settings.upstream, "image_size": settings.image_size, "layers": settings.levels}
     extractor = ADPretrainFeatureExtractor.from_backbone(
         settings.backbone or "dinov2-base",
         device="cpu",  # a seed draws other weights on a GPU
         num_reference_tokens=settings.reference_tokens,
         normalize_tokens=settings.normalize_tokens,
-        **{name: value for name, value in given.items() if value},
+        **{name: value for name, value in chosen.items() if value},
     )
     initialise(extractor.projectors, settings.init_scale)
     return extractor.to(device)

@@ -112,9 +112,8 @@ class PretrainSettings:
         self._require(self.patch_labels in ("coverage", "published"), "patch_labels", "coverage or published")
         trackers = ("tensorboard", "wandb", "mlflow", "none")
         self._require(self.tracker in trackers, "tracker", f"one of {', '.join(trackers)}")
-        self._require(
-            self.batch_size % self.accumulate == 0, "batch_size", f"a multiple of accumulate={self.accumulate}"
-        )
+        parts = self.accumulate
+        self._require(self.batch_size % parts == 0, "batch_size", f"a multiple of accumulate={parts}")
         fixed = ("backbone", "upstream", "image_size", "levels")
         given = [name for name in fixed if self.init_from and getattr(self, name)]
         self._require(not given, "init_from", f"no --{' and --'.join(given)} beside it: the bundle has its own")

@@ -95,7 +95,7 @@ def test_an_image_is_its_own_reference_only_where_it_is_alone():
 def test_a_pool_among_some_positions():
     mixed = images(4) + images(2, "cap", good=False)
     assert pool_of(mixed, among=[3, 1, 1]).members == [1, 3]
-    with pytest.raises(InputError, match=r"1 categories and views have no good image .*: cap C1\."):
+    with pytest.raises(InputError, match=r"1 categories and views have no good image .*\n  cap C1$"):
         pool_of(mixed)
 
 
@@ -104,12 +104,12 @@ def test_what_cannot_be_read_is_drawn_no_more():
     pool.leave_out([1])
     assert pool.members == [0, 1, 2, 3] and pool.drawn == [0, 2, 3]
     assert set(drawn(pool, 1, 50)) == {0, 2}
-    with pytest.raises(InputError, match="no good image to be a reference: cap C1"):
+    with pytest.raises(InputError, match=r"no good image to be a reference: .*\n  cap C1$"):
         pool.leave_out([3])
 
 
 def test_a_pool_says_what_it_lacks():
-    with pytest.raises(InputError, match=r"12 categories .*: bolt0 C1, .*, bolt9 C1 and 2 more"):
+    with pytest.raises(InputError, match=r"(?s)12 categories .*\n  bolt0 C1\n.*\n  bolt9 C1\n  and 2 more$"):
         pool_of([(f"bolt{number}", "C1", False) for number in range(12)])
     with pytest.raises(InputError, match="got 2 categories, 1 views and 2 labels"):
         ReferencePool(["a", "b"], ["C1"], [True, True])

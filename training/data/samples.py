@@ -8,24 +8,23 @@ bits and makes both views of them itself (``training/data/augment.py``).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from datasets import Dataset
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils import data
 
 from adpretrain_hf.config import ADPretrainConfig
 from adpretrain_hf.errors import ImageError, InputError
-from adpretrain_hf.images import Preprocessor, decode_image
+from adpretrain_hf.images import Preprocessor
 from training.data.augment import draw_augmentation
 from training.data.slots import SlotFile
-from training.data.table import read_encoded, seen_mask
+from training.data.table import prepare_entry, seen_mask
 from training.references import ReferencePool
 from training.seeds import generator
 from training.synthetic.defects import FAMILIES, paint_defect
@@ -37,13 +36,7 @@ _COVERED = 1 / 8  # the published threshold's share of a patch of 16 px
 
 
 class Item(NamedTuple):
-    """One image of a batch.
-
-    Attributes:
-        position: in the data set.
-        epoch: counted from 0.
-        references: how many images it is compared with.
-    """
+    """One image of a batch: its position in the data set, the epoch from 0, and how many images it is compared with."""
 
     position: int
     epoch: int
@@ -136,8 +129,7 @@ class Samples(data.Dataset[Any]):
 
     def load_normal(self, position: int) -> Tensor:
         """An image as references are made of: prepared as at test time, (3, S, S)."""
-        entry = self._dataset[position]["image"]
-        return self._preprocessor.prepare(_read(entry), str(entry["path"])).tensor
+        return prepare_entry(self._dataset[position]["image"], self._preprocessor).tensor
 
     def _sample(self, position: int, item: Item, unreadable: str | None) -> Sample:
         random = generator(self._seed, "sample", item.epoch, position)
@@ -166,7 +158,7 @@ class Samples(data.Dataset[Any]):
 
     def _decode(self, position: int) -> tuple[Tensor, Tensor]:
         row = self._dataset[position]
-        prepared = self._preprocessor.prepare(_read(row["image"]), str(row["image"]["path"]))
+        prepared = prepare_entry(row["image"], self._preprocessor)
         return prepared.pixels, seen_mask(row["mask"], prepared, self._preprocessor)
 
 
@@ -304,10 +296,6 @@ def _balance(order: np.ndarray, anomalous: np.ndarray, random: np.random.Generat
     kept = np.sort(is_anomalous, axis=1)[:, ::-1][:, :quarter]
     order[:, :quarter] = np.where(kept, order[:, :quarter], spare)
     return random.permuted(order, axis=1)
-
-
-def _read(entry: Mapping[str, Any]) -> Image.Image:
-    return decode_image(read_encoded(entry), str(entry["path"]))
 
 
 def _paint(image: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor]:

@@ -4,8 +4,8 @@ Layout: 32 bytes that identify the content, an index of 16 bytes for each slot, 
 bytes. The file is sparse: a slot that was never written takes no room on the disk.
 
 An index entry is written after its slot and holds the key of what the slot was made of, and its checksum. A slot counts
-only if both are right: an image that has changed is made again in its place, and so is whatever a process that was
-killed, a machine that crashed or a failing disk left behind. It is checked when a process reads it for the first time.
+only if both are right, which is checked when a process first reads it: what has changed, or was left behind by a killed
+process or a failing disk, is made again.
 """
 
 from __future__ import annotations

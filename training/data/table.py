@@ -24,7 +24,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from adpretrain_hf.errors import ImageError, InputError, MissingPathError
-from adpretrain_hf.images import PreparedImage, Preprocessor
+from adpretrain_hf.images import PreparedImage, Preprocessor, decode_image
 
 FEATURES = Features(
     {
@@ -180,6 +180,12 @@ def _read_member(archive: str, member: str) -> bytes:
         raise MissingPathError(f"no such image: {member} in {archive}") from error
     except _DAMAGED as error:
         raise ImageError(f"{member} in {archive} is damaged: {error or type(error).__name__}") from error
+
+
+def prepare_entry(entry: Mapping[str, Any], preprocess: Preprocessor) -> PreparedImage:
+    """Reads and prepares an encoded image; ImageError if it cannot be used."""
+    name = str(entry["path"])
+    return preprocess.prepare(decode_image(read_encoded(entry), name), name)
 
 
 def seen_mask(entry: Mapping[str, Any] | None, prepared: PreparedImage, preprocess: Preprocessor) -> Tensor:

@@ -143,7 +143,7 @@ class Validation:
         progress.history.append(record | reporter.end_epoch(progress.epoch, scores, untrained))
         if distributed.rank() == 0:
             self._run.write_metrics(progress)
-        distributed.wait_for_all()
+        distributed.anyone(False)  # the others wait
 
     def baseline(self) -> Scores:
         """What the residuals score that the projectors are given: new projectors are the identity."""

@@ -47,23 +47,18 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def wait_for_all() -> None:
-    """Returns when every process has come here."""
-    anyone(False)
-
-
 @contextmanager
 def first_process_first() -> Iterator[None]:
     """Lets the others into a block once the first process has left it."""
     if rank() > 0:
-        wait_for_all()
+        anyone(False)
     yield
     if rank() == 0:
-        wait_for_all()
+        anyone(False)
 
 
 def anyone(flag: bool) -> bool:
-    """Whether the flag is set in any process; all must call it."""
+    """Whether the flag is set in any process; all must call it, and wait for all."""
     return totals(int(flag))[0] > 0
 
 
@@ -178,13 +173,9 @@ class StopRequest:
     def leave_to_parent(self, worker: int = 0) -> None:
         """Lets a data worker ignore signals that all processes get, while the loop still needs its last batches."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, self._end_if_over)
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if self._over.is_set() else None)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number
-
-    def _end_if_over(self, number: int, frame: FrameType | None) -> None:
-        if self._over.is_set():
-            os._exit(0)

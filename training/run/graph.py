@@ -7,11 +7,12 @@ no gradients has the same shapes in every step, and becomes one launch.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+_Recording = tuple[torch.cuda.CUDAGraph, list[Tensor], list[Tensor]]  # with its inputs and outputs
 _WARM_UP = 3  # calls that are not recorded: kernels are chosen, compiled and given their memory
 
 
@@ -32,31 +33,25 @@ def graphed(function: Callable[..., list[Tensor]]) -> Callable[..., list[Tensor]
     def replay(arguments: tuple[Tensor, ...]) -> list[Tensor]:
         shapes = tuple(argument.shape for argument in arguments)
         if shapes not in recordings:
-            memory = next(iter(recordings.values())).graph.pool() if recordings else None
-            recordings[shapes] = _Recording.of(function, arguments, memory)
-        recording = recordings[shapes]
-        torch._foreach_copy_(recording.inputs, list(arguments))
-        recording.graph.replay()
-        return recording.outputs
+            memory = next(iter(recordings.values()))[0].pool() if recordings else None
+            recordings[shapes] = _record(function, arguments, memory)
+        graph, inputs, outputs = recordings[shapes]
+        torch._foreach_copy_(inputs, list(arguments))
+        graph.replay()
+        return outputs
 
     return call
 
 
-class _Recording(NamedTuple):
-    graph: torch.cuda.CUDAGraph
-    inputs: list[Tensor]
-    outputs: list[Tensor]
-
-    @classmethod
-    def of(cls, function: Callable[..., list[Tensor]], arguments: tuple[Tensor, ...], memory: Any) -> _Recording:
-        """Records a function; recordings share memory for what lies between, as they never run at once."""
-        inputs, graph, stream = [one.clone() for one in arguments], torch.cuda.CUDAGraph(), torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UP):
-                function(*inputs)
-        torch.cuda.current_stream().wait_stream(stream)
-        # Of this thread alone: another one may be putting the next batch into pinned memory.
-        with torch.cuda.graph(graph, pool=memory, capture_error_mode="thread_local"):
-            outputs = function(*inputs)
-        return cls(graph, inputs, outputs)
+def _record(function: Callable[..., list[Tensor]], arguments: tuple[Tensor, ...], memory: Any) -> _Recording:
+    """Records a function; recordings share memory for what lies between, as they never run at once."""
+    inputs, graph, stream = [one.clone() for one in arguments], torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(_WARM_UP):
+            function(*inputs)
+    torch.cuda.current_stream().wait_stream(stream)
+    # Of this thread alone: another one may be putting the next batch into pinned memory.
+    with torch.cuda.graph(graph, pool=memory, capture_error_mode="thread_local"):
+        outputs = function(*inputs)
+    return graph, inputs, outputs

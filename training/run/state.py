@@ -58,11 +58,10 @@ class TrainingState:
         self._modules = {"model": projectors}
         if settings.ema:
             self._modules["averaged"] = copy.deepcopy(projectors).requires_grad_(False)
-        self.steps_per_epoch = images // settings.batch_size
+        size = settings.batch_size
+        self.steps_per_epoch = images // size
         if not self.steps_per_epoch:
-            raise InputError(
-                f"{images} training images do not fill one batch of {settings.batch_size}: lower --batch-size"
-            )
+            raise InputError(f"{images} training images do not fill one batch of {size}: lower --batch-size")
         self.total_steps = settings.epochs * self.steps_per_epoch
         if settings.max_steps:
             self.total_steps = min(self.total_steps, settings.max_steps)
@@ -101,8 +100,9 @@ class TrainingState:
         """Makes a step of the optimiser and counts it."""
         if self.settings.clip_norm:
             nn.utils.clip_grad_norm_(self.projectors.parameters(), self.settings.clip_norm)
+        done = self.share_done()  # the rate falls to a tenth twice (released: after 7 and 9 of 10 epochs)
         for group in self._optimizer.param_groups:
-            group["lr"] = decayed(self.settings.learning_rate, self.share_done())
+            group["lr"] = self.settings.learning_rate * 0.1 ** ((done >= 0.7) + (done >= 0.9))
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         if self.settings.ema:  # not AveragedModel, which looks at a number on the device at every step
@@ -120,11 +120,7 @@ class TrainingState:
         self.progress.epoch, self.progress.step = self.progress.epoch + 1, 0
 
     def agree(self, stopping: bool, unreadable: int) -> tuple[bool, int]:
-        """What the processes have to agree on at every step, in one exchange on the CPU; counts the step's time.
-
-        Returns:
-            Whether any of them is to stop, and the unreadable images of all.
-        """
+        """Whether any process is to stop, and the unreadable images of all, in one exchange; counts the step's time."""
         before, self._clock = self._clock, time.monotonic()
         stops, number, milliseconds = distributed.totals(stopping, unreadable, round(1000 * (self._clock - before)))
         self.progress.seconds += milliseconds / 1000 / distributed.world_size()
@@ -147,11 +143,6 @@ class TrainingState:
     @property
     def _device(self) -> torch.device:
         return next(self.projectors.parameters()).device
-
-
-def decayed(rate: float, share_done: float) -> float:
-    """A tenth of the rate after 70 % of the steps, a hundredth after 90 % (released: after 7 and 9 of 10 epochs)."""
-    return rate * 0.1 ** ((share_done >= 0.7) + (share_done >= 0.9))
 
 
 @dataclass

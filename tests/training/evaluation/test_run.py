@@ -219,7 +219,7 @@ def test_lists_go_by_data_set_where_two_have_a_category(make_plan: MakePlan, sma
     values = {"references": str(file), "shots": [1, 2], "features": "residual", "categories": "nut"}
     values["data"] = {"mvtecad": str(small_tree), "mpdd": str(tree)}
     file.write_text(json.dumps({"nut": own}))
-    with pytest.raises(InputError, match="lists references for nut, which mpdd and mvtecad have: name them mpdd/nut and so on"):
+    with pytest.raises(InputError, match="for nut, which mpdd and mvtecad have: name them mpdd/nut and so on"):
         run(make_plan(**values))
     file.write_text(json.dumps({"mpdd/nut": own, "mvtecad/nut": [str(small_tree / "nut/train/good/000.png")]}))
     with pytest.raises(InputError, match="mvtecad__nut__.*__2__.* has 1 references, fewer than 2 shots"):
