@@ -95,7 +95,7 @@ class Plan:
         protocol: ``full``, detectors are fitted on the training images; or ``few-shot``, on the references alone, view
             by view of a category, each taken against the others, and tested on all other images.
         categories: names, or ``data_set/name``; all categories where there are none.
-        detectors: those that are fitted.
+        detectors: those that are fitted; ``anomalib_patchcore`` and ``anomalib_padim`` there are besides the default.
         features: that they are fitted on.
         variants: of the bundle's projectors; ``published`` stands for the one that the paper gives each detector.
         shots: numbers of reference images.
