@@ -229,6 +229,7 @@ def test_scores_on_ray_are_those_of_one_process_to_the_bit(
     assert {path.suffix for path in on_ray.iterdir()} == {".parquet", ".json", ".safetensors"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_workers")
 def test_max_pixels_reaches_the_workers(
     bundle: Path, bank: Path, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

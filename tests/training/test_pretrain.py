@@ -304,9 +304,9 @@ def test_of_a_repository_only_the_categories_of_the_run_are_downloaded(
     RealIADClass("other").write_json(folder, "realiad_jsons")
     pack_jsons(folder, "realiad_jsons")
     api = HfApi(token=OWNER)
-    api.create_repo("acme/parts", repo_type="dataset")
-    api.upload_folder(repo_id="acme/parts", repo_type="dataset", folder_path=folder)
-    words = ["--output", str(tmp_path / "run"), *flags, "--data", "acme/parts", "--categories", *names]
+    api.create_repo("acme/real-iad-of-parts", repo_type="dataset")
+    api.upload_folder(repo_id="acme/real-iad-of-parts", repo_type="dataset", folder_path=folder)
+    words = ["--output", str(tmp_path / "run"), *flags, "--data", "acme/real-iad-of-parts", "--categories", *names]
     assert main(words) == 0
     fetched = {entry["path"].rpartition("/")[2] for entry in hub.log if "/resolve/" in entry["path"]}
     assert fetched == {"realiad_jsons.zip", *(f"{name}.zip" for name in names)}
