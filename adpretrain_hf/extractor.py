@@ -94,10 +94,13 @@ class ADPretrainFeatureExtractor(nn.Module, BundleMixin):
             layers: see ``forward``.
         """
         maps = self.backbone(to_device(images, self.device, self.dtype))
-        maps = [maps[place] for place in self._places(layers)]
-        if self.config.normalize_tokens:
-            return [F.normalize(level.float(), dim=1).to(level.dtype) for level in maps]
-        return maps
+        return self.comparable([maps[place] for place in self._places(layers)])
+
+    def comparable(self, tokens: Sequence[Tensor]) -> list[Tensor]:
+        """What the backbone gives, L maps (B, C, h, w), as residuals are made of: see ``encode``, which returns it."""
+        if not self.config.normalize_tokens:
+            return list(tokens)
+        return [F.normalize(level.float(), dim=1).to(level.dtype) for level in tokens]
 
     def residuals(
         self,

@@ -46,9 +46,8 @@ class _Pace:
 
     def __init__(self, sources: Iterable[Source], ahead: int) -> None:
         self._sources, self._ahead = sources, ahead
-        self.waited, self.decoded, self.used = (
-            deque[float](maxlen=max(_RECENT, 4 * ahead)) for _ in range(3)
-        )  # seconds
+        recent = max(_RECENT, 4 * ahead)
+        self.waited, self.decoded, self.used = (deque[float](maxlen=recent) for _ in range(3))  # seconds
 
     def __iter__(self) -> Iterator[Source]:
         sources = iter(self._sources)

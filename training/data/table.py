@@ -182,9 +182,9 @@ def _read_member(archive: str, member: str) -> bytes:
         raise ImageError(f"{member} in {archive} is damaged: {error or type(error).__name__}") from error
 
 
-def prepare_entry(entry: Mapping[str, Any], preprocess: Preprocessor) -> PreparedImage:
-    """Reads and prepares an encoded image; ImageError if it cannot be used."""
-    name = str(entry["path"])
+def prepare_entry(entry: Mapping[str, Any], preprocess: Preprocessor, name: str = "") -> PreparedImage:
+    """Reads and prepares an encoded image, called by its path or a name; ImageError if it cannot be used."""
+    name = name or str(entry["path"])
     return preprocess.prepare(decode_image(read_encoded(entry), name), name)
 
 

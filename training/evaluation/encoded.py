@@ -15,15 +15,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from adpretrain_hf.errors import ImageError, InputError
+from adpretrain_hf.errors import InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
-from adpretrain_hf.images import OnError, PreparedImage, decode_image, read_ahead, stack
+from adpretrain_hf.images import OnError, PreparedImage, read_ahead, stack
 from adpretrain_hf.matching import to_rows
 from adpretrain_hf.reference import ReferenceBank
 from training.data.slots import SlotFile
-from training.data.table import read_encoded, seen_mask
+from training.data.table import prepare_entry, seen_mask
+from training.evaluation.detectors import PublishedDetector
 
 FEATURES = ("raw", "residual", "pretrained")  # in the paper's order
 MakeFeatures = Callable[[Tensor], list[Tensor]]  # places (n,) -> L maps (n, C, h, w)
@@ -80,16 +80,17 @@ class EncodedImages:
         missing = [place for place in dict.fromkeys(wanted) if place not in self._encoded]
         calls = ((place, partial(self._prepare, place)) for place in missing)
         size = _BATCH if extractor.device.type == "cuda" else 1
-        ahead = read_ahead(calls, lambda: 2 * size, lambda place, error: _tell(self._names[place], error, on_error))
+        tell = None if on_error is None else lambda place, error: on_error(self._names[place], error)
+        ahead = read_ahead(calls, lambda: 2 * size, tell)
         for batch in iter(lambda: list(islice(ahead, size)), []):
-            images = [image for _, (image, _) in batch]
+            images = [image for _, (image, _, _) in batch]
             for image in images:
                 self._check_size(image)
             maps = extractor.backbone(stack(images, extractor.device).to(extractor.dtype))
             tokens = torch.stack([level.flatten(2).mT for level in maps], dim=1).cpu()  # (B, L, P, C)
             self._grid = (maps[0].shape[2], maps[0].shape[3])
-            for (place, (image, mask)), own in zip(batch, tokens, strict=True):
-                self._keep(place, image, mask, own)
+            for (place, (_, mask, digest)), own in zip(batch, tokens, strict=True):
+                self._keep(place, mask, digest, own)
         return [place for place in wanted if place in self._encoded]
 
     def tokens(self, places: Tensor) -> list[Tensor]:
@@ -108,24 +109,19 @@ class EncodedImages:
 
     def bank(self, places: Sequence[int]) -> ReferenceBank:
         """Some images as references."""
-        levels = [to_rows(level) for level in self.compared(self.tokens(torch.tensor(places)))]
+        levels = [to_rows(level) for level in self._extractor.comparable(self.tokens(torch.tensor(places)))]
         return ReferenceBank(levels, num_images=len(places))
-
-    def compared(self, tokens: Sequence[Tensor]) -> list[Tensor]:
-        """Tokens as residuals are made of, see ``ADPretrainFeatureExtractor.encode``."""
-        if not self._extractor.config.normalize_tokens:
-            return list(tokens)
-        return [F.normalize(level.float(), dim=1).to(level.dtype) for level in tokens]
 
     def find(self, digest: bytes) -> int | None:
         """The place of a prepared image among those that are encoded, by a digest of all its values."""
         return self._places.get(digest)
 
-    def _prepare(self, place: int) -> tuple[PreparedImage, Tensor | None]:
-        """An image and its mask."""
-        image, preprocess, mask = self._images[place], self._extractor.preprocess, self._masks[place]
-        prepared = preprocess.prepare(decode_image(read_encoded(image), self._names[place]), self._names[place])
-        return prepared, None if mask is None else seen_mask(mask, prepared, preprocess)
+    def _prepare(self, place: int) -> tuple[PreparedImage, Tensor | None, bytes]:
+        """An image, its mask, and the digest of its values; in a thread."""
+        preprocess, mask = self._extractor.preprocess, self._masks[place]
+        prepared = prepare_entry(self._images[place], preprocess, self._names[place])
+        seen = None if mask is None else seen_mask(mask, prepared, preprocess)
+        return prepared, seen, _digest(prepared.tensor)
 
     def _check_size(self, image: PreparedImage) -> None:
         self.size = self.size if any(self.size) else image.network_size
@@ -135,14 +131,14 @@ class EncodedImages:
                 f"such as {image.name}: take a bundle with resize_mode='crop', or images of one shape"
             )
 
-    def _keep(self, place: int, image: PreparedImage, mask: Tensor | None, tokens: Tensor) -> None:
+    def _keep(self, place: int, mask: Tensor | None, digest: bytes, tokens: Tensor) -> None:
         if self._file is None:
             self._path.unlink(missing_ok=True)
             slots, shape = len(self._images), tokens.shape
             self._file = SlotFile(self._path, identity="tokens", slots=slots, shape=shape, dtype=tokens.dtype)
         self._file.write(place, "", tokens)
         self._encoded[place] = mask
-        self._places[_digest(image.tensor)] = place
+        self._places[digest] = place
 
 
 def feature_maker(
@@ -169,10 +165,20 @@ def feature_maker(
     @torch.no_grad()
     def make(images: Tensor) -> list[Tensor]:
         own = [place_of.get(image) for image in images.tolist()]
-        maps = extractor.residuals(encoded.compared(encoded.tokens(images)), bank, own=own)
+        maps = extractor.residuals(extractor.comparable(encoded.tokens(images)), bank, own=own)
         return [level.float() for level in (maps if kind == "residual" else extractor.projectors(maps))]
 
     return make
+
+
+@torch.no_grad()
+def score_images(
+    detector: PublishedDetector, make: MakeFeatures, images: Tensor, encoded: EncodedImages, batch_size: int
+) -> tuple[Tensor, Tensor]:
+    """Maps (n, H, W) and scores (n,), on the CPU, that a detector gives encoded images at places (n,), in batches."""
+    scored = [detector.score(make(part), encoded.size) for part in images.split(batch_size)]
+    maps, scores = (torch.cat([one.cpu() for one in parts]) for parts in zip(*scored, strict=True))
+    return maps, scores
 
 
 class EncodedBackbone(nn.Module):
@@ -202,12 +208,6 @@ class EncodedBackbone(nn.Module):
             if (place := encoded.find(digest)) is not None:
                 return [level[0] for level in encoded.tokens(torch.tensor([place]))]
         return None
-
-
-def _tell(name: str, error: ImageError, on_error: OnError | None) -> None:
-    if on_error is None:
-        raise error
-    on_error(name, error)
 
 
 def _digest(image: Tensor) -> bytes:

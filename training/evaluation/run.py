@@ -25,7 +25,7 @@ from training.data.folders import Category, Sample
 from training.evaluation.data import category_names, read_category
 from training.evaluation.detectors import DETECTORS, PublishedDetector
 from training.evaluation.draws import Drawn, draw_few_shot, draw_training, read_reference_lists, unlabelled
-from training.evaluation.encoded import EncodedBackbone, EncodedImages, MakeFeatures, feature_maker
+from training.evaluation.encoded import EncodedBackbone, EncodedImages, MakeFeatures, feature_maker, score_images
 from training.evaluation.figures import choose_shown, sample_patches
 from training.evaluation.metrics import Predicted, measure
 from training.evaluation.plan import Cell, Plan
@@ -211,10 +211,9 @@ class Evaluation:
         del parts  # as large as what the detector keeps
 
         def predict(cell: Cell) -> tuple[np.ndarray, np.ndarray]:
-            parts = self.places(cell, images.test).split(self.plan.batch_size)
-            scored = [detector.score(make(part), self.encoded(cell).size) for part in parts]
-            maps, scores = (torch.cat([one.cpu() for one in parts]).numpy() for parts in zip(*scored, strict=True))
-            return maps, scores
+            test = self.places(cell, images.test)
+            maps, scores = score_images(detector, make, test, self.encoded(cell), self.plan.batch_size)
+            return maps.numpy(), scores.numpy()
 
         return predict
 

@@ -20,7 +20,7 @@ from adpretrain_hf.errors import InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from training.data.sources import TrainingData
 from training.evaluation.detectors import FeatureNorm, PatchCore, PublishedDetector
-from training.evaluation.encoded import EncodedImages, feature_maker
+from training.evaluation.encoded import EncodedImages, feature_maker, score_images
 from training.evaluation.metrics import image_auroc, pixel_metrics
 from training.run import distributed
 from training.run.folder import RunFolder
@@ -83,8 +83,7 @@ class Cell:
         make, fitted = feature_maker(self.images, extractor, "pretrained", references), detector()
         fitted.fit(make(torch.tensor(references)))
         test = torch.tensor([place for place in self.usable if place not in references])
-        scored = [fitted.score(make(part), self.images.size) for part in test.split(_BATCH)]
-        maps, scores = (torch.cat([one.cpu() for one in parts]) for parts in zip(*scored, strict=True))
+        maps, scores = score_images(fitted, make, test, self.images, _BATCH)
         pixels = pixel_metrics(maps, self.images.masks(test))
         images = image_auroc(scores, self.is_anomalous[test])
         return {"image_auroc": images, "pixel_auroc": pixels.auroc, "aupro": pixels.aupro}
