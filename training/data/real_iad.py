@@ -31,10 +31,9 @@ from training.data.real_iad_files import (
     read_annotation,
     usable_items,
 )
-from training.data.table import FEATURES, Row, make_table, read_encoded, read_mask
+from training.data.table import Row, make_table
 
-__all__ = ["FEATURES", "load_real_iad", "read_encoded", "read_mask"]
-logger = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 
 
 def load_real_iad(
@@ -123,7 +122,7 @@ def _repository(repo_id: str, token: str | bool | None) -> tuple[RepositoryFiles
     files, release = _open(repo_id, token)
     if files.names is not None:
         return files, *layout_of_repository(files.names)
-    logger.warning("the Hub cannot be asked what %s holds: taking the classes that are cached as all", repo_id)
+    _LOG.warning("the Hub cannot be asked what %s holds: taking the classes that are cached as all", repo_id)
     return files, *layout_of_folder(files.file(release.archive).parent)
 
 

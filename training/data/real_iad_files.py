@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from adpretrain_hf.errors import InputError
-from training.data.table import member_names, read_encoded, refuse
+from training.data.table import read_encoded, refuse, zip_members
 
 Layout = dict[str, set[str]]  # resolution -> classes
+
+_LOG = logging.getLogger(__name__)
 
 
 class Release(NamedTuple):
@@ -85,7 +87,7 @@ def class_tree(folder: Path, category: str, prefix: str) -> ClassTree:
         names, start, end = list(_files_below(str(folder), category)), f"{folder}{os.sep}", ""
     else:
         place = folder / f"{category}.zip"
-        names, start, end = member_names(place), "zip://", f"::{place}"
+        names, start, end = list(zip_members(place)), "zip://", f"::{place}"
     doubled = f"{category}/{prefix}"
     there = (base for base in (doubled, prefix) if any(name.startswith(base) for name in names))
     base = next(there, "" if any(name.startswith(("OK/", "NG/")) for name in names) else prefix)
@@ -179,7 +181,6 @@ def _files_below(root: str, folder: str) -> Iterator[str]:
                     yield name
 
 
-_LOG = logging.getLogger(__name__)
 _NAMED_PLACE = re.compile(r"(?:^|/)(S\d+)/[^/]*_(C[1-5])_[^/]*$")
 _KINDS = {dict: "an object", list: "a list", str: "a text", type(None): "null"}
 
@@ -245,7 +246,7 @@ def usable_items(annotation: Annotation, tree: ClassTree, *, strict: bool = True
         InputError: see there; an image below ``OK`` has a mask, or no image is normal.
     """
     place, items = annotation.place, annotation.items
-    marked = [item.image for item in items if item.mask is not None and item.image.startswith("OK/")]
+    marked = [item.image for item in items if item.mask is not None and item.is_good]
     refuse(marked, f"images are normal (below OK) but have a mask in {place}", "get it again")
     absent = [item.image for item in items if item.image not in tree.names]
     masks = {item.mask for item in items if item.mask is not None}
@@ -296,7 +297,7 @@ def _find(root: Path, category: str, release: Release) -> tuple[bytes, str]:
         if (root / name).is_file():
             return (root / name).read_bytes(), str(root / name)
     archive = root / release.archive
-    members = set(member_names(archive)) if archive.is_file() else set()
+    members = zip_members(archive) if archive.is_file() else {}
     for name in names:
         if name in members:
             return read_encoded({"bytes": None, "path": f"zip://{name}::{archive}"}), f"{name} in {archive}"

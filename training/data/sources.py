@@ -39,7 +39,7 @@ from training import synthetic
 from training.data.folders import LAYOUTS, Category, layout_of
 from training.data.real_iad import list_categories, load_real_iad
 from training.data.real_iad_files import resolution_of
-from training.data.table import FEATURES, Row, make_table, read_encoded
+from training.data.table import FEATURES, Row, file_name, make_table, read_encoded
 from training.seeds import generator
 from training.settings import PretrainSettings
 
@@ -87,9 +87,8 @@ class TrainingData:
     def digest(self) -> str:
         """64 hex digits that tell the images by their names and labels, wherever the folder lies."""
         columns = (self.dataset[name] for name in ("category", "view", "anomaly_class", "sample", "is_anomalous"))
-        names = (os.path.basename(str(entry["path"]).partition("::")[0]) for entry in self.dataset["image"])
         digest = hashlib.sha256()
-        for row in zip(*columns, names, strict=True):
+        for row in zip(*columns, map(file_name, self.dataset["image"]), strict=True):
             digest.update(repr(row).encode())
         return digest.hexdigest()
 
@@ -236,7 +235,6 @@ def _check_known(flag: str, asked: Iterable[str], names: Sequence[str]) -> None:
         raise InputError(f"--{flag} names {unknown}, expected some of {sorted(names)}")
 
 
-_LOG = logging.getLogger(__name__)
 _BUILDERS = ("parquet", "imagefolder")
 _LABELS = ("anomaly", "anomaly_class", "label")
 _NORMAL = ("", "good", "ok", "normal", "none", "false", "0")
@@ -331,8 +329,7 @@ def _rows(table: Dataset) -> Iterator[dict[str, Any]]:
 
 
 def _file(entry: Mapping[str, Any]) -> dict[str, Any]:
-    name = os.path.basename(str(entry["path"]).partition("::")[0])
-    return {"bytes": read_encoded(entry), "path": name}
+    return {"bytes": read_encoded(entry), "path": file_name(entry)}
 
 
 def _load(source: str) -> Dataset:

@@ -11,7 +11,7 @@ import struct
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -103,12 +103,9 @@ def read_encoded(entry: Mapping[str, Any]) -> bytes:
     """
     if entry["bytes"] is not None:
         return bytes(entry["bytes"])
-    path = entry["path"]
-    if path is None:
-        raise ImageError("an image has neither bytes nor a path: expected one of them")
-    if path.startswith("zip://"):
-        member, _, archive = path.removeprefix("zip://").partition("::")
-        return _read_member(archive, member)
+    path, member = _place(entry)
+    if member is not None:
+        return _read_member(path, member)
     try:
         return Path(path).read_bytes()
     except FileNotFoundError as error:
@@ -141,15 +138,31 @@ def read_mask(entry: Mapping[str, Any]) -> Image.Image:
     return Image.fromarray(defect.astype(np.uint8) * 255)
 
 
-def member_names(path: Path) -> list[str]:
-    """The names of a zip's members, from its directory alone.
+def file_name(entry: Mapping[str, Any]) -> str:
+    """What an encoded image is called, wherever it lies."""
+    return os.path.basename(str(entry["path"]).partition("::")[0])
+
+
+def _place(entry: Mapping[str, Any]) -> tuple[str, str | None]:
+    """The file that an image lies in, and its member if that is a zip."""
+    path = entry["path"]
+    if path is None:
+        raise ImageError("an image has neither bytes nor a path: expected one of them")
+    if not path.startswith("zip://"):
+        return path, None
+    member, _, archive = path.removeprefix("zip://").partition("::")
+    return archive, member
+
+
+def zip_members(path: str | Path) -> dict[str, str]:
+    """The sizes and checksums of a zip's members by their names, from its directory alone.
 
     Raises:
         InputError: it is damaged, incomplete, or no zip.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            return archive.namelist()
+            return {member.filename: f"{member.file_size} {member.CRC:08x}" for member in archive.infolist()}
     except _DAMAGED as error:
         raise InputError(f"{path} cannot be read as a zip ({error}): is it whole? Download it again") from error
 
@@ -236,22 +249,19 @@ def content_keys(entries: Iterable[Mapping[str, Any] | None]) -> list[str]:
     Raises:
         InputError: a zip cannot be read, or lacks a member.
     """
-    directories = functools.cache(_directory)  # each zip's is read once, and forgotten when the keys are made
-    return ["" if entry is None else _key(entry, directories) for entry in entries]
+    members = functools.cache(zip_members)  # each zip's are read once, and forgotten when the keys are made
+    return ["" if entry is None else _key(entry, members) for entry in entries]
 
 
-def _key(entry: Mapping[str, Any], directories: Any) -> str:
+def _key(entry: Mapping[str, Any], members: Callable[[str], Mapping[str, str]]) -> str:
     if entry["bytes"] is not None:
         return f"bytes {hashlib.sha256(entry['bytes']).hexdigest()}"
-    path = entry["path"]
-    if path is None:
-        raise InputError("an image has neither bytes nor a path: expected one of them")
-    if not path.startswith("zip://"):
+    path, member = _place(entry)
+    if member is None:
         return _file_key(path)
-    member, _, archive = path.removeprefix("zip://").partition("::")
-    if member not in directories(archive):
-        raise InputError(f"{archive} has no member {member}: it is another zip than the one the data set was made from")
-    return f"{path} {directories(archive)[member]}"
+    if member not in members(path):
+        raise InputError(f"{path} has no member {member}: it is another zip than the one the data set was made from")
+    return f"{entry['path']} {members(path)[member]}"
 
 
 def _file_key(path: str) -> str:
@@ -260,11 +270,3 @@ def _file_key(path: str) -> str:
     except OSError:
         return f"{path} missing"  # an error only when it is read
     return f"{path} {status.st_size} {status.st_mtime_ns}"
-
-
-def _directory(archive: str) -> dict[str, str]:
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            return {member.filename: f"{member.file_size} {member.CRC:08x}" for member in opened.infolist()}
-    except (OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"{archive} cannot be read as a zip: {error}") from error

@@ -15,7 +15,8 @@ from huggingface_hub import HfApi
 from adpretrain_hf.errors import BundleError, InputError, MissingPathError
 from tests.loopback_hub.hub_server import HubServer
 from tests.training.real_iad_tree import RealIADClass, pack_jsons
-from training.data.real_iad import FEATURES, list_categories, load_real_iad, read_encoded
+from training.data.real_iad import list_categories, load_real_iad
+from training.data.table import FEATURES, read_encoded
 
 API = HfApi(token="hf_owner")
 COLUMNS = ["image", "mask", "category", "view", "anomaly_class", "is_anomalous", "is_good", "sample"]
