@@ -1,11 +1,10 @@
 """ADPretrainFeatureExtractor: the public class. The method is ``encode``, ``residuals`` and ``forward``."""
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
 
 import torch
-from huggingface_hub.utils import tqdm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,28 +13,17 @@ from adpretrain_hf.bundle import BundleMixin
 from adpretrain_hf.config import ADPretrainConfig, check_variant_name
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.feature_info import FeatureInfo
-from adpretrain_hf.images import (
-    OnError,
-    PreparedBatches,
-    PreparedImage,
-    Preprocessor,
-    check_prepared,
-    is_prepared,
-    stack,
-    to_device,
-    to_host,
-)
+from adpretrain_hf.images import PreparedBatches, Preprocessor, check_prepared, is_prepared, to_device
 from adpretrain_hf.matching import to_rows
 from adpretrain_hf.projector import Projectors
-from adpretrain_hf.reference import ReferenceBank, RunNotice, is_bank, residuals_per_image
-from adpretrain_hf.scoring import AnomalyScores, ScoredImage, anomaly_map, score_batch
+from adpretrain_hf.reference import ReferenceBank, is_bank, residuals_per_image
+from adpretrain_hf.streams import StreamsMixin
 
 References = Union[ReferenceBank, Sequence[ReferenceBank], Any]
 Layers = Optional[Sequence[str]]
-Batches = Iterator[tuple[list[PreparedImage], list[Tensor]]]
 
 
-class ADPretrainFeatureExtractor(nn.Module, BundleMixin):
+class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
     """A frozen backbone, a reference set, and projectors: images to features that are pretrained for anomaly detection.
 
     Made by ``from_pretrained`` (a bundle) or ``from_backbone`` (a new one, whose projectors are the identity). All
@@ -157,11 +145,6 @@ class ADPretrainFeatureExtractor(nn.Module, BundleMixin):
         return dict(zip(self.layers if layers is None else layers, features, strict=True))
 
     @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.parameters()).device
-
-    @property
     def _fingerprint(self) -> str:
         """What reference patches are stamped with: those of 8-bit layers are far from the others, at any size."""
         return self.config.fingerprint + ("-int8" if self.is_quantized else "")
@@ -226,126 +209,6 @@ class ADPretrainFeatureExtractor(nn.Module, BundleMixin):
         """
         self.reference = self._as_bank(images, category, batch_size)
         return self
-
-    def extract(
-        self, images: Any, *, batch_size: int = 16, progress: bool = True
-    ) -> Generator[dict[str, Tensor], None, None]:
-        """Extracts the features of any number of images, one after the other, in bounded memory.
-
-        Args:
-            images: a folder, paths, PIL images, arrays, an iterator of such, or a prepared float tensor (B, 3, H, W).
-            batch_size: images at a time.
-            progress: show a bar.
-
-        Returns:
-            An iterator with one ``{"layer<n>": (C, h, w)}`` for each image, in order, on the CPU.
-
-        Raises:
-            InputError: no reference is set, or a batch size that is not positive.
-            ImageError: an image cannot be used.
-        """
-        stream = self.stream(images, batch_size=batch_size, progress=progress)
-        return (features for _, features in stream)
-
-    def stream(
-        self, images: Any, *, batch_size: int = 16, progress: bool = True, on_error: Optional[OnError] = None
-    ) -> Generator[tuple[PreparedImage, dict[str, Tensor]], None, None]:
-        """Like ``extract``, with each image as it was prepared: its name, its size, and the part of it that was seen.
-
-        Args:
-            images, batch_size, progress: see ``extract``.
-            on_error: called with the name and the error of an image that cannot be used, which is then left out; by
-                default the error is raised.
-        """
-        batches = self.stream_batches(images, batch_size=batch_size, progress=progress, on_error=on_error)
-
-        def own(level: Tensor) -> Tensor:
-            # A view would keep the whole batch in memory, and in what is saved of it.
-            return level.clone(memory_format=torch.contiguous_format)
-
-        return (
-            (image, {name: own(level[row]) for name, level in zip(self.layers, features, strict=True)})
-            for batch, features in to_host(batches, self.device, batch_size)
-            for row, image in enumerate(batch)
-        )
-
-    def score(self, images: Any, *, batch_size: int = 16, progress: bool = False) -> AnomalyScores:
-        """Scores images by the norm of their features (FeatureNorm; paper, section 4).
-
-        Args:
-            images, batch_size, progress: see ``extract``.
-
-        Returns:
-            Anomaly maps at the images' own sizes, (B, H, W) or a list of (H, W) where sizes differ, and scores (B,),
-            both on the CPU. What a centre crop cuts off has the value 0.
-
-        Raises:
-            InputError: no images, no reference is set, or NaN or infinite values in a prepared tensor.
-            ImageError: an image cannot be used.
-        """
-        maps: list[Tensor] = []
-        scores: list[float] = []
-        for scored in self.score_stream(images, batch_size=batch_size, progress=progress):
-            maps.append(scored.full_size_map())
-            scores.append(scored.score)
-        if not maps:
-            raise InputError("no images were given: expected at least one")
-        same_size = len({anomaly.shape for anomaly in maps}) == 1
-        return AnomalyScores(torch.stack(maps) if same_size else maps, torch.tensor(scores))
-
-    def score_stream(
-        self, images: Any, *, batch_size: int = 16, progress: bool = True, on_error: Optional[OnError] = None
-    ) -> Generator[ScoredImage, None, None]:
-        """Like ``score`` for any number of images, one after the other, in bounded memory.
-
-        Args:
-            images, batch_size, progress, on_error: see ``stream``.
-        """
-        batches = self.stream_batches(
-            images, batch_size=batch_size, progress=progress, on_error=on_error, label="score"
-        )
-        maps = ((batch, [anomaly_map(features, batch[0].network_size)]) for batch, features in batches)
-        return (
-            scored for batch, (own,) in to_host(maps, self.device, batch_size) for scored in score_batch(batch, own)
-        )
-
-    def stream_batches(
-        self,
-        images: Any,
-        *,
-        batch_size: int = 16,
-        progress: bool = True,
-        on_error: Optional[OnError] = None,
-        label: str = "extract",
-    ) -> Batches:
-        """Like ``stream``, batch by batch: the images and L maps (B, C, h, w), left on the extractor's device.
-
-        Args:
-            images, batch_size, progress, on_error: see ``stream``.
-            label: of the bar.
-        """
-        reference = self._require_reference()  # now, not at the first image
-        notice = RunNotice(reference)
-
-        def project(batch: list[PreparedImage], features: list[Tensor]) -> list[Tensor]:
-            return self.projectors(self.residuals(features, reference, own=notice.own(batch)))
-
-        return self._encode_batches(
-            PreparedBatches(images, self.preprocess, batch_size, on_error), progress, label, project
-        )
-
-    @torch.no_grad()
-    def _encode_batches(
-        self,
-        batches: PreparedBatches,
-        progress: bool,
-        label: str,
-        then: Callable[[list[PreparedImage], list[Tensor]], list[Tensor]] = lambda batch, features: features,
-    ) -> Batches:
-        with tqdm(total=batches.total, unit="image", desc=label, disable=not progress) as bar:
-            for batch in batches:
-                yield batch, then(batch, self.encode(stack(batch, self.device)))
-                bar.update(len(batch))
 
     def _places(self, layers: Layers) -> list[int]:
         """Which levels these are, from 0."""

@@ -123,22 +123,23 @@ class ADPretrainModel(PreTrainedModel):
         Raises:
             InputError: an argument, or an override of the configuration, that a bundle cannot honour.
         """
-        if isinstance(config, (str, os.PathLike)):
-            config = cls.config_class.from_pretrained(config)
+        told: ADPretrainModelConfig | None = (
+            cls.config_class.from_pretrained(config) if isinstance(config, (str, os.PathLike)) else config
+        )
         given = _checked(arguments, _AT_LOADING)
         output = {name: given.pop(name) for name in _OUTPUT if name in given}
         given["device"] = _only_device(device_map or "cpu")
         given["dtype"] = next((one for one in (dtype, torch_dtype) if one not in (None, "auto")), None)
-        overrides = config.to_dict() if config else {}
+        overrides = told.to_dict() if told else {}
         # AutoConfig takes to itself the arguments that it has fields for.
         for name in overrides.keys() & _PARAMETERS.keys() - {"dtype"}:
             given.setdefault(name, overrides[name])
         extractor = ADPretrainFeatureExtractor.from_pretrained(os.fspath(pretrained_model_name_or_path), **given)
         settings = extractor.config.to_dict() | {"name_or_path": str(pretrained_model_name_or_path)}
         loaded = cls.config_class(**settings)
-        if config is not None:
-            output = {name: getattr(config, name) for name in _OUTPUT} | output
-            _check_overrides(config, loaded, honoured={*given, *_OUTPUT})
+        if told is not None:
+            output = {name: getattr(told, name) for name in _OUTPUT} | output
+            _check_overrides(told, loaded, honoured={*given, *_OUTPUT})
         for name, value in output.items():
             setattr(loaded, name, value)
         return cls(loaded, extractor)

@@ -1,0 +1,12 @@
+"""Features -> anomaly maps and scores."""
+
+from adpretrain_hf.scoring.maps import (
+    SIGMA,
+    AnomalyScores,
+    ScoredImage,
+    anomaly_map,
+    feature_norm,
+    gaussian_smooth,
+    place_map,
+    score_batch,
+)
