@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from adpretrain_hf.backbones import Backbone
 from adpretrain_hf.bundle import BundleMixin
+from adpretrain_hf.cache import ParameterCache
 from adpretrain_hf.config import ADPretrainConfig, check_variant_name
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.feature_info import FeatureInfo
@@ -17,6 +18,7 @@ from adpretrain_hf.images import PreparedBatches, Preprocessor, check_prepared, 
 from adpretrain_hf.matching import to_rows
 from adpretrain_hf.projector import Projectors
 from adpretrain_hf.reference import ReferenceBank, is_bank, residuals_per_image
+from adpretrain_hf.scoring import Judgement
 from adpretrain_hf.streams import StreamsMixin
 
 References = Union[ReferenceBank, Sequence[ReferenceBank], Any]
@@ -66,6 +68,7 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
         self.preprocess = Preprocessor(config)
         self.reference: Optional[ReferenceBank] = None
         self.is_quantized = False
+        self._identity: ParameterCache[str] = ParameterCache()
         self.layers, levels = config.layer_names, len(config.layers)
         self.out_dims, self.reductions = [config.hidden_size] * levels, [config.patch_size] * levels
         self.feature_info = FeatureInfo(config)
@@ -145,11 +148,6 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
         return dict(zip(self.layers if layers is None else layers, features, strict=True))
 
     @property
-    def _fingerprint(self) -> str:
-        """What reference patches are stamped with: those of 8-bit layers are far from the others, at any size."""
-        return self.config.fingerprint + ("-int8" if self.is_quantized else "")
-
-    @property
     def dtype(self) -> torch.dtype:
         """The precision of the weights."""
         return next(self.parameters()).dtype
@@ -167,7 +165,15 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
         return self
 
     def make_reference(
-        self, images: Any, *, category: str = "", batch_size: int = 16, progress: bool = False
+        self,
+        images: Any,
+        *,
+        category: str = "",
+        calibrate: Any = None,
+        image_score: str = "max",
+        top: float = 0.005,
+        batch_size: int = 16,
+        progress: bool = False,
     ) -> ReferenceBank:
         """Encodes normal images of one category as a bank.
 
@@ -175,13 +181,21 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
             images: a few defect-free images: a folder, paths, PIL images, arrays, or a prepared float tensor
                 (K, 3, H, W). The published protocol takes 8.
             category: name of the product, kept with the bank.
+            calibrate: more normal images, by whose scores decisions are made, see ``calibrate``; True for the
+                references themselves, each compared with the others.
+            image_score: ``"max"``, an image's score is the maximum of its map; ``"top"``, the mean of its highest
+                pixels, which small noise touches less.
+            top: their share.
             batch_size: images at a time.
             progress: show a bar.
 
         Raises:
-            InputError: no images.
+            InputError: no images, or another image score.
             ImageError: an image cannot be used.
         """
+        judgement = Judgement(image_score, top)
+        if calibrate is True and images is iter(images if hasattr(images, "__iter__") else ()):
+            raise InputError("calibrate=True reads the images twice: give a list, a folder or paths, not an iterator")
         batches = PreparedBatches(images, self.preprocess, batch_size)
         encoded, digests, counts = [], list[str](), list[int]()
         for batch, features in self._encode_batches(batches, progress, "reference"):
@@ -192,15 +206,23 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
             raise InputError("no reference images were given: expected at least one normal image")
         patches = [torch.cat([to_rows(maps) for maps in level]) for level in zip(*encoded, strict=True)]
         about: dict[str, Any] = {"fingerprint": self._fingerprint, "category": category, "num_images": len(digests)}
-        return ReferenceBank(patches, images=digests, image_patches=counts if len(set(counts)) > 1 else (), **about)
+        about |= {"judgement": judgement, "image_patches": counts if len(set(counts)) > 1 else ()}
+        bank = ReferenceBank(patches, images=digests, **about)
+        if calibrate is None or calibrate is False:
+            return bank
+        normals = images if calibrate is True else calibrate
+        return self.calibrate(bank, normals, batch_size=batch_size, progress=progress)
 
-    def set_reference(self, images: Any, *, category: str = "", batch_size: int = 16) -> "ADPretrainFeatureExtractor":
+    def set_reference(
+        self, images: Any, *, category: str = "", calibrate: Any = None, batch_size: int = 16
+    ) -> "ADPretrainFeatureExtractor":
         """Sets the normal images that later calls compare with, and returns self.
 
         Args:
             images: what ``make_reference`` takes, a ``ReferenceBank``, or the path of a saved one
                 (``.safetensors``).
             category: name of the product, kept with the bank that is made.
+            calibrate: more normal images, see ``make_reference``.
             batch_size: images at a time.
 
         Raises:
@@ -208,6 +230,9 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
             ImageError: an image cannot be used.
         """
         self.reference = self._as_bank(images, category, batch_size)
+        if calibrate is not None:
+            own = images if calibrate is True else calibrate
+            self.reference = self.calibrate(self.reference, own, batch_size=batch_size)
         return self
 
     def _places(self, layers: Layers) -> list[int]:

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from adpretrain_hf.errors import BundleError, InputError, MissingPathError
 from adpretrain_hf.files import atomic_path, check_names, read_safetensors
 from adpretrain_hf.images import PreparedImage
 from adpretrain_hf.matching import nearest_residual, to_rows
+from adpretrain_hf.scoring import BY_MAXIMUM, Judgement
 
 _LOG = logging.getLogger(__name__)
 _FORMAT = "adpretrain_reference_bank_1"
@@ -36,6 +37,7 @@ class ReferenceBank:
         compacted: whether they are a choice of those images' patches, see ``compact``.
         images: ``PreparedImage.digest`` of each image, in order, by which it is recognised; empty if not known.
         image_patches: how many patches each image has, in order; empty where all have as many.
+        judgement: how the product's maps become scores and decisions; as a dict where it comes from a file.
 
     Raises:
         InputError: no patches, shapes that do not belong together, or NaN or infinite values.
@@ -51,6 +53,7 @@ class ReferenceBank:
         compacted: bool = False,
         images: Sequence[str] = (),
         image_patches: Sequence[int] = (),
+        judgement: Judgement | Mapping[str, Any] = BY_MAXIMUM,
     ) -> None:
         shapes = [tuple(level.shape) for level in patches]
         if not shapes or any(len(shape) != 2 or shape != shapes[0] for shape in shapes) or 0 in shapes[0]:
@@ -68,6 +71,7 @@ class ReferenceBank:
         self.fingerprint, self.category = fingerprint, category
         self.num_images, self.compacted, self.images = num_images, compacted, list(images)
         self.image_patches = list(image_patches)
+        self.judgement = judgement if isinstance(judgement, Judgement) else Judgement.from_dict(judgement)
         # The norms are needed by every matching and do not change.
         self._inverse_norms = [1 / level.float().norm(dim=1).clamp_min(1e-12) for level in patches]
 
@@ -140,6 +144,11 @@ class ReferenceBank:
         )
         return self._with(patches, num_images=self.num_images - 1, images=images, image_patches=counts)
 
+    @property
+    def leaves_out(self) -> bool:
+        """Whether one of its images can be compared with the others."""
+        return not self.compacted and self.num_images > 1
+
     def _rows_of(self, index: int) -> tuple[int, int]:
         """Where an image's patches begin and end."""
         if self.compacted:
@@ -184,7 +193,8 @@ class ReferenceBank:
         if dtype is not None and not all(level.isfinite().all() for level in patches):
             largest = max(level.abs().max().item() for level in self.patches)
             raise InputError(f"the bank's values, up to {largest:.3g}, do not fit {dtype}: take bfloat16 or float32")
-        return self._with(patches)
+        same_values = dtype in (None, self.patches[0].dtype)
+        return self._with(patches, **({"judgement": self.judgement} if same_values else {}))
 
     def save(self, path: str | Path) -> None:
         """Writes the bank as a safetensors file."""
@@ -215,11 +225,17 @@ class ReferenceBank:
     def _about(self) -> dict[str, Any]:
         about = {"fingerprint": self.fingerprint, "category": self.category, "num_images": self.num_images}
         more = {name: getattr(self, name) for name in ("compacted", "images", "image_patches")}
+        if self.judgement != BY_MAXIMUM:
+            more["judgement"] = self.judgement.to_dict()
         return about | {name: value for name, value in more.items() if value}
 
+    def judged(self, judgement: Judgement) -> "ReferenceBank":
+        """The same patches with another judgement."""
+        return ReferenceBank(self.patches, **(self._about() | {"judgement": judgement}))
+
     def _with(self, patches: Sequence[Tensor], **changes: Any) -> "ReferenceBank":
-        """The same bank with other patches."""
-        return ReferenceBank(patches, **(self._about() | changes))
+        """The same bank with other patches, whose scores no calibration is known of."""
+        return ReferenceBank(patches, **(self._about() | {"judgement": self.judgement.calibrated(None)} | changes))
 
 
 class RunNotice:
@@ -244,7 +260,7 @@ class RunNotice:
         if not own:
             return []
         first = next(iter(own.values()))
-        if self._bank.compacted or self._bank.num_images < 2:
+        if not self._bank.leaves_out:
             self._say("%s is a reference itself, and compared with itself: its score says nothing", first)
             return []
         self._say("%s is a reference itself: such images are compared with the other references", first)

@@ -1,5 +1,6 @@
-"""Features -> anomaly maps and scores."""
+"""Features -> anomaly maps, scores and decisions."""
 
+from adpretrain_hf.scoring.decision import BY_MAXIMUM, IMAGE_SCORES, Calibration, Judgement, required
 from adpretrain_hf.scoring.maps import (
     SIGMA,
     AnomalyScores,

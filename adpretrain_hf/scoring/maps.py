@@ -1,9 +1,8 @@
 """FeatureNorm: the length of a pretrained feature is an anomaly score (paper, section 4; released ``feature_norm``)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,21 +10,52 @@ from torch.nn import functional as F
 
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.images import PreparedImage
+from adpretrain_hf.scoring.decision import BY_MAXIMUM, Calibration, Judgement, required
 
 SIGMA = 4.0
 _TRUNCATE = 4.0  # a Gaussian is cut off after this many sigmas, as scipy.ndimage does
 
 
-class AnomalyScores(NamedTuple):
-    """What ``score`` returns.
+@dataclass(frozen=True)
+class AnomalyScores:
+    """What ``score`` returns; ``maps, scores = extractor.score(images)`` takes it apart.
+
+    Decisions need a reference with a calibration, see ``extractor.calibrate``, or raise InputError.
 
     Attributes:
         maps: anomaly maps at the images' own size: (B, H, W), or a list of B maps (H, W) where sizes differ.
-        scores: (B,), the maximum of each map before it is brought to the image's size.
+        scores: (B,), by default the maximum of each map before it is brought to the image's size.
+        calibrations: for each image what its product's normal images score, or None.
     """
 
     maps: Tensor | list[Tensor]
     scores: Tensor
+    calibrations: Sequence[Calibration | None] = ()
+
+    def __iter__(self) -> Iterator[Tensor | list[Tensor]]:
+        return iter((self.maps, self.scores))
+
+    @property
+    def p_values(self) -> Tensor:
+        """(B,), float64: how rarely a normal image scores as high; see ``Calibration.p_value``."""
+        return torch.tensor([own.p_value(score) for own, score in self._pairs()], dtype=torch.float64)
+
+    @property
+    def confidence(self) -> Tensor:
+        """(B,), float64, 0.5 at the threshold; see ``Calibration.confidence``."""
+        return torch.tensor([own.confidence(score) for own, score in self._pairs()], dtype=torch.float64)
+
+    def is_anomalous(self, alpha: float | None = None) -> Tensor:
+        """(B,), bool: the decisions at a false-alarm rate of alpha; see ``Calibration.threshold``."""
+        return torch.tensor([own.is_anomalous(score, alpha) for own, score in self._pairs()])
+
+    def is_borderline(self, alpha: float | None = None, band: float = 1.0) -> Tensor:
+        """(B,), bool: which scores lie near the threshold; see ``Calibration.is_borderline``."""
+        return torch.tensor([own.is_borderline(score, alpha, band) for own, score in self._pairs()])
+
+    def _pairs(self) -> list[tuple[Calibration, float]]:
+        calibrations = self.calibrations or [None] * len(self.scores)
+        return [(required(own), score) for own, score in zip(calibrations, self.scores.tolist(), strict=True)]
 
 
 def feature_norm(features: Tensor) -> Tensor:
@@ -75,34 +105,37 @@ class ScoredImage:
     Attributes:
         image: the image as it was prepared.
         anomaly: (H', W'), the map at the size of the network's input, on the CPU.
-        score: its maximum.
+        score: its maximum, or as the judgement says.
+        judgement: how the score was taken, and what it is compared with for a decision.
     """
 
     image: PreparedImage
     anomaly: Tensor
     score: float
+    judgement: Judgement = BY_MAXIMUM
 
     def full_size_map(self) -> Tensor:
         """The map at the image's own size, (H, W)."""
         return place_map(self.anomaly, self.image.size, self.image.box)
 
 
-def score_batch(images: Sequence[PreparedImage], maps: Tensor) -> list[ScoredImage]:
+def score_batch(images: Sequence[PreparedImage], maps: Tensor, judgement: Judgement = BY_MAXIMUM) -> list[ScoredImage]:
     """Scores a batch by its anomaly maps.
 
     Args:
         images: B prepared images.
         maps: (B, H', W'), on the CPU.
+        judgement: how.
 
     Raises:
         InputError: a score is not a finite number.
     """
-    scores = maps.amax(dim=(1, 2)).tolist()
+    scores = judgement.image_scores(maps).tolist()
     for image, score in zip(images, scores, strict=True):
         if not math.isfinite(score):
             reason = f"it holds NaN, or its features overflow {maps.dtype}"
             raise InputError(f"the score of {image.name} is {score}: {reason}")
-    return [ScoredImage(*result) for result in zip(images, maps, scores, strict=True)]
+    return [ScoredImage(*result, judgement) for result in zip(images, maps, scores, strict=True)]
 
 
 def place_map(anomaly: Tensor, size: tuple[int, int], box: tuple[int, int, int, int] | None = None) -> Tensor:

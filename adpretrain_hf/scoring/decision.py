@@ -1,0 +1,188 @@
+"""From a score to a decision, by what normal images score: split conformal p-values.
+
+Of n calibration scores, a score s has p = (1 + #{scores >= s}) / (n + 1), and is anomalous at a false-alarm rate of
+alpha where p <= alpha. As long as normal images are exchangeable with those of the calibration, at most a share of
+alpha of them is called anomalous, whatever the scores' distribution is (Vovk, Gammerman and Shafer, 2005; Bates et al.,
+2023, "Testing for outliers with conformal p-values").
+"""
+
+import math
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from adpretrain_hf.errors import InputError
+
+IMAGE_SCORES = ("max", "top")
+_ROUNDING = 1e-9  # 0.29 x 100 is less than 29
+_FAR = 5  # interquartile ranges above the upper quartile
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What normal images of a product score.
+
+    Attributes:
+        scores: of n images, ascending.
+        peaks: the maxima of their maps, ascending; empty where they are the scores.
+        typical: the median over the images of the medians of their maps: the value of an ordinary pixel.
+        made_by: identity of what computed the scores, see ``extractor.scoring_identity``.
+        approximate: whether the images are the references, each compared with the others (leave-one-out): the others
+            are fewer than a new image is compared with, and the scores depend on each other, so that the rate of false
+            alarms is kept about, not as a promise.
+        false_alarms: alpha where none is given; the smallest rate that n images allow, but at least 0.01, by default.
+
+    Raises:
+        InputError: no scores, scores that are not finite, or a rate that n images do not allow.
+    """
+
+    scores: tuple[float, ...]
+    peaks: tuple[float, ...] = ()
+    typical: float = 0.0
+    made_by: str = ""
+    approximate: bool = False
+    false_alarms: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("scores", "peaks"):
+            object.__setattr__(self, name, tuple(sorted(getattr(self, name))))
+        if not self.scores or not all(map(math.isfinite, (*self.scores, *self.peaks, self.typical))):
+            raise InputError(f"the calibration scores are {self.scores[:8]}, expected at least one, all finite")
+        if self.false_alarms is None:
+            object.__setattr__(self, "false_alarms", max(0.01, self.smallest_rate))
+        self.threshold()
+
+    @property
+    def smallest_rate(self) -> float:
+        """1 / (n + 1), the smallest p-value and so the smallest false-alarm rate that n images allow."""
+        return 1 / (len(self.scores) + 1)
+
+    @cached_property
+    def scale(self) -> float:
+        """The spread of normal scores: their standard deviation, but at least 1 % of their mean."""
+        return max(float(np.std(self.scores)), 0.01 * abs(float(np.mean(self.scores))), 1e-6)
+
+    def threshold(self, alpha: float | None = None) -> float:
+        """The score that an anomalous image exceeds: p <= alpha above it, and nowhere else.
+
+        Args:
+            alpha: the false-alarm rate; ``false_alarms`` by default.
+
+        Raises:
+            InputError: a rate outside (0, 1), or one that n images do not allow.
+        """
+        return self.scores[-self._exceeding(alpha)]
+
+    def pixel_threshold(self, alpha: float | None = None) -> float:
+        """The value that at most a share of alpha of the normal images exceed anywhere in their maps; see above."""
+        return (self.peaks or self.scores)[-self._exceeding(alpha)]
+
+    def p_value(self, score: float) -> float:
+        """(1 + #{calibration scores >= score}) / (n + 1)."""
+        number = len(self.scores)
+        return (1 + number - bisect_left(self.scores, score)) / (number + 1)
+
+    def is_anomalous(self, score: float, alpha: float | None = None) -> bool:
+        """Whether p <= alpha; see ``threshold``."""
+        return score > self.threshold(alpha)
+
+    def is_borderline(self, score: float, alpha: float | None = None, band: float = 1.0) -> bool:
+        """Whether a score lies within ``band`` times ``scale`` of the threshold, on either side: one to look at."""
+        return abs(score - self.threshold(alpha)) <= band * self.scale
+
+    def confidence(self, score: float) -> float:
+        """How clearly a score is anomalous, from 0 to 1, comparable between products.
+
+        ``sigmoid((score - t) / scale)``, 0.5 at the threshold t of ``false_alarms``. It is no probability of a defect:
+        nothing is known of how often there are any.
+        """
+        return 0.5 * (1 + math.tanh((score - self.threshold()) / self.scale / 2))
+
+    @property
+    def outliers(self) -> int:
+        """How many scores lie more than 5 interquartile ranges above the upper quartile: those of anomalies?"""
+        low, high = np.quantile(self.scores, (0.25, 0.75))
+        return int(np.sum(np.array(self.scores) > high + _FAR * max(high - low, 0.01 * abs(high))))
+
+    def _exceeding(self, alpha: float | None) -> int:
+        """k, of which calibration score from the top is the threshold: the largest whole number <= alpha (n + 1)."""
+        alpha, number = self.false_alarms if alpha is None else alpha, len(self.scores)
+        if alpha is None or not 0 < alpha < 1:
+            raise InputError(f"the false-alarm rate is {alpha}, expected a number above 0 and below 1")
+        exceeding = math.floor(alpha * (number + 1) + _ROUNDING)
+        if not exceeding:
+            needed = math.ceil(1 / alpha - 1 - _ROUNDING)
+            raise InputError(
+                f"a false-alarm rate of {alpha} cannot be promised by {number} calibration images: it needs at least "
+                f"{needed}, and the smallest rate that {number} allow is {self.smallest_rate:.4g}"
+            )
+        return exceeding
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How a product's anomaly maps become scores and decisions; a part of its bank.
+
+    Attributes:
+        image_score: ``"max"``, the maximum of the map, or ``"top"``, the mean of its highest pixels.
+        top: their share.
+        calibration: what normal images score, or None: then there are scores and no decisions.
+
+    Raises:
+        InputError: another image score, or a share out of its range.
+    """
+
+    image_score: str = "max"
+    top: float = 0.005
+    calibration: Calibration | None = None
+
+    def __post_init__(self) -> None:
+        if self.image_score not in IMAGE_SCORES:
+            raise InputError(f"image_score is {self.image_score!r}, expected one of {IMAGE_SCORES}")
+        if not 0 < self.top <= 1:
+            raise InputError(f"top is {self.top}, expected the share of a map's pixels, above 0 and at most 1")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Judgement":
+        """Reads what ``to_dict`` wrote."""
+        calibration = values.get("calibration")
+        return cls(**dict(values) | {"calibration": Calibration(**calibration) if calibration else None})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON holds them, without those that are None."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def calibrated(self, calibration: Calibration | None) -> "Judgement":
+        """The same with another calibration, or without one."""
+        return replace(self, calibration=calibration)
+
+    def image_scores(self, maps: Tensor) -> Tensor:
+        """Anomaly maps (B, H, W) to scores (B,)."""
+        if self.image_score == "max":
+            return maps.amax(dim=(1, 2))
+        pixels = maps.flatten(1)
+        return pixels.topk(max(1, round(self.top * pixels.shape[1])), dim=1).values.mean(dim=1)
+
+
+BY_MAXIMUM = Judgement()
+"""The published one: the maximum of the map, and no decision."""
+
+
+def required(calibration: Calibration | None) -> Calibration:
+    """The calibration that a decision needs.
+
+    Raises:
+        InputError: there is none.
+    """
+    if calibration is None:
+        raise InputError(
+            "a decision needs a calibrated reference, and this one has no calibration that was made by this extractor: "
+            "make_reference(images, calibrate=more_normal_images), extractor.calibrate(bank, normal_images), or "
+            "adpretrain reference --calibrate"
+        )
+    return calibration
