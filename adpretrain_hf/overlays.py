@@ -1,10 +1,12 @@
-"""Pictures of anomaly maps: heat maps, overlays on the image, and a contact sheet."""
+"""Pictures of anomaly maps: heat maps, overlays on the image, frames that tell a decision, and a contact sheet."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from adpretrain_hf.scoring import Calibration
 
 # Dark to bright, even in lightness, and readable without colour vision.
 _COLOURS = np.array(
@@ -13,12 +15,13 @@ _COLOURS = np.array(
     dtype=np.float32,
 )  # fmt: skip
 _UNSEEN = (128, 128, 128)
+_NORMAL, _ANOMALOUS = (0, 158, 115), (213, 40, 0)  # a bluish green, told from the red without colour vision
 _TILE, _CAPTION, _GAP, _COLUMNS = 128, 34, 10, 3
 
 
 @dataclass(frozen=True)
 class ColourRange:
-    """The map values of the darkest and the brightest colour, the same for all images of a run."""
+    """The map values of the darkest and the brightest colour, the same for all images that are to be compared."""
 
     low: float
     high: float
@@ -33,6 +36,12 @@ class SheetEntry:
     title: str
     subtitle: str
     colours: ColourRange
+
+
+def calibrated_colours(calibration: Calibration) -> ColourRange:
+    """Colours that mean the same in every picture of a product: an ordinary pixel is dark, the threshold halfway."""
+    low = calibration.typical
+    return ColourRange(low, low + 2 * max(calibration.pixel_threshold() - low, 1e-6))
 
 
 def colour_range(maps: Iterable[np.ndarray]) -> ColourRange:
@@ -70,6 +79,14 @@ def overlay(
         hatched[top : top + height, left : left + width] = False
         blended[hatched] = _UNSEEN
     return Image.fromarray(blended.round().astype(np.uint8))
+
+
+def framed(picture: Image.Image, is_anomalous: bool) -> Image.Image:
+    """The picture in a frame inside its edges: green for a normal image, red for an anomalous one."""
+    picture, width = picture.copy(), max(2, min(picture.size) // 48)
+    box, colour = (0, 0, picture.width - 1, picture.height - 1), _ANOMALOUS if is_anomalous else _NORMAL
+    ImageDraw.Draw(picture).rectangle(box, outline=colour, width=width)
+    return picture
 
 
 def contact_sheet(entries: Sequence[SheetEntry]) -> Image.Image:

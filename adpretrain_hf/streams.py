@@ -111,18 +111,28 @@ class StreamsMixin:
         return AnomalyScores(torch.stack(maps) if same_size else maps, torch.tensor(scores), calibrations)
 
     def score_stream(
-        self, images: Any, *, batch_size: int = 16, progress: bool = True, on_error: Optional[OnError] = None
+        self,
+        images: Any,
+        *,
+        batch_size: int = 16,
+        progress: bool = True,
+        on_error: Optional[OnError] = None,
+        label: str = "score",
     ) -> Generator[ScoredImage, None, None]:
         """Like ``score`` for any number of images, one after the other, in bounded memory.
 
         Args:
-            images, batch_size, progress, on_error: see ``stream``.
+            images, batch_size, progress, on_error, label: see ``stream_batches``.
         """
-        batches = self.stream_batches(
-            images, batch_size=batch_size, progress=progress, on_error=on_error, label="score"
-        )
+        options: dict[str, Any] = {"batch_size": batch_size, "progress": progress, "on_error": on_error}
+        batches = self.stream_batches(images, label=label, **options)
         maps = ((batch, [anomaly_map(features, batch[0].network_size)]) for batch, features in batches)
-        judgement = self._judgement_of(self._require_reference())
+        judgement = self.judgement
+        if judgement != self._require_reference().judgement:
+            _LOG.warning(
+                "the reference's calibration was made by another extractor (projectors, precision and image size "
+                "count): there are scores, and no decisions; calibrate it again"
+            )
         return (
             scored
             for batch, (own,) in to_host(maps, self.device, batch_size)
@@ -157,7 +167,8 @@ class StreamsMixin:
         scorer = copy.copy(self)
         scorer.reference = bank = self._check_bank(bank.judged(bank.judgement.calibrated(None)))
         scores, peaks, typical, own = dict[str, float](), list[float](), list[float](), False
-        for number, scored in enumerate(scorer.score_stream(normals, batch_size=batch_size, progress=progress)):
+        options: dict[str, Any] = {"batch_size": batch_size, "progress": progress, "label": "calibrate"}
+        for number, scored in enumerate(scorer.score_stream(normals, **options)):
             scores[f"{scored.image.name} ({number})"] = scored.score
             peaks.append(float(scored.anomaly.max()))
             typical.append(float(scored.anomaly.median()))
@@ -204,16 +215,13 @@ class StreamsMixin:
 
         return self._identity.get(list(self.projectors.parameters()), identity)
 
-    def _judgement_of(self, bank: ReferenceBank) -> Judgement:
-        """How the bank's product is judged; without its calibration where another extractor made that."""
-        calibration = bank.judgement.calibration
-        if calibration is None or calibration.made_by == self.scoring_identity:
-            return bank.judgement
-        _LOG.warning(
-            "the reference's calibration was made by another extractor (projectors, precision and image size count): "
-            "there are scores, and no decisions; calibrate it again"
-        )
-        return bank.judgement.calibrated(None)
+    @property
+    def judgement(self) -> Judgement:
+        """How the set reference's product is judged; without its calibration where another extractor made that."""
+        judgement = self._require_reference().judgement
+        if judgement.calibration is None or judgement.calibration.made_by == self.scoring_identity:
+            return judgement
+        return judgement.calibrated(None)
 
     def stream_batches(
         self,

@@ -65,6 +65,29 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_judgement(parser: argparse.ArgumentParser) -> None:
+    """How the images of a product are judged; where the reference is a bank, it says so itself."""
+    parser.add_argument(
+        "--calibrate",
+        type=Path,
+        nargs="+",
+        metavar="PATH",
+        help="other normal images, a folder or files, by whose scores decisions are made; by default the references "
+        "themselves, each compared with the others",
+    )
+    parser.add_argument(
+        "--false-alarms",
+        type=rate,
+        metavar="RATE",
+        help="the share of normal images that may be called anomalous, e.g. 0.01; by default the smallest that the "
+        "calibration images allow, but at least 0.01",
+    )
+    parser.add_argument(
+        "--image-score", choices=("max", "top"), default="max", help="the maximum of a map, or the mean of its top"
+    )
+    parser.add_argument("--top", type=fraction, default=0.005, help="the share of a map's pixels that is its top")
+
+
 def positive(text: str) -> int:
     """An integer >= 1."""
     value = int(text) if text.isdigit() else 0
@@ -81,6 +104,14 @@ def fraction(text: str) -> float:
         value = 0.0
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a number above 0 and at most 1")
+    return value
+
+
+def rate(text: str) -> float:
+    """A number above 0 and below 1."""
+    value = fraction(text)
+    if value == 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number above 0 and below 1")
     return value
 
 

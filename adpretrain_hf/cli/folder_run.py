@@ -27,6 +27,7 @@ from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.files import atomic_path, combined_digest, fitting_name, tensor_digest, write_text
 from adpretrain_hf.images import RunImages, list_images, open_images, read_image
 from adpretrain_hf.quantization import quantize
+from adpretrain_hf.reference import ReferenceBank, is_bank
 
 
 @dataclass
@@ -160,7 +161,8 @@ def run_on_ray(args: Namespace, *, features: bool) -> int:
 def prepare(args: Namespace) -> tuple[RunImages, ADPretrainFeatureExtractor, dict[str, Any]]:
     """Opens the images, loads the extractor and sets its reference, and lists what the results will depend on."""
     images = open_images(args.images, args.output, args.image_column)
-    extractor = load(args).set_reference(single(args.reference), batch_size=args.batch_size)
+    extractor = load(args)
+    extractor.set_reference(reference_of(extractor, args))
     # Weights that are packed in 8 bits come of the same training as the others.
     weights = (value for value in extractor.projectors.state_dict().values() if isinstance(value, Tensor))
     # Of the files, for what is computed from them differs from machine to machine.
@@ -172,7 +174,46 @@ def prepare(args: Namespace) -> tuple[RunImages, ADPretrainFeatureExtractor, dic
         "residual_scale": extractor.config.residual_scale,
         "reference": combined_digest(sorted(hashlib.sha256(path.read_bytes()).digest() for path in files)),
     }
-    return images, extractor, settings | images.settings
+    return images, extractor, settings | _judgement_settings(args) | images.settings
+
+
+def reference_of(extractor: ADPretrainFeatureExtractor, args: Namespace) -> ReferenceBank:
+    """The bank that ``--reference`` is, or that is made of its images, calibrated if the verb judges.
+
+    Raises:
+        InputError: options of a judgement where the bank has another.
+    """
+    paths, judgement = args.reference, _judgement_settings(args)
+    if len(paths) == 1 and is_bank(paths[0]):
+        bank = ReferenceBank.load(paths[0])
+        if judgement and (bank.judgement.image_score, bank.judgement.top) != (args.image_score, args.top):
+            raise InputError(f"{paths[0]} takes image scores in another way than {judgement}: make the bank so")
+        return calibrate(extractor, bank, None, args) if getattr(args, "calibrate", None) else bank
+    bank = extractor.make_reference(single(paths), batch_size=args.batch_size, **judgement)
+    return calibrate(extractor, bank, paths, args) if "calibrate" in args else bank
+
+
+def calibrate(
+    extractor: ADPretrainFeatureExtractor,
+    bank: ReferenceBank,
+    own: list[Path] | None,
+    args: Namespace,
+    progress: bool = False,
+) -> ReferenceBank:
+    """The bank calibrated by ``--calibrate``, or by its own images where they can be compared with each other."""
+    images = args.calibrate or (own if bank.leaves_out else None)
+    if images is None:
+        print("not calibrated, so there are no decisions: give other normal images by --calibrate", file=sys.stderr)
+        return bank
+    options = {"batch_size": args.batch_size, "progress": progress, "false_alarms": args.false_alarms}
+    return extractor.calibrate(bank, single(images), **options)
+
+
+def _judgement_settings(args: Namespace) -> dict[str, Any]:
+    """What scores depend on beside the reference, where it is not as published."""
+    if getattr(args, "image_score", "max") == "max":
+        return {}
+    return {"image_score": args.image_score, "top": args.top}
 
 
 def load(args: Namespace) -> ADPretrainFeatureExtractor:

@@ -3,18 +3,20 @@
 import argparse
 from pathlib import Path
 
-from adpretrain_hf.cli.arguments import DTYPES, add_bundle, fraction
+from adpretrain_hf.cli.arguments import DTYPES, add_bundle, add_judgement, fraction
 
 HELP = "encode normal images of one product as a reference bank"
 EXAMPLES = """\
   adpretrain reference my-bundle normal_images/ --category screw --output screw.safetensors
   adpretrain reference my-bundle many_normal_images/ --keep 0.1 --output screw.safetensors
+  adpretrain reference my-bundle normal_images/ --calibrate more_normal_images/ --output screw.safetensors
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what only this verb takes, and what it shares."""
     add_bundle(parser)
+    add_judgement(parser)
     parser.add_argument("images", type=Path, nargs="+", help="a folder, or image files")
     parser.add_argument("--output", type=Path, required=True, help="the .safetensors file to write")
     parser.add_argument("--category", default="", help="name of the product, kept in the bank")
@@ -28,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     """Encodes normal images as a reference bank."""
     import torch
 
-    from adpretrain_hf.cli.folder_run import check_images, load, single
+    from adpretrain_hf.cli.folder_run import calibrate, check_images, load, single
     from adpretrain_hf.errors import InputError
 
     if args.output.suffix != ".safetensors":
@@ -36,7 +38,11 @@ def run(args: argparse.Namespace) -> int:
     extractor = load(args)
     check_images(args.images)
     options = {"category": args.category, "batch_size": args.batch_size, "progress": True}
+    options |= {"image_score": args.image_score, "top": args.top}
     bank = extractor.make_reference(single(args.images), **options).compact(args.keep)
-    bank.to(dtype=getattr(torch, args.bank_dtype)).save(args.output)
+    bank = calibrate(extractor, bank.to(dtype=getattr(torch, args.bank_dtype)), args.images, args, progress=True)
+    bank.save(args.output)
     print(f"{args.output}: {len(bank)} patches of {bank.num_images} images")
+    if (calibration := bank.judgement.calibration) is not None:
+        print(f"anomalous above a score of {calibration.threshold():.4g}: {calibration}")
     return 0

@@ -1,13 +1,14 @@
-"""``adpretrain score``: anomaly scores, maps and overlays of many images."""
+"""``adpretrain score``: anomaly scores, decisions, maps and overlays of many images."""
 
 import argparse
 
-from adpretrain_hf.cli.arguments import add_run
+from adpretrain_hf.cli.arguments import add_judgement, add_run
 
-HELP = "write anomaly scores, maps and overlays"
+HELP = "write anomaly scores, decisions, maps and overlays"
 EXAMPLES = """\
   adpretrain score hub_cards/adpretrain-dinov2-small images/ --reference normal_images/ --output results/
   adpretrain score org/adpretrain-dinov2-large images/ --reference screw.safetensors --output results/ --dtype bfloat16
+  adpretrain score my-bundle images/ --reference screw.safetensors --output out/ --false-alarms 0.01 --fail-on-anomaly
   adpretrain score org/adpretrain-dinov2-large images/ --reference screw.safetensors --output results/ --ray
 """
 
@@ -15,24 +16,40 @@ EXAMPLES = """\
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what only this verb takes, and what it shares."""
     add_run(parser)
+    add_judgement(parser)
+    parser.add_argument("--fail-on-anomaly", action="store_true", help="exit with 3 if an image is anomalous")
+    parser.add_argument(
+        "--colours",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="map values of the darkest and the brightest colour; by default the calibration says them",
+    )
     parser.add_argument("--no-overlays", action="store_true", help="leave the overlay pictures out")
 
 
 def run(args: argparse.Namespace) -> int:
     """Scores every image; writes scores.csv, scores.json, the maps and an overlay of each."""
     from adpretrain_hf.cli.folder_run import FolderRun, finish, prepare, run_on_ray
-    from adpretrain_hf.cli.results import save_score, write_overlays, write_scores
+    from adpretrain_hf.cli.results import Decisions, save_score, write_overlays, write_scores
+    from adpretrain_hf.errors import InputError
 
     if args.ray or args.ray_address:
+        if args.fail_on_anomaly or args.false_alarms:
+            raise InputError("--fail-on-anomaly and --false-alarms are not for Ray: read its Parquet files' p_value")
         return run_on_ray(args, features=False)
     images, extractor, settings = prepare(args)
+    decisions = Decisions.of(extractor, args.false_alarms, args.colours)
+    if args.fail_on_anomaly:
+        decisions.required()
     run = FolderRun(images, args.output, settings, {"maps": ".npz", "overlays": ".png"})
     run.write(
         lambda images, **options: ((one.image.name, one) for one in extractor.score_stream(images, **options)),
         save_score,
         args.batch_size,
     )
-    write_scores(run)
+    anomalous = write_scores(run, decisions)
     if not args.no_overlays:
-        write_overlays(run)
-    return finish(args.output, len(images.names), run.errors)
+        write_overlays(run, decisions)
+    code = finish(args.output, len(images.names), run.errors)
+    return 3 if args.fail_on_anomaly and anomalous else code

@@ -57,6 +57,10 @@ class Calibration:
             object.__setattr__(self, "false_alarms", max(0.01, self.smallest_rate))
         self.threshold()
 
+    def __str__(self) -> str:
+        kind = "references, each compared with the others: about" if self.approximate else "normal images:"
+        return f"{len(self.scores)} {kind} {self.false_alarms:.3g} of normal images are called anomalous"
+
     @property
     def smallest_rate(self) -> float:
         """1 / (n + 1), the smallest p-value and so the smallest false-alarm rate that n images allow."""

@@ -39,7 +39,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     out, err = capsys.readouterr()
     *bar, message = err.splitlines()
     assert out == "" and message.startswith("adpretrain: error: ")
-    assert [line for line in bar if line and "image/s" not in line] == []
+    assert [line for line in bar if line and "image/s" not in line and "s/image" not in line] == []
     return message
 
 
@@ -134,8 +134,8 @@ def test_a_misspelt_option_is_named_before_the_one_it_stands_for(capsys: pytest.
         main(["score", "bundle", "images", "--reference", "normal", "--ouput", "results"])
     assert "error: unrecognized argument --ouput: did you mean --output?" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        main(["score", "bundle", "images", "--reference", "normal", "--outp=results", "--colour"])
-    assert "unrecognized arguments: --colour" in capsys.readouterr().err
+        main(["score", "bundle", "images", "--reference", "normal", "--outp=results", "--shade"])
+    assert "unrecognized arguments: --shade" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -346,15 +346,17 @@ def test_score_writes_scores_maps_and_overlays(
 ) -> None:
     random_image(9, 90, 33).save(image_folder / "wide.bmp")
     out = tmp_path / "out"
-    assert run("score", bundle, image_folder, "--reference", bank, "--output", out, "--batch-size", 4) == 0
     names = ["0.png", "1.png", "2.png", "sub/3.jpg", "sub/4.jpg", "wide.bmp"]
     expected = extractor.set_reference(normal).score([image_folder / name for name in names])
+    low = float(torch.cat([anomaly[anomaly > 0] for anomaly in expected.maps]).median())
+    options = ("--output", out, "--batch-size", 4, "--colours", low, 2 * low)
+    assert run("score", bundle, image_folder, "--reference", bank, *options) == 0
     assert len(set(expected.scores.tolist())) == len(names)
 
     with (out / "scores.csv").open(encoding="utf-8", newline="") as file:
         header, *rows = csv.reader(file)
-    assert header == ["image", "score"] and [name for name, _ in rows] == names
-    assert [float(score) for _, score in rows] == pytest.approx(expected.scores.tolist(), abs=1e-6)
+    assert header == ["image", "score", "p_value", "decision", "confidence"] and [row[0] for row in rows] == names
+    assert [float(row[1]) for row in rows] == pytest.approx(expected.scores.tolist(), abs=1e-6)
     report = json.loads((out / "scores.json").read_text(encoding="utf-8"))
     assert [entry["image"] for entry in report["scores"]] == names and report["failures"] == []
     assert [entry["score"] for entry in report["scores"]] == pytest.approx(expected.scores.tolist(), abs=1e-6)
@@ -362,13 +364,106 @@ def test_score_writes_scores_maps_and_overlays(
     for name, anomaly in zip(names, expected.maps, strict=True):
         with np.load(out / "maps" / f"{name}.npz") as file:
             assert file["map"].shape == (32, 32) and file["score"] == pytest.approx(file["map"].max())
-            size, box = map(int, file["size"]), map(int, file["box"])
-            at_full_size = place_map(torch.from_numpy(file["map"]), tuple(size), tuple(box))
+            size, box = tuple(map(int, file["size"])), tuple(map(int, file["box"]))
+            at_full_size = place_map(torch.from_numpy(file["map"]), size, box)
         torch.testing.assert_close(at_full_size, anomaly, rtol=0, atol=1e-6)
         with Image.open(image_folder / name) as image, Image.open(out / "overlays" / f"{name}.png") as overlay:
             assert overlay.size == image.size and overlay.mode == "RGB"
             coloured = np.any(np.asarray(image) != np.asarray(overlay), axis=2)
+        top, left, height, width = box
+        seen = slice(top + 2, top + height - 2), slice(left + 2, left + width - 2)  # inside the frame
+        coloured, anomaly = coloured[seen], anomaly[seen]
         assert 0 < coloured.mean() < 1 and anomaly[coloured].mean() > anomaly[~coloured].mean()
+
+
+GREEN, RED = (0, 158, 115), (213, 40, 0)
+
+
+def test_scores_are_decided_by_the_calibration(
+    bundle: Path, extractor: ADPretrainFeatureExtractor, normal: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    more = tmp_path / "more"
+    more.mkdir()
+    for number in range(4):
+        random_image(300 + number).save(more / f"{number}.png")
+    bank, out = tmp_path / "own.safetensors", tmp_path / "out"
+    assert run("reference", bundle, normal, "--output", bank, "--calibrate", more) == 0
+    arguments = ("score", bundle, image_folder, "--reference", bank, "--output", out, "--false-alarms", 0.4)
+    calibration = extractor.calibrate(extractor.make_reference(normal), more).judgement.calibration
+    assert calibration is not None
+    result = extractor.set_reference(normal, calibrate=more).score(image_folder)
+    expected = result.is_anomalous(0.4).tolist()
+    assert run(*arguments) == 0
+    assert run(*arguments, "--fail-on-anomaly") == (3 if any(expected) else 0)
+
+    with (out / "scores.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["decision"] == "anomalous" for row in rows] == expected
+    assert [float(row["p_value"]) for row in rows] == pytest.approx(result.p_values.tolist())
+    assert [float(row["confidence"]) for row in rows] == pytest.approx(result.confidence.tolist(), abs=1e-5)
+    report = json.loads((out / "scores.json").read_text(encoding="utf-8"))
+    assert report["decision"] == {
+        "false_alarms": 0.4,
+        "threshold": pytest.approx(calibration.threshold(0.4)),
+        "calibration_images": 4,
+        "approximate": False,
+    }
+    for row in rows:
+        with Image.open(out / "overlays" / f"{row['image']}.png") as overlay:
+            assert overlay.getpixel((1, 1)) == (RED if row["decision"] == "anomalous" else GREEN)
+
+
+def test_some_image_is_anomalous_and_some_is_not(
+    bundle: Path, normal: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At the rate that calls every second normal image anomalous, and at none that the references do not allow."""
+    arguments = ("score", bundle, image_folder, "--reference", normal, "--output", tmp_path / "out", "--no-overlays")
+    assert run(*arguments, "--false-alarms", 0.75, "--fail-on-anomaly") == 3
+    with (tmp_path / "out" / "scores.csv").open(encoding="utf-8", newline="") as file:
+        assert {row["decision"] for row in csv.DictReader(file)} == {"normal", "anomalous"}
+    assert run(*arguments, "--false-alarms", 0.01) == 1
+    assert "0.01 cannot be promised by 3 calibration images: it needs at least 99" in capsys.readouterr().err
+
+
+def test_an_image_has_the_same_colours_in_every_folder(
+    bundle: Path, bank: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    random_image(9, 90, 33).save(image_folder / "wide.bmp")
+    where = ("--reference", bank, "--output")
+    assert run("score", bundle, image_folder, *where, tmp_path / "all") == 0
+    assert run("score", bundle, image_folder / "0.png", *where, tmp_path / "one") == 0
+    name = "overlays/0.png.png"
+    assert (tmp_path / "all" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+
+
+def test_no_decision_without_a_calibration(
+    bundle: Path, normal: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bank = tmp_path / "small.safetensors"
+    assert run("reference", bundle, normal, "--output", bank, "--keep", 0.5) == 0
+    assert "not calibrated, so there are no decisions" in capsys.readouterr().err
+    arguments = ("score", bundle, image_folder, "--reference", bank, "--output", tmp_path / "out")
+    assert run(*arguments, "--false-alarms", 0.1) == 1
+    assert "a decision needs a calibrated reference" in capsys.readouterr().err
+    assert run(*arguments, "--fail-on-anomaly") == 1
+    assert run(*arguments) == 0
+    assert (tmp_path / "out" / "scores.csv").read_text(encoding="utf-8").startswith("image,score\n")
+    fixed = (*arguments[:-1], tmp_path / "fixed", "--colours", 0.1, 0.5)
+    assert run(*fixed) == 0
+
+
+def test_the_top_score_is_chosen_where_the_bank_is_made(
+    bundle: Path, bank: Path, normal: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    top = ("--image-score", "top", "--top", 0.1)
+    where = ("score", bundle, image_folder / "0.png", "--no-overlays", "--reference")
+    assert run(*where, bank, "--output", tmp_path / "a", *top) == 1
+    assert "takes image scores in another way than" in capsys.readouterr().err
+    assert run("reference", bundle, normal, "--output", tmp_path / "top.safetensors", *top) == 0
+    assert run(*where, tmp_path / "top.safetensors", "--output", tmp_path / "b") == 0
+    assert run(*where, normal, "--output", tmp_path / "c", *top) == 0
+    tables = [(tmp_path / out / "scores.csv").read_text(encoding="utf-8") for out in "bc"]
+    assert tables[0] == tables[1]
 
 
 def test_score_without_overlays(bundle: Path, bank: Path, image_folder: Path, tmp_path: Path) -> None:
