@@ -1,6 +1,7 @@
 """ADPretrainFeatureExtractor: the public class. The method is ``encode``, ``residuals`` and ``forward``."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -18,7 +19,7 @@ from adpretrain_hf.images import PreparedBatches, Preprocessor, check_prepared, 
 from adpretrain_hf.matching import to_rows
 from adpretrain_hf.projector import Projectors
 from adpretrain_hf.reference import ReferenceBank, is_bank, residuals_per_image
-from adpretrain_hf.scoring import Judgement
+from adpretrain_hf.scoring import Judgement, encode_region
 from adpretrain_hf.streams import StreamsMixin
 
 References = Union[ReferenceBank, Sequence[ReferenceBank], Any]
@@ -172,6 +173,8 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
         calibrate: Any = None,
         image_score: str = "max",
         top: float = 0.005,
+        region: Any = None,
+        ignore: Any = None,
         batch_size: int = 16,
         progress: bool = False,
     ) -> ReferenceBank:
@@ -186,24 +189,32 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
             image_score: ``"max"``, an image's score is the maximum of its map; ``"top"``, the mean of its highest
                 pixels, which small noise touches less.
             top: their share.
+            region: the region of interest, which alone counts in maps and scores: a mask of the images' size (a path, a
+                PIL image or an array, 0 outside) or the corners ((x, y), ...) of a polygon. Reference patches of all of
+                the image stay, or what lies at the region's edge would look strange.
+            ignore: the same of what does not count.
             batch_size: images at a time.
             progress: show a bar.
 
         Raises:
-            InputError: no images, or another image score.
+            InputError: no images, another image score, or a region of another size than the images or without a pixel.
             ImageError: an image cannot be used.
         """
         judgement = Judgement(image_score, top)
         if calibrate is True and images is iter(images if hasattr(images, "__iter__") else ()):
             raise InputError("calibrate=True reads the images twice: give a list, a folder or paths, not an iterator")
         batches = PreparedBatches(images, self.preprocess, batch_size)
-        encoded, digests, counts = [], list[str](), list[int]()
+        encoded, digests, counts, sizes = [], list[str](), list[int](), list[tuple[int, int]]()
         for batch, features in self._encode_batches(batches, progress, "reference"):
             encoded.append(features)
             digests += [image.digest for image in batch]
+            sizes += [image.size for image in batch]
             counts += [features[0][0, 0].numel()] * len(batch)
         if not encoded:
             raise InputError("no reference images were given: expected at least one normal image")
+        if (region is not None or ignore is not None) and len(set(sizes)) > 1:
+            raise InputError(f"a region of interest needs images of one size, got {sorted(set(sizes))} (H, W)")
+        judgement = replace(judgement, region=encode_region(region, ignore, sizes[0]))
         patches = [torch.cat([to_rows(maps) for maps in level]) for level in zip(*encoded, strict=True)]
         about: dict[str, Any] = {"fingerprint": self._fingerprint, "category": category, "num_images": len(digests)}
         about |= {"judgement": judgement, "image_patches": counts if len(set(counts)) > 1 else ()}

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from adpretrain_hf.scoring import Calibration
 
@@ -79,6 +79,16 @@ def overlay(
         hatched[top : top + height, left : left + width] = False
         blended[hatched] = _UNSEEN
     return Image.fromarray(blended.round().astype(np.uint8))
+
+
+def outlined(picture: Image.Image, anomaly: np.ndarray, threshold: float) -> Image.Image:
+    """The picture with white lines along the inner edges of what exceeds a threshold in its map (H, W)."""
+    inside = Image.fromarray(anomaly > threshold).convert("L")
+    width = max(1, min(picture.size) // 256)
+    lines = np.asarray(inside) > np.asarray(inside.filter(ImageFilter.MinFilter(2 * width + 1)))
+    pixels = np.array(picture)
+    pixels[lines] = 255
+    return Image.fromarray(pixels)
 
 
 def framed(picture: Image.Image, is_anomalous: bool) -> Image.Image:

@@ -136,7 +136,7 @@ class StreamsMixin:
         return (
             scored
             for batch, (own,) in to_host(maps, self.device, batch_size)
-            for scored in score_batch(batch, own, judgement)
+            for scored in score_batch(batch, own, judgement, on_error)
         )
 
     def calibrate(
@@ -171,7 +171,7 @@ class StreamsMixin:
         for number, scored in enumerate(scorer.score_stream(normals, **options)):
             scores[f"{scored.image.name} ({number})"] = scored.score
             peaks.append(float(scored.anomaly.max()))
-            typical.append(float(scored.anomaly.median()))
+            typical.append(float(scored.anomaly[scored.anomaly > 0].median()))  # 0: outside the region of interest
             own |= scored.image.digest in bank.images and scored.image.digest != ""
         if not scores:
             raise InputError("no calibration images were given: expected normal images of the product")

@@ -86,6 +86,9 @@ def add_judgement(parser: argparse.ArgumentParser) -> None:
         "--image-score", choices=("max", "top"), default="max", help="the maximum of a map, or the mean of its top"
     )
     parser.add_argument("--top", type=fraction, default=0.005, help="the share of a map's pixels that is its top")
+    areas = "a mask of the images' size, 0 outside, or the corners of a polygon, x,y x,y x,y"
+    parser.add_argument("--region", type=area, nargs="+", help=f"region of interest, which alone counts: {areas}")
+    parser.add_argument("--ignore", type=area, nargs="+", help=f"what does not count: {areas}")
 
 
 def positive(text: str) -> int:
@@ -105,6 +108,15 @@ def fraction(text: str) -> float:
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a number above 0 and at most 1")
     return value
+
+
+def area(text: str) -> Path | tuple[float, float]:
+    """The path of a mask, or a corner ``x,y``."""
+    x, comma, y = text.partition(",")
+    try:
+        return (float(x), float(y)) if comma else Path(text)
+    except ValueError:
+        return Path(text)
 
 
 def rate(text: str) -> float:

@@ -28,6 +28,7 @@ from adpretrain_hf.files import atomic_path, combined_digest, fitting_name, tens
 from adpretrain_hf.images import RunImages, list_images, open_images, read_image
 from adpretrain_hf.quantization import quantize
 from adpretrain_hf.reference import ReferenceBank, is_bank
+from adpretrain_hf.scoring import BY_MAXIMUM
 
 
 @dataclass
@@ -174,7 +175,10 @@ def prepare(args: Namespace) -> tuple[RunImages, ADPretrainFeatureExtractor, dic
         "residual_scale": extractor.config.residual_scale,
         "reference": combined_digest(sorted(hashlib.sha256(path.read_bytes()).digest() for path in files)),
     }
-    return images, extractor, settings | _judgement_settings(args) | images.settings
+    judgement = extractor.judgement.calibrated(None)
+    if judgement != BY_MAXIMUM:
+        settings["judgement"] = judgement.to_dict()
+    return images, extractor, settings | images.settings
 
 
 def reference_of(extractor: ADPretrainFeatureExtractor, args: Namespace) -> ReferenceBank:
@@ -183,14 +187,25 @@ def reference_of(extractor: ADPretrainFeatureExtractor, args: Namespace) -> Refe
     Raises:
         InputError: options of a judgement where the bank has another.
     """
-    paths, judgement = args.reference, _judgement_settings(args)
+    paths, judgement = args.reference, judgement_of(args)
     if len(paths) == 1 and is_bank(paths[0]):
         bank = ReferenceBank.load(paths[0])
-        if judgement and (bank.judgement.image_score, bank.judgement.top) != (args.image_score, args.top):
-            raise InputError(f"{paths[0]} takes image scores in another way than {judgement}: make the bank so")
+        if judgement:
+            raise InputError(
+                f"{paths[0]} says itself how its product is judged: {', '.join(judgement)} can be given where a bank "
+                "is made, not with one"
+            )
         return calibrate(extractor, bank, None, args) if getattr(args, "calibrate", None) else bank
     bank = extractor.make_reference(single(paths), batch_size=args.batch_size, **judgement)
     return calibrate(extractor, bank, paths, args) if "calibrate" in args else bank
+
+
+def judgement_of(args: Namespace) -> dict[str, Any]:
+    """What the options say of a judgement, as ``make_reference`` takes it, where it is not as published."""
+    given = {name: single(value) for name in ("region", "ignore") if (value := getattr(args, name, None))}
+    if getattr(args, "image_score", "max") != "max":
+        given |= {"image_score": args.image_score, "top": args.top}
+    return given
 
 
 def calibrate(
@@ -207,13 +222,6 @@ def calibrate(
         return bank
     options = {"batch_size": args.batch_size, "progress": progress, "false_alarms": args.false_alarms}
     return extractor.calibrate(bank, single(images), **options)
-
-
-def _judgement_settings(args: Namespace) -> dict[str, Any]:
-    """What scores depend on beside the reference, where it is not as published."""
-    if getattr(args, "image_score", "max") == "max":
-        return {}
-    return {"image_score": args.image_score, "top": args.top}
 
 
 def load(args: Namespace) -> ADPretrainFeatureExtractor:
@@ -239,7 +247,7 @@ def check_images(paths: Sequence[Path]) -> None:
         raise InputError(f"{len(errors)} reference images cannot be used: {'; '.join(errors)}")
 
 
-def single(paths: list[Path]) -> Any:
+def single(paths: list[Any]) -> Any:
     """One path stands for itself (a folder, or a bank), several are a list of images."""
     return paths[0] if len(paths) == 1 else paths
 

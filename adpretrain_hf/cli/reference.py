@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     """Encodes normal images as a reference bank."""
     import torch
 
-    from adpretrain_hf.cli.folder_run import calibrate, check_images, load, single
+    from adpretrain_hf.cli.folder_run import calibrate, check_images, judgement_of, load, single
     from adpretrain_hf.errors import InputError
 
     if args.output.suffix != ".safetensors":
@@ -38,8 +38,7 @@ def run(args: argparse.Namespace) -> int:
     extractor = load(args)
     check_images(args.images)
     options = {"category": args.category, "batch_size": args.batch_size, "progress": True}
-    options |= {"image_score": args.image_score, "top": args.top}
-    bank = extractor.make_reference(single(args.images), **options).compact(args.keep)
+    bank = extractor.make_reference(single(args.images), **options, **judgement_of(args)).compact(args.keep)
     bank = calibrate(extractor, bank.to(dtype=getattr(torch, args.bank_dtype)), args.images, args, progress=True)
     bank.save(args.output)
     print(f"{args.output}: {len(bank)} patches of {bank.num_images} images")

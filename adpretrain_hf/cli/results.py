@@ -4,13 +4,15 @@ import json
 import logging
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -19,8 +21,8 @@ from adpretrain_hf.errors import ImageError, InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.files import atomic_path, write_csv, write_text
 from adpretrain_hf.images import read_image
-from adpretrain_hf.overlays import ColourRange, calibrated_colours, colour_range, framed, overlay
-from adpretrain_hf.scoring import Calibration, ScoredImage, place_map, required
+from adpretrain_hf.overlays import ColourRange, calibrated_colours, colour_range, framed, outlined, overlay
+from adpretrain_hf.scoring import Judgement, Region, ScoredImage, find_regions, place_map, required
 
 _LOG = logging.getLogger(__name__)
 Result = dict[str, Tensor]
@@ -60,60 +62,79 @@ def load_score(path: Path) -> Result:
 
 @dataclass(frozen=True)
 class Decisions:
-    """How a run's scores are decided, and in which colours its maps are drawn.
+    """How a run's scores are decided, and how its maps are drawn.
 
     Attributes:
-        calibration: of the reference, or None: there are scores alone.
+        judgement: of the reference; without a calibration there are scores alone.
         false_alarms: the rate, or None for the calibration's own.
         colours: or None: then they are of the run's own maps.
+        regions: ``min_area`` and ``at_most`` of the regions that are looked for, or None.
     """
 
-    calibration: Calibration | None
+    judgement: Judgement
     false_alarms: float | None
     colours: ColourRange | None
+    regions: dict[str, Any] | None
 
     @classmethod
-    def of(
-        cls, extractor: ADPretrainFeatureExtractor, false_alarms: float | None, colours: Sequence[float] | None
-    ) -> "Decisions":
+    def of(cls, extractor: ADPretrainFeatureExtractor, args: Namespace) -> "Decisions":
         """Those of an extractor's reference.
 
         Raises:
-            InputError: a rate without a calibration, or one that it does not allow.
+            InputError: what is asked for needs a calibration and there is none, or a rate that it does not allow.
         """
-        calibration = extractor.judgement.calibration
-        decisions = cls(calibration, false_alarms, ColourRange(*colours) if colours else None)
-        if false_alarms is not None:
-            decisions.required().threshold(false_alarms)
-        elif calibration and not colours:
-            return cls(calibration, None, calibrated_colours(calibration))
-        return decisions
-
-    def required(self) -> Calibration:
-        """The calibration; InputError if there is none."""
-        return required(self.calibration)
+        judgement = extractor.judgement
+        if args.regions or args.fail_on_anomaly or args.false_alarms is not None:
+            required(judgement.calibration).threshold(args.false_alarms)
+        colours = calibrated_colours(judgement.calibration) if judgement.calibration else None
+        if args.colours:
+            colours = ColourRange(*args.colours)
+        regions = {"min_area": args.min_area, "at_most": args.max_regions} if args.regions else None
+        return cls(judgement, args.false_alarms, colours, regions)
 
     def row(self, score: float) -> dict[str, Any]:
         """What is written of a score."""
-        if self.calibration is None:
+        if (calibration := self.judgement.calibration) is None:
             return {"score": score}
         return {
             "score": score,
-            "p_value": self.calibration.p_value(score),
-            "decision": "anomalous" if self.calibration.is_anomalous(score, self.false_alarms) else "normal",
-            "confidence": self.calibration.confidence(score),
+            "p_value": calibration.p_value(score),
+            "decision": "anomalous" if calibration.is_anomalous(score, self.false_alarms) else "normal",
+            "confidence": calibration.confidence(score),
         }
 
     def about(self) -> dict[str, Any]:
         """What all rows are decided by."""
-        if self.calibration is None:
+        if (calibration := self.judgement.calibration) is None:
             return {}
         return {
-            "false_alarms": self.false_alarms or self.calibration.false_alarms,
-            "threshold": self.calibration.threshold(self.false_alarms),
-            "calibration_images": len(self.calibration.scores),
-            "approximate": self.calibration.approximate,
+            "false_alarms": self.false_alarms or calibration.false_alarms,
+            "threshold": calibration.threshold(self.false_alarms),
+            "calibration_images": len(calibration.scores),
+            "approximate": calibration.approximate,
         }
+
+    def full_size_map(self, result: Result) -> Tensor:
+        """The map (H, W) of what ``load_score`` read."""
+        size, box = (tuple(result[name].tolist()) for name in ("size", "box"))
+        return self.judgement.within(place_map(result["map"], size, box))
+
+    def regions_of(self, result: Result) -> list[Region]:
+        """Where an image is anomalous, if that is looked for."""
+        if self.regions is None:
+            return []
+        threshold = required(self.judgement.calibration).pixel_threshold(self.false_alarms)
+        return find_regions(self.full_size_map(result), threshold, **self.regions)
+
+    def draw(self, picture: Image.Image, result: Result, colours: ColourRange) -> Image.Image:
+        """The picture with its map over it, its regions outlined, framed by its decision."""
+        anomaly, box = self.full_size_map(result).numpy(), tuple(result["box"].tolist())
+        drawn = overlay(picture, anomaly, colours, box)
+        if (calibration := self.judgement.calibration) is None:
+            return drawn
+        if self.regions is not None:
+            drawn = outlined(drawn, anomaly, calibration.pixel_threshold(self.false_alarms))
+        return framed(drawn, calibration.is_anomalous(float(result["score"]), self.false_alarms))
 
 
 def write_scores(run: FolderRun, decisions: Decisions) -> int:
@@ -122,12 +143,18 @@ def write_scores(run: FolderRun, decisions: Decisions) -> int:
     Returns:
         How many images are anomalous.
     """
-    rows = [
-        {"image": run.images.names[image], **decisions.row(float(load_score(path)["score"]))}
-        for image, path in run.results().items()
-    ]
+    rows, places = [], []
+    for image, path in run.results().items():
+        result, name = load_score(path), run.images.names[image]
+        regions = decisions.regions_of(result)
+        places += [(name, *region.box, region.area, region.peak, region.mean) for region in regions]
+        row = {"image": name, **decisions.row(float(result["score"]))}
+        rows.append(row if decisions.regions is None else row | {"regions": [asdict(region) for region in regions]})
     header = ("image", *decisions.row(0.0))
-    write_csv(run.output / "scores.csv", header, [tuple(row.values()) for row in rows])
+    write_csv(run.output / "scores.csv", header, [tuple(row[name] for name in header) for row in rows])
+    if decisions.regions is not None:
+        columns = ("image", "top", "left", "height", "width", "area", "peak", "mean")
+        write_csv(run.output / "regions.csv", columns, places)
     report = {
         "settings": dict(sorted(run.settings.items())),
         "decision": decisions.about(),
@@ -152,12 +179,6 @@ def write_overlays(run: FolderRun, decisions: Decisions) -> None:
         except ImageError as error:  # gone since it was scored: its score stands, and the others get their picture
             _LOG.warning("no overlay is drawn: %s", error)
             continue
-        result = load_score(path)
-        box = tuple(result["box"].tolist())
-        anomaly = place_map(result["map"], tuple(result["size"].tolist()), box)
-        drawn = overlay(picture, anomaly.numpy(), colours, box)
-        if decisions.calibration is not None:
-            is_anomalous = decisions.calibration.is_anomalous(float(result["score"]), decisions.false_alarms)
-            drawn = framed(drawn, is_anomalous)
+        drawn = decisions.draw(picture, load_score(path), colours)
         with atomic_path(run.result_path(image, "overlays")) as temporary:
             drawn.save(temporary)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from adpretrain_hf.cli.arguments import add_judgement, add_run
+from adpretrain_hf.cli.arguments import add_judgement, add_run, positive
 
 HELP = "write anomaly scores, decisions, maps and overlays"
 EXAMPLES = """\
@@ -25,6 +25,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("LOW", "HIGH"),
         help="map values of the darkest and the brightest colour; by default the calibration says them",
     )
+    parser.add_argument(
+        "--regions",
+        action="store_true",
+        help="also write where the images are anomalous, to regions.csv, and outline it",
+    )
+    parser.add_argument(
+        "--min-area", type=positive, default=1, metavar="N", help="leave smaller regions out, in pixels"
+    )
+    parser.add_argument("--max-regions", type=positive, metavar="K", help="of an image; those of the highest peaks")
     parser.add_argument("--no-overlays", action="store_true", help="leave the overlay pictures out")
 
 
@@ -39,9 +48,7 @@ def run(args: argparse.Namespace) -> int:
             raise InputError("--fail-on-anomaly and --false-alarms are not for Ray: read its Parquet files' p_value")
         return run_on_ray(args, features=False)
     images, extractor, settings = prepare(args)
-    decisions = Decisions.of(extractor, args.false_alarms, args.colours)
-    if args.fail_on_anomaly:
-        decisions.required()
+    decisions = Decisions.of(extractor, args)
     run = FolderRun(images, args.output, settings, {"maps": ".npz", "overlays": ".png"})
     run.write(
         lambda images, **options: ((one.image.name, one) for one in extractor.score_stream(images, **options)),

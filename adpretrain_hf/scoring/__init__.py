@@ -1,6 +1,7 @@
 """Features -> anomaly maps, scores and decisions."""
 
 from adpretrain_hf.scoring.decision import BY_MAXIMUM, IMAGE_SCORES, Calibration, Judgement, required
+from adpretrain_hf.scoring.interest import encode_region
 from adpretrain_hf.scoring.maps import (
     SIGMA,
     AnomalyScores,
@@ -11,3 +12,4 @@ from adpretrain_hf.scoring.maps import (
     place_map,
     score_batch,
 )
+from adpretrain_hf.scoring.regions import Region, find_regions

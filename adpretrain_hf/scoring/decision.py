@@ -17,6 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from adpretrain_hf.errors import InputError
+from adpretrain_hf.scoring.interest import region_mask
 
 IMAGE_SCORES = ("max", "top")
 _ROUNDING = 1e-9  # 0.29 x 100 is less than 29
@@ -134,15 +135,17 @@ class Judgement:
 
     Attributes:
         image_score: ``"max"``, the maximum of the map, or ``"top"``, the mean of its highest pixels.
-        top: their share.
+        top: their share of the pixels that count.
+        region: the region of interest as ``encode_region`` gives it, or None: all pixels count. Maps are 0 outside.
         calibration: what normal images score, or None: then there are scores and no decisions.
 
     Raises:
-        InputError: another image score, or a share out of its range.
+        InputError: another image score, a share out of its range, or a damaged region.
     """
 
     image_score: str = "max"
     top: float = 0.005
+    region: str | None = None
     calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
@@ -150,6 +153,8 @@ class Judgement:
             raise InputError(f"image_score is {self.image_score!r}, expected one of {IMAGE_SCORES}")
         if not 0 < self.top <= 1:
             raise InputError(f"top is {self.top}, expected the share of a map's pixels, above 0 and at most 1")
+        if self.region is not None:
+            region_mask(self.region)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Judgement":
@@ -165,12 +170,16 @@ class Judgement:
         """The same with another calibration, or without one."""
         return replace(self, calibration=calibration)
 
-    def image_scores(self, maps: Tensor) -> Tensor:
-        """Anomaly maps (B, H, W) to scores (B,)."""
+    def image_scores(self, maps: Tensor, counting: int | None = None) -> Tensor:
+        """Anomaly maps (B, H, W) to scores (B,); ``counting``: how many of their pixels count, all by default."""
         if self.image_score == "max":
             return maps.amax(dim=(1, 2))
         pixels = maps.flatten(1)
-        return pixels.topk(max(1, round(self.top * pixels.shape[1])), dim=1).values.mean(dim=1)
+        return pixels.topk(max(1, round(self.top * (counting or pixels.shape[1]))), dim=1).values.mean(dim=1)
+
+    def within(self, anomaly: Tensor) -> Tensor:
+        """A map at the image's own size, (H, W), with 0 where nothing counts."""
+        return anomaly if self.region is None else anomaly.where(region_mask(self.region), 0)
 
 
 BY_MAXIMUM = Judgement()

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from adpretrain_hf.errors import InputError
-from adpretrain_hf.images import PreparedImage
+from adpretrain_hf.errors import ImageError, InputError
+from adpretrain_hf.images import OnError, PreparedImage
 from adpretrain_hf.scoring.decision import BY_MAXIMUM, Calibration, Judgement, required
+from adpretrain_hf.scoring.interest import check_size, network_mask
+from adpretrain_hf.scoring.regions import Region, find_regions
 
 SIGMA = 4.0
 _TRUNCATE = 4.0  # a Gaussian is cut off after this many sigmas, as scipy.ndimage does
@@ -52,6 +54,14 @@ class AnomalyScores:
     def is_borderline(self, alpha: float | None = None, band: float = 1.0) -> Tensor:
         """(B,), bool: which scores lie near the threshold; see ``Calibration.is_borderline``."""
         return torch.tensor([own.is_borderline(score, alpha, band) for own, score in self._pairs()])
+
+    def regions(
+        self, alpha: float | None = None, *, min_area: int = 1, at_most: int | None = None
+    ) -> list[list[Region]]:
+        """For each image the regions above the pixel threshold of alpha; see ``find_regions``."""
+        found = zip(self.maps, self._pairs(), strict=True)
+        return [find_regions(one, own.pixel_threshold(alpha), min_area=min_area, at_most=at_most)
+                for one, (own, _) in found]  # fmt: skip
 
     def _pairs(self) -> list[tuple[Calibration, float]]:
         calibrations = self.calibrations or [None] * len(self.scores)
@@ -116,26 +126,50 @@ class ScoredImage:
 
     def full_size_map(self) -> Tensor:
         """The map at the image's own size, (H, W)."""
-        return place_map(self.anomaly, self.image.size, self.image.box)
+        return self.judgement.within(place_map(self.anomaly, self.image.size, self.image.box))
 
 
-def score_batch(images: Sequence[PreparedImage], maps: Tensor, judgement: Judgement = BY_MAXIMUM) -> list[ScoredImage]:
+def score_batch(
+    images: Sequence[PreparedImage], maps: Tensor, judgement: Judgement = BY_MAXIMUM, on_error: OnError | None = None
+) -> list[ScoredImage]:
     """Scores a batch by its anomaly maps.
 
     Args:
         images: B prepared images.
         maps: (B, H', W'), on the CPU.
         judgement: how.
+        on_error: called with the name and the error of an image that cannot be used, which is then left out; by default
+            the error is raised.
 
     Raises:
         InputError: a score is not a finite number.
+        ImageError: an image of another size than the region of interest.
     """
-    scores = judgement.image_scores(maps).tolist()
+    counting = None
+    if judgement.region is not None:
+        fitting = [place for place, image in enumerate(images) if _fits(image, judgement.region, on_error)]
+        images, maps = [images[place] for place in fitting], maps[fitting]
+        if not images:
+            return []
+        mask = network_mask(judgement.region, images[0].box, images[0].network_size)  # all have one size
+        maps, counting = maps.where(mask, 0), int(mask.sum())
+    scores = judgement.image_scores(maps, counting).tolist()
     for image, score in zip(images, scores, strict=True):
         if not math.isfinite(score):
             reason = f"it holds NaN, or its features overflow {maps.dtype}"
             raise InputError(f"the score of {image.name} is {score}: {reason}")
     return [ScoredImage(*result, judgement) for result in zip(images, maps, scores, strict=True)]
+
+
+def _fits(image: PreparedImage, region: str, on_error: OnError | None) -> bool:
+    try:
+        check_size(region, image.size, image.name)
+    except ImageError as error:
+        if on_error is None:
+            raise
+        on_error(image.name, error)
+        return False
+    return True
 
 
 def place_map(anomaly: Tensor, size: tuple[int, int], box: tuple[int, int, int, int] | None = None) -> Tensor:

@@ -458,12 +458,56 @@ def test_the_top_score_is_chosen_where_the_bank_is_made(
     top = ("--image-score", "top", "--top", 0.1)
     where = ("score", bundle, image_folder / "0.png", "--no-overlays", "--reference")
     assert run(*where, bank, "--output", tmp_path / "a", *top) == 1
-    assert "takes image scores in another way than" in capsys.readouterr().err
+    assert (
+        "says itself how its product is judged: image_score, top can be given where a bank is made"
+        in capsys.readouterr().err
+    )
     assert run("reference", bundle, normal, "--output", tmp_path / "top.safetensors", *top) == 0
     assert run(*where, tmp_path / "top.safetensors", "--output", tmp_path / "b") == 0
     assert run(*where, normal, "--output", tmp_path / "c", *top) == 0
     tables = [(tmp_path / out / "scores.csv").read_text(encoding="utf-8") for out in "bc"]
     assert tables[0] == tables[1]
+
+
+def test_regions_are_written_and_outlined(
+    bundle: Path, extractor: ADPretrainFeatureExtractor, normal: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    out, images = tmp_path / "out", [image_folder / f"{number}.png" for number in range(3)]
+    where = ("score", bundle, *images, "--reference", normal, "--output", out, "--image-score", "top")
+    options = ("--false-alarms", 0.67, "--regions", "--min-area", 5, "--max-regions", 2)
+    options += ("--calibrate", more := image_folder / "sub")
+    assert run(*where, *options) == 0
+    bank = extractor.make_reference(normal, image_score="top", calibrate=more)
+    found = extractor.set_reference(bank).score(images).regions(0.67, min_area=5, at_most=2)
+    assert 1 <= max(map(len, found)) <= 2
+    with (out / "regions.csv").open(encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["image", "top", "left", "height", "width", "area", "peak", "mean"]
+    expected = [[*region.box, region.area, region.peak, region.mean] for regions in found for region in regions]
+    assert [list(map(float, row[1:])) for row in rows] == [pytest.approx(row, rel=1e-5) for row in expected]
+    entries = json.loads((out / "scores.json").read_text(encoding="utf-8"))["scores"]
+    for entry, image, regions in zip(entries, images, found, strict=True):
+        assert [region["area"] for region in entry["regions"]] == [region.area for region in regions]
+        with Image.open(out / "overlays" / f"{image.name}.png") as overlay:
+            assert (np.asarray(overlay) == 255).all(axis=2).any() == bool(regions)
+
+
+def test_a_polygon_of_the_command_line_is_the_same_region(
+    bundle: Path, normal: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def scores(out: str, *options: object) -> str:
+        where = ("--reference", normal, "--output", tmp_path / out, "--no-overlays")
+        assert run("score", bundle, image_folder / "0.png", *where, *options) == 0
+        return (tmp_path / out / "scores.csv").read_text(encoding="utf-8")
+
+    mask = np.zeros((40, 48), np.uint8)
+    mask[:, 10:30] = 1
+    Image.fromarray(mask).save(tmp_path / "m.png")
+    masked = scores("a", "--region", tmp_path / "m.png")
+    assert scores("b", "--region", "10,0", "29,0", "29,39", "10,39") == masked != scores("c")
+    capsys.readouterr()
+    assert run("score", bundle, image_folder, "--reference", normal, "--output", tmp_path / "a", "--no-overlays") == 1
+    assert "holds results of other settings" in capsys.readouterr().err
 
 
 def test_score_without_overlays(bundle: Path, bank: Path, image_folder: Path, tmp_path: Path) -> None:

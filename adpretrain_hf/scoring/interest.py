@@ -1,0 +1,113 @@
+"""The region of interest of a product: the part of its images that counts."""
+
+import base64
+import binascii
+import io
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+from torch.nn import functional as F
+
+from adpretrain_hf.errors import ImageError, InputError
+from adpretrain_hf.images import read_image
+
+
+def encode_region(region: Any, ignore: Any, size: tuple[int, int]) -> str | None:
+    """What counts, as a bank keeps it: a PNG of 1 bit in base 64; None where all does.
+
+    Args:
+        region: a mask of the images' size (a path, a PIL image or an array (H, W), 0 outside), the corners of a polygon
+            ((x, y), ...) in pixels, or None for all of the image.
+        ignore: the same of what does not count.
+        size: H and W of the images, in pixels.
+
+    Raises:
+        InputError: a mask of another size, or nothing is left.
+        ImageError: a mask that cannot be read.
+    """
+    if region is None and ignore is None:
+        return None
+    counts = np.ones(size, dtype=bool) if region is None else _mask_of(region, size, "region of interest")
+    if ignore is not None:
+        counts &= ~_mask_of(ignore, size, "area to ignore")
+    if not counts.any():
+        raise InputError("the region of interest is empty: no pixel of the images would count")
+    file = io.BytesIO()
+    Image.fromarray(counts).save(file, format="PNG", optimize=True)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+@lru_cache(maxsize=64)
+def region_mask(region: str) -> Tensor:
+    """What ``encode_region`` encoded: (H, W), bool.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(region, validate=True)), formats=["PNG"]) as image:
+            return torch.from_numpy(np.array(image.convert("1")))
+    except (OSError, ValueError, SyntaxError, binascii.Error) as error:
+        raise InputError(f"the region of interest is damaged: {error}") from error
+
+
+@lru_cache(maxsize=64)
+def network_mask(region: str, box: tuple[int, int, int, int], network_size: tuple[int, int]) -> Tensor:
+    """The region as the network sees it, (H', W'), bool: the pixels of which at least half counts.
+
+    Args:
+        region: see ``encode_region``.
+        box: top, left, height and width of the part of the image that the network sees.
+        network_size: H' and W' of its input.
+
+    Raises:
+        InputError: nothing of the region is seen.
+    """
+    top, left, height, width = box
+    seen = region_mask(region)[top : top + height, left : left + width].float()
+    mask = F.interpolate(seen[None, None], size=network_size, mode="area")[0, 0] >= 0.5
+    if not mask.any():
+        raise InputError(
+            f"the region of interest has no pixel in the part of the image that is looked at, top, left, height and "
+            f"width {box} at {network_size[0]} x {network_size[1]} pixels: make it larger, or take a larger image_size"
+        )
+    return mask
+
+
+def check_size(region: str, size: tuple[int, int], name: str) -> None:
+    """Raises ImageError if an image of H x W pixels has not the region's size."""
+    if size != (expected := tuple(region_mask(region).shape)):
+        raise ImageError(
+            f"{name} is {size[1]} x {size[0]} pixels, the region of interest {expected[1]} x {expected[0]}: a region "
+            "is of one size of image; make a bank with a region for this size"
+        )
+
+
+def _mask_of(given: Any, size: tuple[int, int], what: str) -> np.ndarray:
+    if _is_polygon(given):
+        image = Image.new("L", (size[1], size[0]))
+        ImageDraw.Draw(image).polygon([(float(x), float(y)) for x, y in given], fill=255, outline=255)
+        return np.asarray(image) > 0
+    if isinstance(given, np.ndarray) and given.dtype == bool:
+        given = given.astype(np.uint8)
+    name = str(given) if isinstance(given, (str, Path)) else "the mask"
+    mask = np.asarray(read_image(given, name)).any(axis=2)
+    if mask.shape != size:
+        raise InputError(
+            f"the {what} ({name}) is {mask.shape[1]} x {mask.shape[0]} pixels, the images {size[1]} x {size[0]}: "
+            "give a mask of their size"
+        )
+    return mask
+
+
+def _is_polygon(given: Any) -> bool:
+    points = isinstance(given, Sequence) and not isinstance(given, (str, bytes))
+    if points and len(given) < 3:
+        raise InputError(f"a polygon has at least 3 corners (x, y), got {len(given)}")
+    return points
