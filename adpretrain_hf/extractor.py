@@ -1,6 +1,6 @@
 """ADPretrainFeatureExtractor: the public class. The method is ``encode``, ``residuals`` and ``forward``."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -9,15 +9,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adpretrain_hf.backbones import Backbone
-from adpretrain_hf.bundle import BundleMixin
+from adpretrain_hf.bundle import BundleMixin, read_references
 from adpretrain_hf.config import ADPretrainConfig, check_variant_name
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.feature_info import FeatureInfo
 from adpretrain_hf.images import PreparedBatches, Preprocessor, check_prepared, is_prepared, to_device
 from adpretrain_hf.matching import to_rows
 from adpretrain_hf.projector import Projectors
-from adpretrain_hf.reference import ReferenceBank, is_bank, residuals_per_image
-from adpretrain_hf.streams import StreamsMixin
+from adpretrain_hf.reference import ReferenceBank, ReferenceImage, is_bank, residuals_per_image
+from adpretrain_hf.streams import StreamsMixin, check_category
 
 References = Union[ReferenceBank, Sequence[ReferenceBank], Any]
 Layers = Optional[Sequence[str]]
@@ -35,7 +35,8 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
         backbone: the frozen network.
         projectors: one per level.
         variant: name of the projectors that are loaded, e.g. ``"angle"`` or ``"norm"``.
-        reference: the bank that ``set_reference`` made, or None.
+        reference: the bank that images are compared with whose category is not told, or None.
+        references: all banks that are set, by category.
         layers: the levels' names, the keys of the features: ``("layer3", ...)``.
         out_dims: C of every level.
         reductions: input pixels per patch, of every level.
@@ -50,6 +51,7 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
         backbone: Backbone,
         projectors: Optional[Projectors] = None,
         variant: Optional[str] = None,
+        references: Optional[Mapping[str, ReferenceBank]] = None,
     ) -> None:
         super().__init__()
         got = (backbone.hidden_size, backbone.patch_size, backbone.layers)
@@ -64,13 +66,15 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
         self.projectors = Projectors(config).requires_grad_(False) if projectors is None else projectors
         self.variant = check_variant_name(variant or config.default_variant)
         self.preprocess = Preprocessor(config)
-        self.reference: Optional[ReferenceBank] = None
+        self.reference = None
         self.is_quantized = False
         self.layers, levels = config.layer_names, len(config.layers)
         self.out_dims, self.reductions = [config.hidden_size] * levels, [config.patch_size] * levels
         self.feature_info = FeatureInfo(config)
         self.image_size, self.mean, self.std = config.image_size, config.mean, config.std
         self.eval()
+        if references:
+            self.set_references(references)
 
     def encode(self, images: Tensor, *, layers: Layers = None) -> list[Tensor]:
         """Backbone tokens of prepared images (B, 3, H, W), as residuals are made of: L maps (B, C, h, w).
@@ -162,9 +166,18 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
     def _apply(self, fn: Any, recurse: bool = True) -> "ADPretrainFeatureExtractor":
         """Takes the reference along when the module is moved, or every batch would copy it again."""
         super()._apply(fn, recurse)
-        if self.reference is not None:
-            self.reference = self.reference.to(self.device)
+        self.references = {category: bank.to(self.device) for category, bank in self.references.items()}
         return self
+
+    @property
+    def reference(self) -> Optional[ReferenceBank]:
+        """The bank that images are compared with whose category is not told: the only one, or the one chosen."""
+        return None if self._chosen is None else self.references[self._chosen]
+
+    @reference.setter
+    def reference(self, bank: Optional[ReferenceBank]) -> None:
+        self.references: dict[str, ReferenceBank] = {} if bank is None else {bank.category: bank}
+        self._chosen: Optional[str] = None if bank is None else bank.category
 
     def make_reference(
         self, images: Any, *, category: str = "", batch_size: int = 16, progress: bool = False
@@ -183,31 +196,73 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
             ImageError: an image cannot be used.
         """
         batches = PreparedBatches(images, self.preprocess, batch_size)
-        encoded, digests, counts = [], list[str](), list[int]()
+        encoded, known, counts = [], list[ReferenceImage](), list[int]()
         for batch, features in self._encode_batches(batches, progress, "reference"):
             encoded.append(features)
-            digests += [image.digest for image in batch]
+            known += map(ReferenceImage.of, batch)
             counts += [features[0][0, 0].numel()] * len(batch)
         if not encoded:
             raise InputError("no reference images were given: expected at least one normal image")
         patches = [torch.cat([to_rows(maps) for maps in level]) for level in zip(*encoded, strict=True)]
-        about: dict[str, Any] = {"fingerprint": self._fingerprint, "category": category, "num_images": len(digests)}
-        return ReferenceBank(patches, images=digests, image_patches=counts if len(set(counts)) > 1 else (), **about)
+        about: dict[str, Any] = {"fingerprint": self._fingerprint, "category": category, "num_images": len(known)}
+        return ReferenceBank(patches, images=known, image_patches=counts if len(set(counts)) > 1 else (), **about)
 
-    def set_reference(self, images: Any, *, category: str = "", batch_size: int = 16) -> "ADPretrainFeatureExtractor":
+    def set_reference(
+        self, images: Any = None, *, category: str = "", batch_size: int = 16
+    ) -> "ADPretrainFeatureExtractor":
         """Sets the normal images that later calls compare with, and returns self.
 
         Args:
             images: what ``make_reference`` takes, a ``ReferenceBank``, or the path of a saved one
-                (``.safetensors``).
+                (``.safetensors``); without, one of the references that are set is chosen by its category.
             category: name of the product, kept with the bank that is made.
             batch_size: images at a time.
 
         Raises:
-            InputError: no images, or a bank that another extractor made.
+            InputError: no images, a bank that another extractor made, or no reference of the category.
             ImageError: an image cannot be used.
         """
-        self.reference = self._as_bank(images, category, batch_size)
+        if images is None:
+            self._chosen = check_category(category, self.references)
+        else:
+            self.reference = self._as_bank(images, category, batch_size)
+        return self
+
+    def set_references(self, references: Any, *, batch_size: int = 16) -> "ADPretrainFeatureExtractor":
+        """Sets the normal images of several products, and returns self; images are then told by their categories.
+
+        Args:
+            references: ``{category: what set_reference takes}``, or a folder of banks, ``<category>.safetensors``.
+            batch_size: images at a time.
+
+        Raises:
+            InputError: no references, or see ``set_reference``.
+            ImageError: an image cannot be used.
+        """
+        self.references = self._as_banks(references, batch_size)
+        self._chosen = next(iter(self.references)) if len(self.references) == 1 else None
+        return self
+
+    def add_reference(
+        self, images: Any, *, category: Optional[str] = None, batch_size: int = 16
+    ) -> "ADPretrainFeatureExtractor":
+        """Adds normal images to those that are set, which are not encoded again, and returns self.
+
+        Args:
+            images: what ``set_reference`` takes.
+            category: of the reference that they are added to; that of ``reference`` by default.
+            batch_size: images at a time.
+
+        Raises:
+            InputError: no such reference, or see ``set_reference`` and ``ReferenceBank.__add__``.
+            ImageError: an image cannot be used.
+        """
+        if category is None:
+            self._require_reference()
+            category = str(self._chosen)
+        bank = self.references[check_category(category, self.references)]
+        more = self._as_bank(images, bank.category, batch_size)
+        self.references = self.references | {category: bank + more}
         return self
 
     def _places(self, layers: Layers) -> list[int]:
@@ -227,7 +282,7 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
     ) -> list[Tensor]:
         if isinstance(references, (list, tuple)) and all(isinstance(bank, ReferenceBank) for bank in references):
             checked = {id(bank): self._check_bank(bank) for bank in references}  # one that is shared is moved once
-            return residuals_per_image(features, [checked[id(bank)] for bank in references], places)
+            return residuals_per_image(features, [checked[id(bank)] for bank in references], places, own)
         bank = self._require_reference() if references is None else self._as_bank(references)
         return bank.residuals(features, own, places)
 
@@ -237,6 +292,14 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
         if isinstance(images, ReferenceBank):
             return self._check_bank(images)
         return self.make_reference(images, category=category, batch_size=batch_size)
+
+    def _as_banks(self, references: Any, batch_size: int = 16) -> dict[str, ReferenceBank]:
+        if isinstance(references, (str, Path)):
+            references = read_references(Path(references))
+        if not isinstance(references, Mapping) or not references:
+            expected = "{category: bank or images}, or a folder of banks, <category>.safetensors"
+            raise InputError(f"got {references!r} as references of several products, expected {expected}")
+        return {category: self._as_bank(one, category, batch_size) for category, one in references.items()}
 
     def _check_bank(self, bank: ReferenceBank) -> ReferenceBank:
         """Returns a bank, on this extractor's device, if this extractor made it or it carries no stamp."""
@@ -255,6 +318,11 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
         return bank.to(self.device)
 
     def _require_reference(self) -> ReferenceBank:
+        if self.reference is None and self.references:
+            raise InputError(
+                f"references of several products are set ({', '.join(self.references)}): give categories, one for each "
+                "image, or choose one by set_reference(category=...)"
+            )
         if self.reference is None:
             raise InputError(
                 "no reference is set: call set_reference(images) with a few normal images of the product, or with a "

@@ -1,19 +1,24 @@
 """Any number of images through an extractor, in bounded memory: ``extract`` and ``score``, and both as streams."""
 
-from collections.abc import Callable, Generator, Iterator
+import logging
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, Optional
 
 import torch
 from huggingface_hub.utils import tqdm
 from torch import Tensor
 
-from adpretrain_hf.errors import InputError
+from adpretrain_hf.errors import InputError, one_of
 from adpretrain_hf.images import OnError, PreparedBatches, PreparedImage, Preprocessor, stack, to_host
 from adpretrain_hf.projector import Projectors
-from adpretrain_hf.reference import ReferenceBank, RunNotice
+from adpretrain_hf.reference import ReferenceBank
 from adpretrain_hf.scoring import AnomalyScores, ScoredImage, anomaly_map, score_batch
 
+_LOG = logging.getLogger(__name__)
+_UNSEEN = 0.02  # a share of an image that rounding does not explain
 Batches = Iterator[tuple[list[PreparedImage], list[Tensor]]]
+Banks = Mapping[str, ReferenceBank]
+Categories = Optional[Iterable[str]]
 
 
 class StreamsMixin:
@@ -24,7 +29,9 @@ class StreamsMixin:
     layers: tuple[str, ...]
     encode: Callable[..., list[Tensor]]
     residuals: Callable[..., list[Tensor]]
+    references: dict[str, ReferenceBank]
     _require_reference: Callable[[], ReferenceBank]
+    _as_banks: Callable[..., Banks]
 
     @property
     def device(self) -> torch.device:
@@ -32,12 +39,21 @@ class StreamsMixin:
         return next(self.projectors.parameters()).device
 
     def extract(
-        self, images: Any, *, batch_size: int = 16, progress: bool = True
+        self,
+        images: Any,
+        *,
+        references: Any = None,
+        categories: Categories = None,
+        batch_size: int = 16,
+        progress: bool = True,
     ) -> Generator[dict[str, Tensor], None, None]:
         """Extracts the features of any number of images, one after the other, in bounded memory.
 
         Args:
             images: a folder, paths, PIL images, arrays, an iterator of such, or a prepared float tensor (B, 3, H, W).
+            references: what ``set_references`` takes, for this run; by default those that are set.
+            categories: of the images, one for each in any iterable, or one text for all: which of several references
+                each is compared with.
             batch_size: images at a time.
             progress: show a bar.
 
@@ -45,23 +61,33 @@ class StreamsMixin:
             An iterator with one ``{"layer<n>": (C, h, w)}`` for each image, in order, on the CPU.
 
         Raises:
-            InputError: no reference is set, or a batch size that is not positive.
+            InputError: no reference is set, none of an image's category, not one category for each image, or a batch
+                size that is not positive.
             ImageError: an image cannot be used.
         """
-        stream = self.stream(images, batch_size=batch_size, progress=progress)
+        run: dict[str, Any] = {"references": references, "categories": categories}
+        stream = self.stream(images, **run, batch_size=batch_size, progress=progress)
         return (features for _, features in stream)
 
     def stream(
-        self, images: Any, *, batch_size: int = 16, progress: bool = True, on_error: Optional[OnError] = None
+        self,
+        images: Any,
+        *,
+        references: Any = None,
+        categories: Categories = None,
+        batch_size: int = 16,
+        progress: bool = True,
+        on_error: Optional[OnError] = None,
     ) -> Generator[tuple[PreparedImage, dict[str, Tensor]], None, None]:
         """Like ``extract``, with each image as it was prepared: its name, its size, and the part of it that was seen.
 
         Args:
-            images, batch_size, progress: see ``extract``.
+            images, references, categories, batch_size, progress: see ``extract``.
             on_error: called with the name and the error of an image that cannot be used, which is then left out; by
                 default the error is raised.
         """
-        batches = self.stream_batches(images, batch_size=batch_size, progress=progress, on_error=on_error)
+        run: dict[str, Any] = {"references": references, "categories": categories, "batch_size": batch_size}
+        batches = self.stream_batches(images, **run, progress=progress, on_error=on_error)
 
         def own(level: Tensor) -> Tensor:
             # A view would keep the whole batch in memory, and in what is saved of it.
@@ -73,23 +99,32 @@ class StreamsMixin:
             for row, image in enumerate(batch)
         )
 
-    def score(self, images: Any, *, batch_size: int = 16, progress: bool = False) -> AnomalyScores:
+    def score(
+        self,
+        images: Any,
+        *,
+        references: Any = None,
+        categories: Categories = None,
+        batch_size: int = 16,
+        progress: bool = False,
+    ) -> AnomalyScores:
         """Scores images by the norm of their features (FeatureNorm; paper, section 4).
 
         Args:
-            images, batch_size, progress: see ``extract``.
+            images, references, categories, batch_size, progress: see ``extract``.
 
         Returns:
             Anomaly maps at the images' own sizes, (B, H, W) or a list of (H, W) where sizes differ, and scores (B,),
             both on the CPU. What a centre crop cuts off has the value 0.
 
         Raises:
-            InputError: no images, no reference is set, or NaN or infinite values in a prepared tensor.
+            InputError: no images, NaN or infinite values in a prepared tensor, or see ``extract``.
             ImageError: an image cannot be used.
         """
         maps: list[Tensor] = []
         scores: list[float] = []
-        for scored in self.score_stream(images, batch_size=batch_size, progress=progress):
+        run: dict[str, Any] = {"references": references, "categories": categories}
+        for scored in self.score_stream(images, **run, batch_size=batch_size, progress=progress):
             maps.append(scored.full_size_map())
             scores.append(scored.score)
         if not maps:
@@ -98,16 +133,22 @@ class StreamsMixin:
         return AnomalyScores(torch.stack(maps) if same_size else maps, torch.tensor(scores))
 
     def score_stream(
-        self, images: Any, *, batch_size: int = 16, progress: bool = True, on_error: Optional[OnError] = None
+        self,
+        images: Any,
+        *,
+        references: Any = None,
+        categories: Categories = None,
+        batch_size: int = 16,
+        progress: bool = True,
+        on_error: Optional[OnError] = None,
     ) -> Generator[ScoredImage, None, None]:
         """Like ``score`` for any number of images, one after the other, in bounded memory.
 
         Args:
-            images, batch_size, progress, on_error: see ``stream``.
+            images, references, categories, batch_size, progress, on_error: see ``stream``.
         """
-        batches = self.stream_batches(
-            images, batch_size=batch_size, progress=progress, on_error=on_error, label="score"
-        )
+        run: dict[str, Any] = {"references": references, "categories": categories, "batch_size": batch_size}
+        batches = self.stream_batches(images, **run, progress=progress, on_error=on_error, label="score")
         maps = ((batch, [anomaly_map(features, batch[0].network_size)]) for batch, features in batches)
         return (
             scored for batch, (own,) in to_host(maps, self.device, batch_size) for scored in score_batch(batch, own)
@@ -117,6 +158,8 @@ class StreamsMixin:
         self,
         images: Any,
         *,
+        references: Any = None,
+        categories: Categories = None,
         batch_size: int = 16,
         progress: bool = True,
         on_error: Optional[OnError] = None,
@@ -125,18 +168,33 @@ class StreamsMixin:
         """Like ``stream``, batch by batch: the images and L maps (B, C, h, w), left on the extractor's device.
 
         Args:
-            images, batch_size, progress, on_error: see ``stream``.
+            images, references, categories, batch_size, progress, on_error: see ``stream``.
             label: of the bar.
         """
-        reference = self._require_reference()  # now, not at the first image
-        notice = RunNotice(reference)
+        banks, categories = self._matched(references, categories)  # now, not at the first image
+        notice = RunNotice(banks)
 
         def project(batch: list[PreparedImage], features: list[Tensor]) -> list[Tensor]:
-            return self.projectors(self.residuals(features, reference, own=notice.own(batch)))
+            per_image = [banks[image.category] for image in batch]
+            return self.projectors(self.residuals(features, per_image, own=notice.own(batch)))
 
-        return self._encode_batches(
-            PreparedBatches(images, self.preprocess, batch_size, on_error), progress, label, project
-        )
+        batches = PreparedBatches(images, self.preprocess, batch_size, on_error, categories)
+        return self._encode_batches(batches, progress, label, project)
+
+    def _matched(self, references: Any, categories: Categories) -> tuple[Banks, Iterable[str]]:
+        """The banks of a run by category, and the categories of its images, each of which has a bank."""
+        if references is None and categories is None:
+            bank = self._require_reference()
+            return {bank.category: bank}, bank.category
+        banks = self.references if references is None else self._as_banks(references)
+        if categories is None:
+            if len(banks) > 1:
+                raise InputError(f"no categories were given: expected one for each image, of {', '.join(banks)}")
+            categories = next(iter(banks))
+        if isinstance(categories, str):
+            return banks, check_category(categories, banks)
+        each = (check_category(category, banks) for category in categories)
+        return banks, list(each) if isinstance(categories, Sized) else each  # of a list before any image is read
 
     @torch.no_grad()
     def _encode_batches(
@@ -150,3 +208,55 @@ class StreamsMixin:
             for batch in batches:
                 yield batch, then(batch, self.encode(stack(batch, self.device)))
                 bar.update(len(batch))
+
+
+def check_category(category: str, banks: Mapping[str, ReferenceBank]) -> str:
+    """Returns a category, if one of the banks is its own.
+
+    Raises:
+        InputError: none is; the message lists those that there are.
+    """
+    if category not in banks:
+        there = one_of(category, banks) if banks else "no references are set"
+        raise InputError(f"there is no reference of the category {category!r}: {there}")
+    return category
+
+
+class RunNotice:
+    """Looks at the images of a run for what makes their scores mean something else, and says it once.
+
+    Args:
+        banks: that images are compared with, by their category.
+    """
+
+    def __init__(self, banks: Mapping[str, ReferenceBank]) -> None:
+        self._banks, self._said = banks, set[str]()
+        self._places = {
+            category: {image.digest: place for place, image in enumerate(bank.images) if image.digest}
+            for category, bank in banks.items()
+        }
+
+    def own(self, batch: Sequence[PreparedImage]) -> list[int | None]:
+        """For each image which of its bank's images it is, or None; empty where none is, or cannot be left out."""
+        for image in batch:
+            if image.unseen > _UNSEEN:
+                text = "%s: %.0f %% of it are cut off and not looked at; with resize_mode='resize' nothing is"
+                self._say(text, image, 100 * image.unseen)
+        places = [self._place(image) for image in batch]
+        return places if any(place is not None for place in places) else []
+
+    def _place(self, image: PreparedImage) -> int | None:
+        places, bank = self._places[image.category], self._banks[image.category]
+        place = places.get(image.digest) if places else None
+        if place is None:
+            return None
+        if bank.compacted or bank.num_images < 2:
+            self._say("%s is a reference itself, and compared with itself: its score says nothing", image)
+            return None
+        self._say("%s is a reference itself: such images are compared with the other references", image)
+        return place
+
+    def _say(self, text: str, image: PreparedImage, *numbers: float) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            _LOG.warning(f"{text} (said once)", image.name, *numbers)

@@ -1,5 +1,6 @@
 """The parts of an extractor: read from a bundle on disk or on the Hub, strictly, or made new from a backbone."""
 
+import fnmatch
 import os
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -12,10 +13,12 @@ from torch import Tensor
 
 from adpretrain_hf.backbones import Backbone, load_backbone, load_same_backbone, load_saved_backbone
 from adpretrain_hf.bundle.layout import LAYOUT, files_in, prepared_as, read_config, variants_among
+from adpretrain_hf.bundle.references import read_references
 from adpretrain_hf.config import PRESETS, ADPretrainConfig
 from adpretrain_hf.errors import BundleError, InputError, MissingPathError
 from adpretrain_hf.files import check_finite, check_fit, read_safetensors
 from adpretrain_hf.projector import Projectors
+from adpretrain_hf.reference import ReferenceBank
 
 PathLike = str | os.PathLike[str]
 
@@ -27,6 +30,7 @@ class Parts(NamedTuple):
     backbone: Backbone
     projectors: Projectors
     variant: str
+    references: Mapping[str, ReferenceBank] | None = None
 
 
 def new(source: str, *, dtype: torch.dtype, hub: dict[str, Any] | None = None, **overrides: Any) -> Parts:
@@ -41,7 +45,12 @@ def new(source: str, *, dtype: torch.dtype, hub: dict[str, Any] | None = None, *
 
 
 def load(
-    name: PathLike, variant: str | None, dtype: torch.dtype | str | None, changes: Mapping[str, Any], **hub: Any
+    name: PathLike,
+    variant: str | None,
+    dtype: torch.dtype | str | None,
+    changes: Mapping[str, Any],
+    references: bool = False,
+    **hub: Any,
 ) -> Parts:
     """Reads an extractor's parts from a folder, or the Hub, where only they are downloaded; see ``from_pretrained``."""
     config, names, fetch = _open(name, **hub)
@@ -50,11 +59,16 @@ def load(
     weights = LAYOUT.weights_of(variant, config)
     if weights not in names:
         raise BundleError(f"{name} has no variant {variant!r} ({weights} is missing): expected one of {there}")
-    folder = fetch([LAYOUT.config, LAYOUT.preprocessor, weights, f"{LAYOUT.backbone}/*"])
+    banks = f"{LAYOUT.references}/*.safetensors"
+    if references and not fnmatch.filter(names, banks):
+        raise BundleError(f"{name} has no references ({banks}): save it with references=True, or load it without")
+    parts = [LAYOUT.config, LAYOUT.preprocessor, weights, f"{LAYOUT.backbone}/*"]
+    folder = fetch([*parts, banks] if references else parts)
     config = config.replace(**{name: value for name, value in changes.items() if value is not None})
     precision = _as_dtype(dtype or torch.float32)
     projectors = read_projectors(folder / weights, config, precision)
-    return Parts(config, _load_bundled_backbone(folder, config, precision, **hub), projectors, variant)
+    found = read_references(folder / LAYOUT.references) if references else None
+    return Parts(config, _load_bundled_backbone(folder, config, precision, **hub), projectors, variant, found)
 
 
 def describe_bundle(name: PathLike, **hub: Any) -> tuple[ADPretrainConfig, list[str]]:

@@ -151,7 +151,7 @@ class ADPretrainModel(PreTrainedModel):
             "make a new one with ADPretrainFeatureExtractor.from_backbone"
         )
 
-    def set_reference(self, images: Any, **arguments: Any) -> "ADPretrainModel":
+    def set_reference(self, images: Any = None, **arguments: Any) -> "ADPretrainModel":
         """Sets the normal images to compare with, and returns self; see ``ADPretrainFeatureExtractor``."""
         self.extractor.set_reference(images, **arguments)
         return self

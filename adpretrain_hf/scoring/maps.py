@@ -82,6 +82,11 @@ class ScoredImage:
     anomaly: Tensor
     score: float
 
+    @property
+    def category(self) -> str:
+        """Of the reference that it was compared with; empty where that has none."""
+        return self.image.category
+
     def full_size_map(self) -> Tensor:
         """The map at the image's own size, (H, W)."""
         return place_map(self.anomaly, self.image.size, self.image.box)
