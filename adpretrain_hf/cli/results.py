@@ -57,21 +57,29 @@ def load_score(path: Path) -> Result:
 
 def write_scores(run: FolderRun) -> None:
     """Writes ``scores.csv`` and ``scores.json``, the latter with the run's settings and the images that failed."""
-    scores = [(run.images.names[image], float(load_score(path)["score"])) for image, path in run.results().items()]
-    write_csv(run.output / "scores.csv", ("image", "score"), scores)
+    names, categories = run.images.names, run.images.categories
+    header = ("image", "category", "score") if categories else ("image", "score")
+    told = {image: (names[image], categories[image]) if categories else (names[image],) for image in names}
+    scores = [(*told[image], float(load_score(path)["score"])) for image, path in run.results().items()]
+    write_csv(run.output / "scores.csv", header, scores)
     report = {
         "settings": dict(sorted(run.settings.items())),
-        "scores": [{"image": name, "score": value} for name, value in scores],
+        "scores": [dict(zip(header, row, strict=True)) for row in scores],
         "failures": [{"image": name, "error": error} for name, error in run.errors.items()],
     }
     write_text(run.output / "scores.json", json.dumps(report, indent=2) + "\n")
 
 
 def write_overlays(run: FolderRun) -> None:
-    """Draws every image that has a result with its map over it, in colours of one range, into ``overlays/``."""
-    results = run.results()
-    if not results:
-        return
+    """Draws every image that has a result with its map over it into ``overlays/``, in a range of colours a product."""
+    products: dict[str, dict[str, Path]] = {}
+    for image, path in run.results().items():
+        products.setdefault(run.images.categories.get(image, ""), {})[image] = path
+    for results in products.values():
+        _draw(run, results)
+
+
+def _draw(run: FolderRun, results: dict[str, Path]) -> None:
     colours = colour_range(load_score(path)["map"].numpy() for path in results.values())
     for image, path in results.items():
         try:

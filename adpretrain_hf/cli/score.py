@@ -9,6 +9,7 @@ EXAMPLES = """\
   adpretrain score hub_cards/adpretrain-dinov2-small images/ --reference normal_images/ --output results/
   adpretrain score org/adpretrain-dinov2-large images/ --reference screw.safetensors --output results/ --dtype bfloat16
   adpretrain score org/adpretrain-dinov2-large images/ --reference screw.safetensors --output results/ --ray
+  adpretrain score my-bundle images/ --references banks/ --output results/
 """
 
 
