@@ -38,6 +38,7 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
         reference: the bank that images are compared with whose category is not told, or None.
         references: all banks that are set, by category.
         layers: the levels' names, the keys of the features: ``("layer3", ...)``.
+        whole: the bundle's configuration, where only some of its levels are loaded.
         out_dims: C of every level.
         reductions: input pixels per patch, of every level.
         feature_info: the same as timm's models tell it, with the names of the modules that give the features.
@@ -52,6 +53,7 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
         projectors: Optional[Projectors] = None,
         variant: Optional[str] = None,
         references: Optional[Mapping[str, ReferenceBank]] = None,
+        whole: Optional[ADPretrainConfig] = None,
     ) -> None:
         super().__init__()
         got = (backbone.hidden_size, backbone.patch_size, backbone.layers)
@@ -66,7 +68,7 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
         self.projectors = Projectors(config).requires_grad_(False) if projectors is None else projectors
         self.variant = check_variant_name(variant or config.default_variant)
         self.preprocess = Preprocessor(config)
-        self.reference = None
+        self.reference, self.whole = None, whole
         self.is_quantized = False
         self.layers, levels = config.layer_names, len(config.layers)
         self.out_dims, self.reductions = [config.hidden_size] * levels, [config.patch_size] * levels
@@ -85,8 +87,8 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
             images: on any device.
             layers: see ``forward``.
         """
-        maps = self.backbone(to_device(images, self.device, self.dtype))
-        return self.comparable([maps[place] for place in self._places(layers)])
+        numbers = None if layers is None else [self.config.layers[place] for place in self.config.places(layers)]
+        return self.comparable(self.backbone(to_device(images, self.device, self.dtype), numbers))
 
     def comparable(self, tokens: Sequence[Tensor]) -> list[Tensor]:
         """What the backbone gives, L maps (B, C, h, w), as residuals are made of: see ``encode``, which returns it."""
@@ -114,7 +116,7 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
         Raises:
             InputError: no reference is set or given, or one that does not fit.
         """
-        places = self._places(layers)
+        places = self.config.places(layers)
         residuals = self._match(features, references, own, places)
         scales = [self.config.residual_scale[place] for place in places]
         return [r if s == 1 else r * s for r, s in zip(residuals, scales, strict=True)]
@@ -128,8 +130,8 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
             images: a float tensor (B, 3, H, W), prepared, H and W multiples of the patch size; everything else goes
                 through ``preprocess``.
             references: see ``residuals``.
-            layers: names of the levels that are wanted, e.g. ``("layer9",)``, in their order; the others are neither
-                matched nor projected. All by default.
+            layers: names of the levels that are wanted, e.g. ``("layer9",)``, in their order; nothing is
+                computed for the others alone. All by default.
 
         Returns:
             ``{"layer<n>": (B, C, h, w)}`` with h = H / patch size and w = W / patch size.
@@ -145,13 +147,16 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
             images = self.preprocess(images)
         check_prepared(images, self.config)
         residuals = self.residuals(self.encode(images, layers=layers), references, layers=layers)
-        features = self.projectors(residuals, self._places(layers))
+        features = self.projectors(residuals, self.config.places(layers))
         return dict(zip(self.layers if layers is None else layers, features, strict=True))
 
     @property
     def _fingerprint(self) -> str:
         """What reference patches are stamped with: those of 8-bit layers are far from the others, at any size."""
-        return self.config.fingerprint + ("-int8" if self.is_quantized else "")
+        return self._stamp_of(self.config)
+
+    def _stamp_of(self, config: ADPretrainConfig) -> str:
+        return config.fingerprint + ("-int8" if self.is_quantized else "")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -177,7 +182,7 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
     @reference.setter
     def reference(self, bank: Optional[ReferenceBank]) -> None:
         self.references: dict[str, ReferenceBank] = {} if bank is None else {bank.category: bank}
-        self._chosen: Optional[str] = None if bank is None else bank.category
+        self._chosen = None if bank is None else bank.category
 
     def make_reference(
         self, images: Any, *, category: str = "", batch_size: int = 16, progress: bool = False
@@ -215,7 +220,7 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
         Args:
             images: what ``make_reference`` takes, a ``ReferenceBank``, or the path of a saved one
                 (``.safetensors``); without, one of the references that are set is chosen by its category.
-            category: name of the product, kept with the bank that is made.
+            category: name of the product, by which the reference is known, kept with a bank that is made.
             batch_size: images at a time.
 
         Raises:
@@ -224,9 +229,9 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
         """
         if images is None:
             self._chosen = check_category(category, self.references)
-        else:
-            self.reference = self._as_bank(images, category, batch_size)
-        return self
+            return self
+        bank = self._as_bank(images, category, batch_size)
+        return self.set_references({category or bank.category: bank})
 
     def set_references(self, references: Any, *, batch_size: int = 16) -> "ADPretrainFeatureExtractor":
         """Sets the normal images of several products, and returns self; images are then told by their categories.
@@ -265,14 +270,6 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
         self.references = self.references | {category: bank + more}
         return self
 
-    def _places(self, layers: Layers) -> list[int]:
-        """Which levels these are, from 0."""
-        wanted = self.layers if layers is None else tuple(layers)
-        places = [place for place, name in enumerate(self.layers) if name in wanted]
-        if not wanted or wanted != tuple(self.layers[place] for place in places):
-            raise InputError(f"layers are {wanted}, expected some of {self.layers}, in their order")
-        return places
-
     def _match(
         self,
         features: Sequence[Tensor],
@@ -298,11 +295,16 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
             references = read_references(Path(references))
         if not isinstance(references, Mapping) or not references:
             expected = "{category: bank or images}, or a folder of banks, <category>.safetensors"
-            raise InputError(f"got {references!r} as references of several products, expected {expected}")
+            raise InputError(f"got {type(references).__name__} as references of several products, expected {expected}")
         return {category: self._as_bank(one, category, batch_size) for category, one in references.items()}
 
     def _check_bank(self, bank: ReferenceBank) -> ReferenceBank:
-        """Returns a bank, on this extractor's device, if this extractor made it or it carries no stamp."""
+        """Returns a bank, on this extractor's device, if this extractor made it or it carries no stamp.
+
+        Of a bank of all the bundle's levels it takes those that are loaded.
+        """
+        if self.whole is not None and bank.fingerprint == self._stamp_of(self.whole):
+            bank = bank.of_levels(self.whole.places(self.layers), self._fingerprint)
         if bank.fingerprint not in ("", self._fingerprint):
             raise InputError(
                 f"the reference bank was made by another extractor: its fingerprint is {bank.fingerprint}, this "

@@ -226,6 +226,10 @@ class ReferenceBank:
             raise InputError(f"cannot leave image {index} out of {bank}: expected {expected}")
         return sum(counts[:index]), sum(counts[: index + 1])
 
+    def of_levels(self, places: Sequence[int], fingerprint: str) -> "ReferenceBank":
+        """The bank of some levels, from 0, for the extractor of these alone."""
+        return self._with([self.patches[place] for place in places], fingerprint=fingerprint)
+
     def compact(self, fraction: float, *, seed: int = 0) -> "ReferenceBank":
         """A bank of fewer patches that stand for all: matching takes time and memory in proportion to their number.
 

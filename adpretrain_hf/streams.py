@@ -8,6 +8,7 @@ import torch
 from huggingface_hub.utils import tqdm
 from torch import Tensor
 
+from adpretrain_hf.config import ADPretrainConfig
 from adpretrain_hf.errors import InputError, one_of
 from adpretrain_hf.images import OnError, PreparedBatches, PreparedImage, Preprocessor, stack, to_host
 from adpretrain_hf.projector import Projectors
@@ -24,12 +25,14 @@ Categories = Optional[Iterable[str]]
 class StreamsMixin:
     """The part of ``ADPretrainFeatureExtractor`` that works through images batch by batch; the method is not here."""
 
+    config: ADPretrainConfig
     preprocess: Preprocessor
     projectors: Projectors
     layers: tuple[str, ...]
     encode: Callable[..., list[Tensor]]
     residuals: Callable[..., list[Tensor]]
     references: dict[str, ReferenceBank]
+    _chosen: Optional[str]
     _require_reference: Callable[[], ReferenceBank]
     _as_banks: Callable[..., Banks]
 
@@ -44,6 +47,7 @@ class StreamsMixin:
         *,
         references: Any = None,
         categories: Categories = None,
+        layers: Optional[Sequence[str]] = None,
         batch_size: int = 16,
         progress: bool = True,
     ) -> Generator[dict[str, Tensor], None, None]:
@@ -54,6 +58,7 @@ class StreamsMixin:
             references: what ``set_references`` takes, for this run; by default those that are set.
             categories: of the images, one for each in any iterable, or one text for all: which of several references
                 each is compared with.
+            layers: names of the levels that are wanted, in their order; see ``forward``.
             batch_size: images at a time.
             progress: show a bar.
 
@@ -65,7 +70,7 @@ class StreamsMixin:
                 size that is not positive.
             ImageError: an image cannot be used.
         """
-        run: dict[str, Any] = {"references": references, "categories": categories}
+        run: dict[str, Any] = {"references": references, "categories": categories, "layers": layers}
         stream = self.stream(images, **run, batch_size=batch_size, progress=progress)
         return (features for _, features in stream)
 
@@ -75,6 +80,7 @@ class StreamsMixin:
         *,
         references: Any = None,
         categories: Categories = None,
+        layers: Optional[Sequence[str]] = None,
         batch_size: int = 16,
         progress: bool = True,
         on_error: Optional[OnError] = None,
@@ -82,19 +88,20 @@ class StreamsMixin:
         """Like ``extract``, with each image as it was prepared: its name, its size, and the part of it that was seen.
 
         Args:
-            images, references, categories, batch_size, progress: see ``extract``.
+            images, references, categories, layers, batch_size, progress: see ``extract``.
             on_error: called with the name and the error of an image that cannot be used, which is then left out; by
                 default the error is raised.
         """
         run: dict[str, Any] = {"references": references, "categories": categories, "batch_size": batch_size}
-        batches = self.stream_batches(images, **run, progress=progress, on_error=on_error)
+        batches = self.stream_batches(images, **run, layers=layers, progress=progress, on_error=on_error)
+        names = self.layers if layers is None else layers
 
         def own(level: Tensor) -> Tensor:
             # A view would keep the whole batch in memory, and in what is saved of it.
             return level.clone(memory_format=torch.contiguous_format)
 
         return (
-            (image, {name: own(level[row]) for name, level in zip(self.layers, features, strict=True)})
+            (image, {name: own(level[row]) for name, level in zip(names, features, strict=True)})
             for batch, features in to_host(batches, self.device, batch_size)
             for row, image in enumerate(batch)
         )
@@ -108,7 +115,7 @@ class StreamsMixin:
         batch_size: int = 16,
         progress: bool = False,
     ) -> AnomalyScores:
-        """Scores images by the norm of their features (FeatureNorm; paper, section 4).
+        """Scores images by the norm of their features of all levels (FeatureNorm; paper, section 4).
 
         Args:
             images, references, categories, batch_size, progress: see ``extract``.
@@ -160,6 +167,7 @@ class StreamsMixin:
         *,
         references: Any = None,
         categories: Categories = None,
+        layers: Optional[Sequence[str]] = None,
         batch_size: int = 16,
         progress: bool = True,
         on_error: Optional[OnError] = None,
@@ -168,7 +176,7 @@ class StreamsMixin:
         """Like ``stream``, batch by batch: the images and L maps (B, C, h, w), left on the extractor's device.
 
         Args:
-            images, references, categories, batch_size, progress, on_error: see ``stream``.
+            images, references, categories, layers, batch_size, progress, on_error: see ``stream``.
             label: of the bar.
         """
         banks, categories = self._matched(references, categories)  # now, not at the first image
@@ -176,16 +184,18 @@ class StreamsMixin:
 
         def project(batch: list[PreparedImage], features: list[Tensor]) -> list[Tensor]:
             per_image = [banks[image.category] for image in batch]
-            return self.projectors(self.residuals(features, per_image, own=notice.own(batch)))
+            residuals = self.residuals(features, per_image, own=notice.own(batch), layers=layers)
+            return self.projectors(residuals, places)
 
+        places = self.config.places(layers)
         batches = PreparedBatches(images, self.preprocess, batch_size, on_error, categories)
-        return self._encode_batches(batches, progress, label, project)
+        return self._encode_batches(batches, progress, label, project, layers)
 
     def _matched(self, references: Any, categories: Categories) -> tuple[Banks, Iterable[str]]:
         """The banks of a run by category, and the categories of its images, each of which has a bank."""
         if references is None and categories is None:
-            bank = self._require_reference()
-            return {bank.category: bank}, bank.category
+            bank, chosen = self._require_reference(), str(self._chosen)
+            return {chosen: bank}, chosen
         banks = self.references if references is None else self._as_banks(references)
         if categories is None:
             if len(banks) > 1:
@@ -203,10 +213,11 @@ class StreamsMixin:
         progress: bool,
         label: str,
         then: Callable[[list[PreparedImage], list[Tensor]], list[Tensor]] = lambda batch, features: features,
+        layers: Optional[Sequence[str]] = None,
     ) -> Batches:
         with tqdm(total=batches.total, unit="image", desc=label, disable=not progress) as bar:
             for batch in batches:
-                yield batch, then(batch, self.encode(stack(batch, self.device)))
+                yield batch, then(batch, self.encode(stack(batch, self.device), layers=layers))
                 bar.update(len(batch))
 
 

@@ -40,6 +40,46 @@ def test_some_levels_are_those_of_all(tiny_folder):
     for layers in ((), ("layer4", "layer2"), ("layer9",)):
         with pytest.raises(InputError, match=r"layers are .*, expected some of \('layer1', .*\), in their order"):
             extractor([random_image(1)], layers=layers)
+        with pytest.raises(InputError, match="in their order"):
+            extractor.extract([random_image(1)], layers=layers)
+
+
+def test_some_levels_are_extracted(tiny_folder):
+    extractor = make_extractor(tiny_folder, residual_scale=(1, 2, 3, 4)).set_reference([random_image(0)])
+    run = {"images": [random_image(1), random_image(2)], "progress": False}
+    every = list(extractor.extract(**run))
+    for some, features in zip(extractor.extract(**run, layers=("layer2", "layer3")), every, strict=True):
+        assert list(some) == ["layer2", "layer3"] and all(torch.equal(some[name], features[name]) for name in some)
+
+
+def test_some_levels_are_loaded(bundle, tmp_path):
+    """What they give, and what banks of all levels give them, is what all give."""
+    load = ADPretrainFeatureExtractor.from_pretrained
+    whole, some = load(bundle), load(bundle, layers=("layer1", "layer3"))
+    assert some.layers == ("layer1", "layer3") and some.out_dims == [32, 32] and len(some.projectors) == 2
+    numbers = [sum(one.numel() for one in extractor.parameters()) for extractor in (some, whole)]
+    assert numbers[0] < 0.8 * numbers[1]
+    images = [random_image(1), random_image(2)]
+    bank = whole.make_reference([random_image(0)])
+    expected = whole.set_reference(bank)(images)
+    for reference in (bank, [random_image(0)]):
+        features = some.set_reference(reference)(images)
+        assert list(features) == ["layer1", "layer3"]
+        assert all(torch.equal(level, expected[name]) for name, level in features.items())
+    assert all(torch.equal(level, expected[name]) for name, level in some(images, [bank, bank]).items())
+    assert torch.equal(some(images, layers=("layer3",))["layer3"], expected["layer3"])
+    assert not torch.equal(some.score(images).scores, whole.score(images).scores)
+    with pytest.raises(InputError, match="was made by another extractor"):
+        whole.set_reference(some.reference)
+    whole.set_reference(bank, category="nut").save_pretrained(bundle, references=True)
+    assert torch.equal(load(bundle, layers=("layer2",), references=True)(images)["layer2"], expected["layer2"])
+    assert load(bundle, layers=whole.layers).whole is None
+    with pytest.raises(InputError, match="of some of a bundle's levels cannot be saved: load it without `layers`"):
+        some.save_pretrained(tmp_path / "some")
+    with pytest.raises(
+        InputError, match=r"layers are \('layer9',\), expected some of \('layer1', .*\), in their order"
+    ):
+        load(bundle, layers=("layer9",))
 
 
 class TestAgainstTheAuthors:

@@ -2,7 +2,7 @@
 
 import fnmatch
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +31,7 @@ class Parts(NamedTuple):
     projectors: Projectors
     variant: str
     references: Mapping[str, ReferenceBank] | None = None
+    whole: ADPretrainConfig | None = None
 
 
 def new(source: str, *, dtype: torch.dtype, hub: dict[str, Any] | None = None, **overrides: Any) -> Parts:
@@ -50,10 +51,12 @@ def load(
     dtype: torch.dtype | str | None,
     changes: Mapping[str, Any],
     references: bool = False,
+    layers: Sequence[str] | None = None,
     **hub: Any,
 ) -> Parts:
     """Reads an extractor's parts from a folder, or the Hub, where only they are downloaded; see ``from_pretrained``."""
     config, names, fetch = _open(name, **hub)
+    places = config.places(layers)
     there = variants_among(names, config)
     variant = variant or (there or [config.default_variant])[0]  # the default, or else the one that is there
     weights = LAYOUT.weights_of(variant, config)
@@ -62,13 +65,14 @@ def load(
     banks = f"{LAYOUT.references}/*.safetensors"
     if references and not fnmatch.filter(names, banks):
         raise BundleError(f"{name} has no references ({banks}): save it with references=True, or load it without")
-    parts = [LAYOUT.config, LAYOUT.preprocessor, weights, f"{LAYOUT.backbone}/*"]
-    folder = fetch([*parts, banks] if references else parts)
+    wanted = [LAYOUT.config, LAYOUT.preprocessor, weights, f"{LAYOUT.backbone}/*"]
+    folder = fetch([*wanted, banks] if references else wanted)
     config = config.replace(**{name: value for name, value in changes.items() if value is not None})
     precision = _as_dtype(dtype or torch.float32)
     projectors = read_projectors(folder / weights, config, precision)
     found = read_references(folder / LAYOUT.references) if references else None
-    return Parts(config, _load_bundled_backbone(folder, config, precision, **hub), projectors, variant, found)
+    parts = Parts(config, _load_bundled_backbone(folder, config, precision, **hub), projectors, variant, found)
+    return _with_levels(parts, places) if len(places) < len(config.layers) else parts
 
 
 def describe_bundle(name: PathLike, **hub: Any) -> tuple[ADPretrainConfig, list[str]]:
@@ -164,6 +168,15 @@ def _load_bundled_backbone(folder: Path, config: ADPretrainConfig, dtype: torch.
             f"{folder} was saved without its backbone, and {config.backbone!r} (revision {config.backbone_revision}) "
             f"cannot be loaded: connect to the network once, or save the bundle with include_backbone=True. {error}"
         ) from error
+
+
+def _with_levels(parts: Parts, places: Sequence[int]) -> Parts:
+    """The parts of an extractor of some of the levels, from 0; what only the others need is dropped."""
+    config = parts.config
+    layers, scales = [config.layers[place] for place in places], [config.residual_scale[place] for place in places]
+    parts.backbone.keep(layers)
+    parts.projectors.keep(places)
+    return parts._replace(config=config.replace(layers=layers, residual_scale=scales), whole=config)
 
 
 def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:

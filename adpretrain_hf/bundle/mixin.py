@@ -1,5 +1,6 @@
 """What an extractor inherits of bundles: ``from_pretrained`` and its kin, each a call of a function of this room."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
@@ -29,6 +30,7 @@ class BundleMixin(ModelHubMixin):
     projectors: Projectors
     variant: str
     references: dict[str, ReferenceBank]
+    whole: ADPretrainConfig | None
 
     @classmethod
     def from_backbone(
@@ -68,6 +70,7 @@ class BundleMixin(ModelHubMixin):
         image_size: int | None = None,
         resize_mode: str | None = None,
         references: bool = False,
+        layers: Sequence[str] | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
         cache_dir: PathLike | None = None,
@@ -87,17 +90,20 @@ class BundleMixin(ModelHubMixin):
             resize_mode: overrides how: ``"crop"`` to the centre square, as published, or ``"resize"``, which cuts
                 nothing off.
             references: also load the bundle's reference banks, all of them; see ``set_references``.
+            layers: names of the levels that are wanted, e.g. ``("layer9",)``, in their order; nothing is kept or
+                computed for the others. Banks of all levels fit, but scores are others than with all. All by default.
             revision, token, cache_dir, local_files_only, force_download: for the Hub.
 
         Raises:
             MissingPathError: no such folder or repository.
             BundleError: not a bundle, an incomplete or damaged one, or without this variant or references.
-            InputError: no such device, or references that were made with another preparation.
+            InputError: no such device or level, or references that were made with another preparation.
         """
         hub: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
         hub |= {"local_files_only": local_files_only, "force_download": force_download}
         changes = {"image_size": image_size, "resize_mode": resize_mode}
-        extractor: Any = cls(*load(pretrained_model_name_or_path, variant, dtype, changes, references, **hub))
+        what: dict[str, Any] = {"references": references, "layers": layers}
+        extractor: Any = cls(*load(pretrained_model_name_or_path, variant, dtype, changes, **what, **hub))
         return extractor.to(choose_device(device))
 
     def save_pretrained(
@@ -186,4 +192,4 @@ class BundleMixin(ModelHubMixin):
         return ModelCard(card_of(self._parts()))
 
     def _parts(self) -> Parts:
-        return Parts(self.config, self.backbone, self.projectors, self.variant, self.references)
+        return Parts(self.config, self.backbone, self.projectors, self.variant, self.references, self.whole)

@@ -35,7 +35,9 @@ def save(
         InputError: the folder holds variants of another extractor, its layers are quantised, or a backbone that was not
             loaded from the Hub was to be left out; see ``write_references``.
     """
-    config, backbone, projectors, variant, banks = parts
+    config, backbone, projectors, variant, banks, whole = parts
+    if whole is not None:
+        raise InputError("an extractor of some of a bundle's levels cannot be saved: load it without `layers`")
     if is_quantized(backbone) or is_quantized(projectors):
         raise InputError("an extractor with quantised layers cannot be saved: save the one that it was made of")
     config = _with_digests(config, backbone if include_backbone else None)

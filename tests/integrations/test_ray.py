@@ -274,6 +274,7 @@ def test_several_products_on_ray_are_those_of_one_process_to_the_bit(
     assert {path: row["score"] for path, row in rows.items()} == {
         path: float(row["score"]) for path, row in told.items()
     }
+    assert ray.data.read_parquet(str(on_ray)).count() == 5
     assert {path: row["category"] for path, row in rows.items()} == {
         path: row["category"] for path, row in told.items()
     }
