@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -232,6 +232,21 @@ class ADPretrainConfig:
     def layer_names(self) -> tuple[str, ...]:
         """The levels' names, ``"layer3"`` for block 3: the keys of the features."""
         return tuple(f"layer{n}" for n in self.layers)
+
+    def places(self, layers: Sequence[str] | None = None) -> list[int]:
+        """Which of the levels some are, from 0; all by default.
+
+        Args:
+            layers: their names, in their order.
+
+        Raises:
+            InputError: they are not some of the levels.
+        """
+        wanted = self.layer_names if layers is None else tuple(layers)
+        places = [place for place, name in enumerate(self.layer_names) if name in wanted]
+        if not wanted or wanted != tuple(self.layer_names[place] for place in places):
+            raise InputError(f"layers are {wanted}, expected some of {self.layer_names}, in their order")
+        return places
 
     @cached_property
     def fingerprint(self) -> str:

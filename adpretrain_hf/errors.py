@@ -1,11 +1,12 @@
 """Errors that the user can mend: what was got, what was expected, what to do; and how a program tells them."""
 
+import difflib
 import errno
 import io
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -29,6 +30,12 @@ class MissingPathError(ImageError, FileNotFoundError):
 
 class BundleError(InputError):
     """A bundle, or a file in it, is incomplete, damaged or of another kind than expected."""
+
+
+def one_of(name: object, known: Collection[str]) -> str:
+    """What may stand in place of a name that is not known, and which of it was probably meant."""
+    close = difflib.get_close_matches(str(name), known, 1)
+    return f"expected one of {', '.join(sorted(known))}" + (f": did you mean {close[0]!r}?" if close else "")
 
 
 _ELSEWHERE = "choose another place"

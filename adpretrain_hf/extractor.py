@@ -1,6 +1,6 @@
 """ADPretrainFeatureExtractor: the public class. The method is ``encode``, ``residuals`` and ``forward``."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adpretrain_hf.backbones import Backbone
-from adpretrain_hf.bundle import BundleMixin
+from adpretrain_hf.bundle import BundleMixin, read_references
 from adpretrain_hf.cache import ParameterCache
 from adpretrain_hf.config import ADPretrainConfig, check_variant_name
 from adpretrain_hf.errors import InputError
@@ -18,9 +18,9 @@ from adpretrain_hf.feature_info import FeatureInfo
 from adpretrain_hf.images import PreparedBatches, Preprocessor, check_prepared, is_prepared, to_device
 from adpretrain_hf.matching import to_rows
 from adpretrain_hf.projector import Projectors
-from adpretrain_hf.reference import ReferenceBank, is_bank, residuals_per_image
+from adpretrain_hf.reference import ReferenceBank, ReferenceImage, is_bank, residuals_per_image
 from adpretrain_hf.scoring import Judgement, encode_region
-from adpretrain_hf.streams import StreamsMixin
+from adpretrain_hf.streams import StreamsMixin, check_category
 
 References = Union[ReferenceBank, Sequence[ReferenceBank], Any]
 Layers = Optional[Sequence[str]]
@@ -38,8 +38,10 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
         backbone: the frozen network.
         projectors: one per level.
         variant: name of the projectors that are loaded, e.g. ``"angle"`` or ``"norm"``.
-        reference: the bank that ``set_reference`` made, or None.
+        reference: the bank that images are compared with whose category is not told, or None.
+        references: all banks that are set, by category.
         layers: the levels' names, the keys of the features: ``("layer3", ...)``.
+        whole: the bundle's configuration, where only some of its levels are loaded.
         out_dims: C of every level.
         reductions: input pixels per patch, of every level.
         feature_info: the same as timm's models tell it, with the names of the modules that give the features.
@@ -53,6 +55,8 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
         backbone: Backbone,
         projectors: Optional[Projectors] = None,
         variant: Optional[str] = None,
+        references: Optional[Mapping[str, ReferenceBank]] = None,
+        whole: Optional[ADPretrainConfig] = None,
     ) -> None:
         super().__init__()
         got = (backbone.hidden_size, backbone.patch_size, backbone.layers)
@@ -67,7 +71,7 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
         self.projectors = Projectors(config).requires_grad_(False) if projectors is None else projectors
         self.variant = check_variant_name(variant or config.default_variant)
         self.preprocess = Preprocessor(config)
-        self.reference: Optional[ReferenceBank] = None
+        self.reference, self.whole = None, whole
         self.is_quantized = False
         self._identity: ParameterCache[str] = ParameterCache()
         self.layers, levels = config.layer_names, len(config.layers)
@@ -75,6 +79,8 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
         self.feature_info = FeatureInfo(config)
         self.image_size, self.mean, self.std = config.image_size, config.mean, config.std
         self.eval()
+        if references:
+            self.set_references(references)
 
     def encode(self, images: Tensor, *, layers: Layers = None) -> list[Tensor]:
         """Backbone tokens of prepared images (B, 3, H, W), as residuals are made of: L maps (B, C, h, w).
@@ -85,8 +91,8 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
             images: on any device.
             layers: see ``forward``.
         """
-        maps = self.backbone(to_device(images, self.device, self.dtype))
-        return self.comparable([maps[place] for place in self._places(layers)])
+        numbers = None if layers is None else [self.config.layers[place] for place in self.config.places(layers)]
+        return self.comparable(self.backbone(to_device(images, self.device, self.dtype), numbers))
 
     def comparable(self, tokens: Sequence[Tensor]) -> list[Tensor]:
         """What the backbone gives, L maps (B, C, h, w), as residuals are made of: see ``encode``, which returns it."""
@@ -114,7 +120,7 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
         Raises:
             InputError: no reference is set or given, or one that does not fit.
         """
-        places = self._places(layers)
+        places = self.config.places(layers)
         residuals = self._match(features, references, own, places)
         scales = [self.config.residual_scale[place] for place in places]
         return [r if s == 1 else r * s for r, s in zip(residuals, scales, strict=True)]
@@ -128,8 +134,8 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
             images: a float tensor (B, 3, H, W), prepared, H and W multiples of the patch size; everything else goes
                 through ``preprocess``.
             references: see ``residuals``.
-            layers: names of the levels that are wanted, e.g. ``("layer9",)``, in their order; the others are neither
-                matched nor projected. All by default.
+            layers: names of the levels that are wanted, e.g. ``("layer9",)``, in their order; nothing is
+                computed for the others alone. All by default.
 
         Returns:
             ``{"layer<n>": (B, C, h, w)}`` with h = H / patch size and w = W / patch size.
@@ -145,8 +151,16 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
             images = self.preprocess(images)
         check_prepared(images, self.config)
         residuals = self.residuals(self.encode(images, layers=layers), references, layers=layers)
-        features = self.projectors(residuals, self._places(layers))
+        features = self.projectors(residuals, self.config.places(layers))
         return dict(zip(self.layers if layers is None else layers, features, strict=True))
+
+    @property
+    def _fingerprint(self) -> str:
+        """What reference patches are stamped with: those of 8-bit layers are far from the others, at any size."""
+        return self._stamp_of(self.config)
+
+    def _stamp_of(self, config: ADPretrainConfig) -> str:
+        return config.fingerprint + ("-int8" if self.is_quantized else "")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -161,9 +175,18 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
     def _apply(self, fn: Any, recurse: bool = True) -> "ADPretrainFeatureExtractor":
         """Takes the reference along when the module is moved, or every batch would copy it again."""
         super()._apply(fn, recurse)
-        if self.reference is not None:
-            self.reference = self.reference.to(self.device)
+        self.references = {category: bank.to(self.device) for category, bank in self.references.items()}
         return self
+
+    @property
+    def reference(self) -> Optional[ReferenceBank]:
+        """The bank that images are compared with whose category is not told: the only one, or the one chosen."""
+        return None if self._chosen is None else self.references[self._chosen]
+
+    @reference.setter
+    def reference(self, bank: Optional[ReferenceBank]) -> None:
+        self.references: dict[str, ReferenceBank] = {} if bank is None else {bank.category: bank}
+        self._chosen = None if bank is None else bank.category
 
     def make_reference(
         self,
@@ -204,10 +227,10 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
         if calibrate is True and images is iter(images if hasattr(images, "__iter__") else ()):
             raise InputError("calibrate=True reads the images twice: give a list, a folder or paths, not an iterator")
         batches = PreparedBatches(images, self.preprocess, batch_size)
-        encoded, digests, counts, sizes = [], list[str](), list[int](), list[tuple[int, int]]()
+        encoded, known, counts, sizes = [], list[ReferenceImage](), list[int](), list[tuple[int, int]]()
         for batch, features in self._encode_batches(batches, progress, "reference"):
             encoded.append(features)
-            digests += [image.digest for image in batch]
+            known += map(ReferenceImage.of, batch)
             sizes += [image.size for image in batch]
             counts += [features[0][0, 0].numel()] * len(batch)
         if not encoded:
@@ -216,43 +239,74 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
             raise InputError(f"a region of interest needs images of one size, got {sorted(set(sizes))} (H, W)")
         judgement = replace(judgement, region=encode_region(region, ignore, sizes[0]))
         patches = [torch.cat([to_rows(maps) for maps in level]) for level in zip(*encoded, strict=True)]
-        about: dict[str, Any] = {"fingerprint": self._fingerprint, "category": category, "num_images": len(digests)}
+        about: dict[str, Any] = {"fingerprint": self._fingerprint, "category": category, "num_images": len(known)}
         about |= {"judgement": judgement, "image_patches": counts if len(set(counts)) > 1 else ()}
-        bank = ReferenceBank(patches, images=digests, **about)
+        bank = ReferenceBank(patches, images=known, **about)
         if calibrate is None or calibrate is False:
             return bank
         normals = images if calibrate is True else calibrate
         return self.calibrate(bank, normals, batch_size=batch_size, progress=progress)
 
     def set_reference(
-        self, images: Any, *, category: str = "", calibrate: Any = None, batch_size: int = 16
+        self, images: Any = None, *, category: str = "", calibrate: Any = None, batch_size: int = 16
     ) -> "ADPretrainFeatureExtractor":
         """Sets the normal images that later calls compare with, and returns self.
 
         Args:
             images: what ``make_reference`` takes, a ``ReferenceBank``, or the path of a saved one
-                (``.safetensors``).
-            category: name of the product, kept with the bank that is made.
+                (``.safetensors``); without, one of the references that are set is chosen by its category.
+            category: name of the product, by which the reference is known, kept with a bank that is made.
             calibrate: more normal images, see ``make_reference``.
             batch_size: images at a time.
 
         Raises:
-            InputError: no images, or a bank that another extractor made.
+            InputError: no images, a bank that another extractor made, or no reference of the category.
             ImageError: an image cannot be used.
         """
-        self.reference = self._as_bank(images, category, batch_size)
+        if images is None:
+            self._chosen = check_category(category, self.references)
+            return self
+        bank = self._as_bank(images, category, batch_size)
         if calibrate is not None:
-            own = images if calibrate is True else calibrate
-            self.reference = self.calibrate(self.reference, own, batch_size=batch_size)
+            bank = self.calibrate(bank, images if calibrate is True else calibrate, batch_size=batch_size)
+        return self.set_references({category or bank.category: bank})
+
+    def set_references(self, references: Any, *, batch_size: int = 16) -> "ADPretrainFeatureExtractor":
+        """Sets the normal images of several products, and returns self; images are then told by their categories.
+
+        Args:
+            references: ``{category: what set_reference takes}``, or a folder of banks, ``<category>.safetensors``.
+            batch_size: images at a time.
+
+        Raises:
+            InputError: no references, or see ``set_reference``.
+            ImageError: an image cannot be used.
+        """
+        self.references = self._as_banks(references, batch_size)
+        self._chosen = next(iter(self.references)) if len(self.references) == 1 else None
         return self
 
-    def _places(self, layers: Layers) -> list[int]:
-        """Which levels these are, from 0."""
-        wanted = self.layers if layers is None else tuple(layers)
-        places = [place for place, name in enumerate(self.layers) if name in wanted]
-        if not wanted or wanted != tuple(self.layers[place] for place in places):
-            raise InputError(f"layers are {wanted}, expected some of {self.layers}, in their order")
-        return places
+    def add_reference(
+        self, images: Any, *, category: Optional[str] = None, batch_size: int = 16
+    ) -> "ADPretrainFeatureExtractor":
+        """Adds normal images to those that are set, which are not encoded again, and returns self.
+
+        Args:
+            images: what ``set_reference`` takes.
+            category: of the reference that they are added to; that of ``reference`` by default.
+            batch_size: images at a time.
+
+        Raises:
+            InputError: no such reference, or see ``set_reference`` and ``ReferenceBank.__add__``.
+            ImageError: an image cannot be used.
+        """
+        if category is None:
+            self._require_reference()
+            category = str(self._chosen)
+        bank = self.references[check_category(category, self.references)]
+        more = self._as_bank(images, bank.category, batch_size)
+        self.references = self.references | {category: bank + more}
+        return self
 
     def _match(
         self,
@@ -263,7 +317,7 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
     ) -> list[Tensor]:
         if isinstance(references, (list, tuple)) and all(isinstance(bank, ReferenceBank) for bank in references):
             checked = {id(bank): self._check_bank(bank) for bank in references}  # one that is shared is moved once
-            return residuals_per_image(features, [checked[id(bank)] for bank in references], places)
+            return residuals_per_image(features, [checked[id(bank)] for bank in references], places, own)
         bank = self._require_reference() if references is None else self._as_bank(references)
         return bank.residuals(features, own, places)
 
@@ -274,8 +328,21 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
             return self._check_bank(images)
         return self.make_reference(images, category=category, batch_size=batch_size)
 
+    def _as_banks(self, references: Any, batch_size: int = 16) -> dict[str, ReferenceBank]:
+        if isinstance(references, (str, Path)):
+            references = read_references(Path(references))
+        if not isinstance(references, Mapping) or not references:
+            expected = "{category: bank or images}, or a folder of banks, <category>.safetensors"
+            raise InputError(f"got {type(references).__name__} as references of several products, expected {expected}")
+        return {category: self._as_bank(one, category, batch_size) for category, one in references.items()}
+
     def _check_bank(self, bank: ReferenceBank) -> ReferenceBank:
-        """Returns a bank, on this extractor's device, if this extractor made it or it carries no stamp."""
+        """Returns a bank, on this extractor's device, if this extractor made it or it carries no stamp.
+
+        Of a bank of all the bundle's levels it takes those that are loaded.
+        """
+        if self.whole is not None and bank.fingerprint == self._stamp_of(self.whole):
+            bank = bank.of_levels(self.whole.places(self.layers), self._fingerprint)
         if bank.fingerprint not in ("", self._fingerprint):
             raise InputError(
                 f"the reference bank was made by another extractor: its fingerprint is {bank.fingerprint}, this "
@@ -291,6 +358,11 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
         return bank.to(self.device)
 
     def _require_reference(self) -> ReferenceBank:
+        if self.reference is None and self.references:
+            raise InputError(
+                f"references of several products are set ({', '.join(self.references)}): give categories, one for each "
+                "image, or choose one by set_reference(category=...)"
+            )
         if self.reference is None:
             raise InputError(
                 "no reference is set: call set_reference(images) with a few normal images of the product, or with a "

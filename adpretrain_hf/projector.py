@@ -152,6 +152,10 @@ class Projectors(nn.Module):
             raise InputError(f"got maps of shapes {shapes}, expected {len(levels)} of (B, {channels}, h, w)")
         return [level(residual) for level, residual in zip(levels, residuals, strict=True)]
 
+    def keep(self, places: Sequence[int]) -> None:
+        """Drops all levels but some, from 0."""
+        self.levels = nn.ModuleList([self[place] for place in places])
+
     def check_fits(self, config: ADPretrainConfig) -> None:
         """Raises InputError if the levels, width, heads or reference tokens are others than the configuration's."""
         got = [(*level.reference_tokens.shape, level.attention.num_heads) for level in self]

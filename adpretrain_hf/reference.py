@@ -1,26 +1,43 @@
 """ReferenceBank: the patches of a few normal images of one category, and residuals against the nearest of them."""
 
 import json
-import logging
+import os
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from adpretrain_hf.coreset import choose_core
-from adpretrain_hf.errors import BundleError, InputError, MissingPathError
+from adpretrain_hf.errors import BundleError, InputError, MissingPathError, one_of
 from adpretrain_hf.files import atomic_path, check_names, read_safetensors
-from adpretrain_hf.images import PreparedImage
+from adpretrain_hf.images import PreparedImage, to_device
 from adpretrain_hf.matching import nearest_residual, to_rows
 from adpretrain_hf.scoring import BY_MAXIMUM, Judgement
 
-_LOG = logging.getLogger(__name__)
 _FORMAT = "adpretrain_reference_bank_1"
-_UNSEEN = 0.02  # a share of an image that rounding does not explain
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_OF_IMAGES = {"num_images", "images", "image_patches"}  # in what banks that are added may differ
+
+
+class ReferenceImage(NamedTuple):
+    """What a bank knows of one of its images; texts that are not known are empty.
+
+    Attributes:
+        name: of its file, without folders, or its place in the list; for people.
+        digest: ``PreparedImage.digest``, by which it is recognised.
+    """
+
+    name: str = ""
+    digest: str = ""
+
+    @classmethod
+    def of(cls, image: PreparedImage) -> "ReferenceImage":
+        """An image as a bank knows it: a file that others get to see says nothing of this machine's folders."""
+        return cls(os.path.basename(image.name), image.digest)
 
 
 class ReferenceBank:
@@ -35,7 +52,7 @@ class ReferenceBank:
         category: name of the product, for people.
         num_images: how many images the patches come from, for people.
         compacted: whether they are a choice of those images' patches, see ``compact``.
-        images: ``PreparedImage.digest`` of each image, in order, by which it is recognised; empty if not known.
+        images: names and digests of the images, in order, or digests alone; empty if not known.
         image_patches: how many patches each image has, in order; empty where all have as many.
         judgement: how the product's maps become scores and decisions; as a dict where it comes from a file.
 
@@ -51,7 +68,7 @@ class ReferenceBank:
         category: str = "",
         num_images: int = 0,
         compacted: bool = False,
-        images: Sequence[str] = (),
+        images: Sequence[ReferenceImage | str] = (),
         image_patches: Sequence[int] = (),
         judgement: Judgement | Mapping[str, Any] = BY_MAXIMUM,
     ) -> None:
@@ -69,7 +86,9 @@ class ReferenceBank:
             )
         self.patches = list(patches)
         self.fingerprint, self.category = fingerprint, category
-        self.num_images, self.compacted, self.images = num_images, compacted, list(images)
+        self.num_images, self.compacted = num_images, compacted
+        # Of a file they come as lists, or, where an earlier version wrote it, as digests.
+        self.images = [ReferenceImage("", one) if isinstance(one, str) else ReferenceImage(*one) for one in images]
         self.image_patches = list(image_patches)
         self.judgement = judgement if isinstance(judgement, Judgement) else Judgement.from_dict(judgement)
         # The norms are needed by every matching and do not change.
@@ -110,7 +129,7 @@ class ReferenceBank:
 
         Raises:
             InputError: not as many levels or channels as the bank has; an image that cannot be left out, see
-                ``without_image``.
+                ``remove``.
         """
         places = range(len(self.patches)) if levels is None else levels
         channels, shapes = self.patches[0].shape[1], [tuple(level.shape) for level in features]
@@ -120,22 +139,49 @@ class ReferenceBank:
         hidden = None
         if any(image is not None for image in own):
             rows = [(0, 0) if image is None else self._rows_of(image) for image in own]
-            hidden = torch.tensor(rows, device=features[0].device)
+            hidden = to_device(torch.tensor(rows), features[0].device, torch.long)
         return [
             nearest_residual(level, self.patches[place], self._inverse_norms[place], hidden)
             for level, place in zip(features, places, strict=True)
         ]
 
-    def without_image(self, index: int) -> "ReferenceBank":
-        """The bank of all images but one: what that image itself is compared with, where it shall not find itself.
+    def __add__(self, other: "ReferenceBank") -> "ReferenceBank":
+        """The bank of the images of both, as if it had been made of all of them at once.
+
+        It has the precision and the device of the first. A core-set and a whole bank do not go together.
+
+        Raises:
+            InputError: the banks are of different extractors, products or kinds, have an image in common, or do not
+                know which patches are whose.
+        """
+        if not isinstance(other, ReferenceBank):
+            return NotImplemented
+        self._check_kind(other)
+        counts = [bank._counts() for bank in (self, other)]
+        if not self.compacted and not all(counts):
+            raise InputError("a reference bank that does not know which patches are whose cannot be added to another")
+        unequal = len({*counts[0], *counts[1]}) > 1
+        other = other.to(self.patches[0].device, self.patches[0].dtype)
+        images = [bank.images or [ReferenceImage()] * bank.num_images for bank in (self, other)]
+        return self._with(
+            [torch.cat(levels) for levels in zip(self.patches, other.patches, strict=True)],
+            category=self.category or other.category,
+            num_images=self.num_images + other.num_images,
+            images=images[0] + images[1] if self.images or other.images else [],
+            image_patches=counts[0] + counts[1] if unequal else [],
+        )
+
+    def remove(self, image: int | str) -> "ReferenceBank":
+        """The bank of all images but one, such as one that turned out to have a defect.
 
         Args:
-            index: of the image, from 0, in the order that the bank was made in.
+            image: its place among ``images``, from 0, or its name there.
 
         Raises:
             InputError: no such image, no other image, a bank that does not know which patches are whose, or a compacted
                 one.
         """
+        index = self._place_of(image) if isinstance(image, str) else image
         first, end = self._rows_of(index)
         patches = [torch.cat((level[:first], level[end:])) for level in self.patches]
         images, counts = (
@@ -149,17 +195,50 @@ class ReferenceBank:
         """Whether one of its images can be compared with the others."""
         return not self.compacted and self.num_images > 1
 
+    without_image = remove  # what an image that is itself among the references is compared with
+
+    def _check_kind(self, other: "ReferenceBank") -> None:
+        """Raises InputError if another bank is of another kind, or has an image of this one."""
+        mine, theirs = (
+            {"levels": len(bank.patches), "channels": bank.patches[0].shape[1]}
+            | bank.judged(bank.judgement.calibrated(None))._about()
+            for bank in (self, other)
+        )
+        own = {"category"} if "" in (self.category, other.category) else set()
+        names = [name for name in {**mine, **theirs} if name not in own | _OF_IMAGES]
+        if differing := [name for name in names if mine.get(name) != theirs.get(name)]:
+            found = f"{', '.join(differing)}: {[(mine.get(name), theirs.get(name)) for name in differing]}"
+            raise InputError(f"reference banks that differ cannot be added, got other values of {found}")
+        common = {image.digest for image in self.images} & {image.digest for image in other.images} - {""}
+        if twice := [image.name or image.digest for image in other.images if image.digest in common]:
+            raise InputError(f"both reference banks have the images {', '.join(twice)}: remove them from one")
+
+    def _place_of(self, name: str) -> int:
+        names = [image.name for image in self.images]
+        if names.count(name) != 1:
+            found = f"{names.count(name)} images of the bank are called {name!r}"
+            raise InputError(f"{found}: {one_of(name, names)}, or its place, from 0")
+        return names.index(name)
+
+    def _counts(self) -> list[int]:
+        """How many patches each image has; empty where that is not known, as of a compacted bank."""
+        each, rest = divmod(len(self), max(self.num_images, 1))
+        return self.image_patches or ([] if self.compacted or rest else [each] * self.num_images)
+
     def _rows_of(self, index: int) -> tuple[int, int]:
         """Where an image's patches begin and end."""
         if self.compacted:
             raise InputError("cannot leave an image out of a compacted bank: leave it out first, then compact")
-        each, rest = divmod(len(self), max(self.num_images, 1))
-        counts = self.image_patches or [each] * self.num_images
-        if (rest and not self.image_patches) or self.num_images < 2 or not 0 <= index < self.num_images:
+        counts = self._counts()
+        if len(counts) < 2 or not 0 <= index < len(counts):
             bank = f"a bank of {self.num_images} images with {len(self)} patches"
             expected = "at least 2 images, of equally many patches or with image_patches, and the index of one of them"
             raise InputError(f"cannot leave image {index} out of {bank}: expected {expected}")
         return sum(counts[:index]), sum(counts[: index + 1])
+
+    def of_levels(self, places: Sequence[int], fingerprint: str) -> "ReferenceBank":
+        """The bank of some levels, from 0, for the extractor of these alone."""
+        return self._with([self.patches[place] for place in places], fingerprint=fingerprint)
 
     def compact(self, fraction: float, *, seed: int = 0) -> "ReferenceBank":
         """A bank of fewer patches that stand for all: matching takes time and memory in proportion to their number.
@@ -238,40 +317,6 @@ class ReferenceBank:
         return ReferenceBank(patches, **(self._about() | {"judgement": self.judgement.calibrated(None)} | changes))
 
 
-class RunNotice:
-    """Looks at the images of a run for what makes their scores mean something else, and says it once.
-
-    Args:
-        bank: that all images are compared with.
-    """
-
-    def __init__(self, bank: ReferenceBank) -> None:
-        self._bank, self._said = bank, set[str]()
-        self._places = {digest: place for place, digest in enumerate(bank.images) if digest}
-
-    def own(self, batch: Sequence[PreparedImage]) -> list[int | None]:
-        """For each image which of the bank's images it is, or None; empty where none is, or cannot be left out."""
-        for image in batch:
-            if image.unseen > _UNSEEN:
-                text = "%s: %.0f %% of it are cut off and not looked at; with resize_mode='resize' nothing is"
-                self._say(text, image, 100 * image.unseen)
-        places = [self._places.get(image.digest) for image in batch] if self._places else []
-        own = {place: image for place, image in zip(places, batch, strict=False) if place is not None}
-        if not own:
-            return []
-        first = next(iter(own.values()))
-        if not self._bank.leaves_out:
-            self._say("%s is a reference itself, and compared with itself: its score says nothing", first)
-            return []
-        self._say("%s is a reference itself: such images are compared with the other references", first)
-        return places
-
-    def _say(self, text: str, image: PreparedImage, *numbers: float) -> None:
-        if text not in self._said:
-            self._said.add(text)
-            _LOG.warning(f"{text} (said once)", image.name, *numbers)
-
-
 def is_bank(path: str | Path) -> bool:
     """Whether a path is meant as a saved bank: by its ending, or a file of another name by how it begins."""
     if str(path).endswith(".safetensors"):
@@ -284,14 +329,17 @@ def is_bank(path: str | Path) -> bool:
 
 
 def residuals_per_image(
-    features: Sequence[Tensor], banks: Sequence[ReferenceBank], levels: Sequence[int] | None = None
+    features: Sequence[Tensor],
+    banks: Sequence[ReferenceBank],
+    levels: Sequence[int] | None = None,
+    own: Sequence[int | None] = (),
 ) -> list[Tensor]:
     """Residuals of a batch in which every image has its own bank, as where categories are mixed.
 
     Args:
         features: L maps (B, C, h, w).
         banks: B banks; one that several images share is matched once for all of them.
-        levels: see ``ReferenceBank.residuals``.
+        levels, own: see ``ReferenceBank.residuals``.
 
     Returns:
         L maps (B, C, h, w).
@@ -301,10 +349,14 @@ def residuals_per_image(
     """
     if len(banks) != len(features[0]):
         raise InputError(f"got {len(banks)} reference banks for {len(features[0])} images, expected one for each")
+    different = list({id(bank): bank for bank in banks}.values())
+    if len(different) == 1:
+        return banks[0].residuals(features, own, levels)
+    places = [[place for place, one in enumerate(banks) if one is bank] for bank in different]
+    order = to_device(torch.tensor([*chain(*places)]), features[0].device, torch.long)  # once, and not waited for
     residuals = [torch.empty_like(level) for level in features]
-    for bank in {id(bank): bank for bank in banks}.values():
-        rows = torch.tensor([i for i, own in enumerate(banks) if own is bank], device=features[0].device)
-        parts = bank.residuals([level[rows] for level in features], levels=levels)
+    for bank, which, rows in zip(different, places, order.split([len(one) for one in places]), strict=True):
+        parts = bank.residuals([level[rows] for level in features], [own[place] for place in which if own], levels)
         for level, part in zip(residuals, parts, strict=True):
             level[rows] = part
     return residuals

@@ -1,8 +1,7 @@
 """Any number of images through an extractor, in bounded memory: ``extract`` and ``score``, and both as streams."""
 
-import copy
 import logging
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, Optional
 
 import torch
@@ -11,15 +10,18 @@ from torch import Tensor
 
 from adpretrain_hf.cache import ParameterCache
 from adpretrain_hf.config import ADPretrainConfig
-from adpretrain_hf.errors import InputError
+from adpretrain_hf.errors import InputError, one_of
 from adpretrain_hf.files import combined_digest, tensor_digest
 from adpretrain_hf.images import OnError, PreparedBatches, PreparedImage, Preprocessor, stack, to_host
 from adpretrain_hf.projector import Projectors
-from adpretrain_hf.reference import ReferenceBank, RunNotice
+from adpretrain_hf.reference import ReferenceBank
 from adpretrain_hf.scoring import AnomalyScores, Calibration, Judgement, ScoredImage, anomaly_map, score_batch
 
 _LOG = logging.getLogger(__name__)
+_UNSEEN = 0.02  # a share of an image that rounding does not explain
 Batches = Iterator[tuple[list[PreparedImage], list[Tensor]]]
+Banks = Mapping[str, ReferenceBank]
+Categories = Optional[Iterable[str]]
 
 
 class StreamsMixin:
@@ -28,14 +30,17 @@ class StreamsMixin:
     config: ADPretrainConfig
     preprocess: Preprocessor
     projectors: Projectors
-    reference: Optional[ReferenceBank]
     layers: tuple[str, ...]
     encode: Callable[..., list[Tensor]]
     residuals: Callable[..., list[Tensor]]
+    references: dict[str, ReferenceBank]
     is_quantized: bool
     _identity: ParameterCache[str]
+    _stamp_of: Callable[[ADPretrainConfig], str]
     _check_bank: Callable[[ReferenceBank], ReferenceBank]
+    _chosen: Optional[str]
     _require_reference: Callable[[], ReferenceBank]
+    _as_banks: Callable[..., Banks]
 
     @property
     def device(self) -> torch.device:
@@ -43,12 +48,23 @@ class StreamsMixin:
         return next(self.projectors.parameters()).device
 
     def extract(
-        self, images: Any, *, batch_size: int = 16, progress: bool = True
+        self,
+        images: Any,
+        *,
+        references: Any = None,
+        categories: Categories = None,
+        layers: Optional[Sequence[str]] = None,
+        batch_size: int = 16,
+        progress: bool = True,
     ) -> Generator[dict[str, Tensor], None, None]:
         """Extracts the features of any number of images, one after the other, in bounded memory.
 
         Args:
             images: a folder, paths, PIL images, arrays, an iterator of such, or a prepared float tensor (B, 3, H, W).
+            references: what ``set_references`` takes, for this run; by default those that are set.
+            categories: of the images, one for each in any iterable, or one text for all: which of several references
+                each is compared with.
+            layers: names of the levels that are wanted, in their order; see ``forward``.
             batch_size: images at a time.
             progress: show a bar.
 
@@ -56,52 +72,74 @@ class StreamsMixin:
             An iterator with one ``{"layer<n>": (C, h, w)}`` for each image, in order, on the CPU.
 
         Raises:
-            InputError: no reference is set, or a batch size that is not positive.
+            InputError: no reference is set, none of an image's category, not one category for each image, or a batch
+                size that is not positive.
             ImageError: an image cannot be used.
         """
-        stream = self.stream(images, batch_size=batch_size, progress=progress)
+        run: dict[str, Any] = {"references": references, "categories": categories, "layers": layers}
+        stream = self.stream(images, **run, batch_size=batch_size, progress=progress)
         return (features for _, features in stream)
 
     def stream(
-        self, images: Any, *, batch_size: int = 16, progress: bool = True, on_error: Optional[OnError] = None
+        self,
+        images: Any,
+        *,
+        references: Any = None,
+        categories: Categories = None,
+        layers: Optional[Sequence[str]] = None,
+        batch_size: int = 16,
+        progress: bool = True,
+        on_error: Optional[OnError] = None,
     ) -> Generator[tuple[PreparedImage, dict[str, Tensor]], None, None]:
         """Like ``extract``, with each image as it was prepared: its name, its size, and the part of it that was seen.
 
         Args:
-            images, batch_size, progress: see ``extract``.
+            images, references, categories, layers, batch_size, progress: see ``extract``.
             on_error: called with the name and the error of an image that cannot be used, which is then left out; by
                 default the error is raised.
         """
-        batches = self.stream_batches(images, batch_size=batch_size, progress=progress, on_error=on_error)
+        run: dict[str, Any] = {"references": references, "categories": categories, "batch_size": batch_size}
+        batches = self.stream_batches(images, **run, layers=layers, progress=progress, on_error=on_error)
+        names = self.layers if layers is None else layers
 
         def own(level: Tensor) -> Tensor:
             # A view would keep the whole batch in memory, and in what is saved of it.
             return level.clone(memory_format=torch.contiguous_format)
 
         return (
-            (image, {name: own(level[row]) for name, level in zip(self.layers, features, strict=True)})
+            (image, {name: own(level[row]) for name, level in zip(names, features, strict=True)})
             for batch, features in to_host(batches, self.device, batch_size)
             for row, image in enumerate(batch)
         )
 
-    def score(self, images: Any, *, batch_size: int = 16, progress: bool = False) -> AnomalyScores:
-        """Scores images by the norm of their features (FeatureNorm; paper, section 4).
+    def score(
+        self,
+        images: Any,
+        *,
+        references: Any = None,
+        categories: Categories = None,
+        batch_size: int = 16,
+        progress: bool = False,
+    ) -> AnomalyScores:
+        """Scores images by the norm of their features of all levels (FeatureNorm; paper, section 4).
 
         Args:
-            images, batch_size, progress: see ``extract``.
+            images, references, categories, batch_size, progress: see ``extract``.
 
         Returns:
             Anomaly maps at the images' own sizes, (B, H, W) or a list of (H, W) where sizes differ, and scores (B,),
-            both on the CPU. What a centre crop cuts off has the value 0. Decisions, if the reference has a calibration.
+            both on the CPU. What a centre crop cuts off has the value 0. Decisions, where the reference has a
+            calibration.
 
         Raises:
-            InputError: no images, no reference is set, or NaN or infinite values in a prepared tensor.
+            InputError: no images, NaN or infinite values in a prepared tensor, or see ``extract``.
             ImageError: an image cannot be used.
         """
         maps: list[Tensor] = []
         scores: list[float] = []
         calibrations: list[Calibration | None] = []
-        for scored in self.score_stream(images, batch_size=batch_size, progress=progress):
+        run: dict[str, Any] = {"references": references, "categories": categories}
+        for scored in self.score_stream(images, **run, batch_size=batch_size, progress=progress):
             maps.append(scored.full_size_map())
             scores.append(scored.score)
             calibrations.append(scored.judgement.calibration)
@@ -114,6 +152,8 @@ class StreamsMixin:
         self,
         images: Any,
         *,
+        references: Any = None,
+        categories: Categories = None,
         batch_size: int = 16,
         progress: bool = True,
         on_error: Optional[OnError] = None,
@@ -122,21 +162,17 @@ class StreamsMixin:
         """Like ``score`` for any number of images, one after the other, in bounded memory.
 
         Args:
-            images, batch_size, progress, on_error, label: see ``stream_batches``.
+            images, references, categories, batch_size, progress, on_error, label: see ``stream_batches``.
         """
-        options: dict[str, Any] = {"batch_size": batch_size, "progress": progress, "on_error": on_error}
-        batches = self.stream_batches(images, label=label, **options)
+        banks, categories = self._matched(references, categories)
+        judgements = {category: self._judgement_of(bank) for category, bank in banks.items()}
+        run: dict[str, Any] = {"references": banks, "categories": categories, "batch_size": batch_size}
+        batches = self.stream_batches(images, **run, progress=progress, on_error=on_error, label=label)
         maps = ((batch, [anomaly_map(features, batch[0].network_size)]) for batch, features in batches)
-        judgement = self.judgement
-        if judgement != self._require_reference().judgement:
-            _LOG.warning(
-                "the reference's calibration was made by another extractor (projectors, precision and image size "
-                "count): there are scores, and no decisions; calibrate it again"
-            )
         return (
             scored
             for batch, (own,) in to_host(maps, self.device, batch_size)
-            for scored in score_batch(batch, own, judgement, on_error)
+            for scored in score_batch(batch, own, judgements, on_error)
         )
 
     def calibrate(
@@ -164,15 +200,15 @@ class StreamsMixin:
                 image, is made of.
             ImageError: an image cannot be used.
         """
-        scorer = copy.copy(self)
-        scorer.reference = bank = self._check_bank(bank.judged(bank.judgement.calibrated(None)))
+        bank = self._check_bank(bank.judged(bank.judgement.calibrated(None)))
         scores, peaks, typical, own = dict[str, float](), list[float](), list[float](), False
-        options: dict[str, Any] = {"batch_size": batch_size, "progress": progress, "label": "calibrate"}
-        for number, scored in enumerate(scorer.score_stream(normals, **options)):
+        run: dict[str, Any] = {"references": {bank.category: bank}, "batch_size": batch_size, "progress": progress}
+        digests = {image.digest for image in bank.images} - {""}
+        for number, scored in enumerate(self.score_stream(normals, **run, label="calibrate")):
             scores[f"{scored.image.name} ({number})"] = scored.score
             peaks.append(float(scored.anomaly.max()))
             typical.append(float(scored.anomaly[scored.anomaly > 0].median()))  # 0: outside the region of interest
-            own |= scored.image.digest in bank.images and scored.image.digest != ""
+            own |= scored.image.digest in digests
         if not scores:
             raise InputError("no calibration images were given: expected normal images of the product")
         if own and not bank.leaves_out:
@@ -195,11 +231,6 @@ class StreamsMixin:
         return bank.judged(bank.judgement.calibrated(calibration))
 
     @property
-    def _fingerprint(self) -> str:
-        """What reference patches are stamped with: those of 8-bit layers are far from the others, at any size."""
-        return self.config.fingerprint + ("-int8" if self.is_quantized else "")
-
-    @property
     def scoring_identity(self) -> str:
         """16 hex digits for all that a score depends on beside the image and the bank's patches.
 
@@ -210,23 +241,34 @@ class StreamsMixin:
             # Weights that are packed in 8 bits are no tensors; the fingerprint tells of them.
             weights = (value for value in self.projectors.state_dict().values() if isinstance(value, Tensor))
             precision = next(self.projectors.parameters()).dtype
-            settings = f"{self._fingerprint} {precision} {self.config.residual_scale}".encode()
+            settings = f"{self._stamp_of(self.config)} {precision} {self.config.residual_scale}".encode()
             return combined_digest([settings, *map(tensor_digest, weights)])
 
         return self._identity.get(list(self.projectors.parameters()), identity)
 
     @property
-    def judgement(self) -> Judgement:
-        """How the set reference's product is judged; without its calibration where another extractor made that."""
-        judgement = self._require_reference().judgement
+    def judgements(self) -> dict[str, Judgement]:
+        """How the products whose references are set are judged, by category."""
+        return {category: self._judgement_of(bank) for category, bank in self.references.items()}
+
+    def _judgement_of(self, bank: ReferenceBank) -> Judgement:
+        """How a bank's product is judged; without its calibration where another extractor made that."""
+        judgement = bank.judgement
         if judgement.calibration is None or judgement.calibration.made_by == self.scoring_identity:
             return judgement
+        _LOG.warning(
+            "the reference's calibration was made by another extractor (projectors, precision and image size count): "
+            "there are scores, and no decisions; calibrate it again"
+        )
         return judgement.calibrated(None)
 
     def stream_batches(
         self,
         images: Any,
         *,
+        references: Any = None,
+        categories: Categories = None,
+        layers: Optional[Sequence[str]] = None,
         batch_size: int = 16,
         progress: bool = True,
         on_error: Optional[OnError] = None,
@@ -235,18 +277,35 @@ class StreamsMixin:
         """Like ``stream``, batch by batch: the images and L maps (B, C, h, w), left on the extractor's device.
 
         Args:
-            images, batch_size, progress, on_error: see ``stream``.
+            images, references, categories, layers, batch_size, progress, on_error: see ``stream``.
             label: of the bar.
         """
-        reference = self._require_reference()  # now, not at the first image
-        notice = RunNotice(reference)
+        banks, categories = self._matched(references, categories)  # now, not at the first image
+        notice = RunNotice(banks)
 
         def project(batch: list[PreparedImage], features: list[Tensor]) -> list[Tensor]:
-            return self.projectors(self.residuals(features, reference, own=notice.own(batch)))
+            per_image = [banks[image.category] for image in batch]
+            residuals = self.residuals(features, per_image, own=notice.own(batch), layers=layers)
+            return self.projectors(residuals, places)
 
-        return self._encode_batches(
-            PreparedBatches(images, self.preprocess, batch_size, on_error), progress, label, project
-        )
+        places = self.config.places(layers)
+        batches = PreparedBatches(images, self.preprocess, batch_size, on_error, categories)
+        return self._encode_batches(batches, progress, label, project, layers)
+
+    def _matched(self, references: Any, categories: Categories) -> tuple[Banks, Iterable[str]]:
+        """The banks of a run by category, and the categories of its images, each of which has a bank."""
+        if references is None and categories is None:
+            bank, chosen = self._require_reference(), str(self._chosen)
+            return {chosen: bank}, chosen
+        banks = self.references if references is None else self._as_banks(references)
+        if categories is None:
+            if len(banks) > 1:
+                raise InputError(f"no categories were given: expected one for each image, of {', '.join(banks)}")
+            categories = next(iter(banks))
+        if isinstance(categories, str):
+            return banks, check_category(categories, banks)
+        each = (check_category(category, banks) for category in categories)
+        return banks, list(each) if isinstance(categories, Sized) else each  # of a list before any image is read
 
     @torch.no_grad()
     def _encode_batches(
@@ -255,8 +314,61 @@ class StreamsMixin:
         progress: bool,
         label: str,
         then: Callable[[list[PreparedImage], list[Tensor]], list[Tensor]] = lambda batch, features: features,
+        layers: Optional[Sequence[str]] = None,
     ) -> Batches:
         with tqdm(total=batches.total, unit="image", desc=label, disable=not progress) as bar:
             for batch in batches:
-                yield batch, then(batch, self.encode(stack(batch, self.device)))
+                yield batch, then(batch, self.encode(stack(batch, self.device), layers=layers))
                 bar.update(len(batch))
+
+
+def check_category(category: str, banks: Mapping[str, ReferenceBank]) -> str:
+    """Returns a category, if one of the banks is its own.
+
+    Raises:
+        InputError: none is; the message lists those that there are.
+    """
+    if category not in banks:
+        there = one_of(category, banks) if banks else "no references are set"
+        raise InputError(f"there is no reference of the category {category!r}: {there}")
+    return category
+
+
+class RunNotice:
+    """Looks at the images of a run for what makes their scores mean something else, and says it once.
+
+    Args:
+        banks: that images are compared with, by their category.
+    """
+
+    def __init__(self, banks: Mapping[str, ReferenceBank]) -> None:
+        self._banks, self._said = banks, set[str]()
+        self._places = {
+            category: {image.digest: place for place, image in enumerate(bank.images) if image.digest}
+            for category, bank in banks.items()
+        }
+
+    def own(self, batch: Sequence[PreparedImage]) -> list[int | None]:
+        """For each image which of its bank's images it is, or None; empty where none is, or cannot be left out."""
+        for image in batch:
+            if image.unseen > _UNSEEN:
+                text = "%s: %.0f %% of it are cut off and not looked at; with resize_mode='resize' nothing is"
+                self._say(text, image, 100 * image.unseen)
+        places = [self._place(image) for image in batch]
+        return places if any(place is not None for place in places) else []
+
+    def _place(self, image: PreparedImage) -> int | None:
+        places, bank = self._places[image.category], self._banks[image.category]
+        place = places.get(image.digest) if places else None
+        if place is None:
+            return None
+        if not bank.leaves_out:
+            self._say("%s is a reference itself, and compared with itself: its score says nothing", image)
+            return None
+        self._say("%s is a reference itself: such images are compared with the other references", image)
+        return place
+
+    def _say(self, text: str, image: PreparedImage, *numbers: float) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            _LOG.warning(f"{text} (said once)", image.name, *numbers)

@@ -40,6 +40,46 @@ def test_some_levels_are_those_of_all(tiny_folder):
     for layers in ((), ("layer4", "layer2"), ("layer9",)):
         with pytest.raises(InputError, match=r"layers are .*, expected some of \('layer1', .*\), in their order"):
             extractor([random_image(1)], layers=layers)
+        with pytest.raises(InputError, match="in their order"):
+            extractor.extract([random_image(1)], layers=layers)
+
+
+def test_some_levels_are_extracted(tiny_folder):
+    extractor = make_extractor(tiny_folder, residual_scale=(1, 2, 3, 4)).set_reference([random_image(0)])
+    run = {"images": [random_image(1), random_image(2)], "progress": False}
+    every = list(extractor.extract(**run))
+    for some, features in zip(extractor.extract(**run, layers=("layer2", "layer3")), every, strict=True):
+        assert list(some) == ["layer2", "layer3"] and all(torch.equal(some[name], features[name]) for name in some)
+
+
+def test_some_levels_are_loaded(bundle, tmp_path):
+    """What they give, and what banks of all levels give them, is what all give."""
+    load = ADPretrainFeatureExtractor.from_pretrained
+    whole, some = load(bundle), load(bundle, layers=("layer1", "layer3"))
+    assert some.layers == ("layer1", "layer3") and some.out_dims == [32, 32] and len(some.projectors) == 2
+    numbers = [sum(one.numel() for one in extractor.parameters()) for extractor in (some, whole)]
+    assert numbers[0] < 0.8 * numbers[1]
+    images = [random_image(1), random_image(2)]
+    bank = whole.make_reference([random_image(0)])
+    expected = whole.set_reference(bank)(images)
+    for reference in (bank, [random_image(0)]):
+        features = some.set_reference(reference)(images)
+        assert list(features) == ["layer1", "layer3"]
+        assert all(torch.equal(level, expected[name]) for name, level in features.items())
+    assert all(torch.equal(level, expected[name]) for name, level in some(images, [bank, bank]).items())
+    assert torch.equal(some(images, layers=("layer3",))["layer3"], expected["layer3"])
+    assert not torch.equal(some.score(images).scores, whole.score(images).scores)
+    with pytest.raises(InputError, match="was made by another extractor"):
+        whole.set_reference(some.reference)
+    whole.set_reference(bank, category="nut").save_pretrained(bundle, references=True)
+    assert torch.equal(load(bundle, layers=("layer2",), references=True)(images)["layer2"], expected["layer2"])
+    assert load(bundle, layers=whole.layers).whole is None
+    with pytest.raises(InputError, match="of some of a bundle's levels cannot be saved: load it without `layers`"):
+        some.save_pretrained(tmp_path / "some")
+    with pytest.raises(
+        InputError, match=r"layers are \('layer9',\), expected some of \('layer1', .*\), in their order"
+    ):
+        load(bundle, layers=("layer9",))
 
 
 class TestAgainstTheAuthors:
@@ -501,3 +541,141 @@ def test_resize_mode_is_chosen_at_loading(bundle, caplog):
     cropped = ADPretrainFeatureExtractor.from_pretrained(bundle)
     with pytest.raises(InputError, match="was made by another extractor"):
         cropped.set_reference(whole.reference)
+
+
+# Several products
+
+
+@pytest.fixture
+def products(extractor):
+    """An extractor with references of two products."""
+    return extractor.set_references({"screw": pictures(1, 2, 3), "nut": pictures(4, 5)})
+
+
+CATEGORIES = ["screw", "nut", "nut", "screw", "nut"]
+
+
+@pytest.mark.parametrize("as_given", [list, iter, np.array, pd.Series])
+@pytest.mark.parametrize("batch_size", [1, 2, 16])
+def test_a_run_of_several_products_is_a_run_of_each(products, as_given, batch_size):
+    images = pictures(10, 4, 12, 2, 14)  # the second and the fourth are references of their products themselves
+    mixed = products.score(images, categories=as_given(CATEGORIES), batch_size=batch_size)
+    features = list(products.extract(images, categories=as_given(CATEGORIES), progress=False))
+    for category in ("screw", "nut"):
+        rows = [row for row, one in enumerate(CATEGORIES) if one == category]
+        products.set_reference(category=category)
+        alone = products.score([images[row] for row in rows])
+        torch.testing.assert_close(mixed.scores[rows], alone.scores, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(mixed.maps[rows], alone.maps, atol=1e-5, rtol=1e-4)
+        for row, levels in zip(rows, products.extract([images[row] for row in rows], progress=False), strict=True):
+            torch.testing.assert_close(features[row]["layer2"], levels["layer2"], atol=1e-5, rtol=1e-4)
+
+
+def test_prepared_images_have_categories_too(products):
+    images = pictures(10, 11, 12, 13, 14)
+    expected = products.score(images, categories=CATEGORIES).scores
+    assert torch.equal(products.score(products.preprocess(images), categories=CATEGORIES).scores, expected)
+
+
+def test_an_image_that_is_left_out_takes_its_category_along(products, tmp_path):
+    images = [*pictures(10, 11), tmp_path / "none.png", *pictures(13, 14)]
+    left_out = []
+    stream = products.score_stream(
+        images, categories=iter(CATEGORIES), progress=False, on_error=lambda name, error: left_out.append(name)
+    )
+    assert [one.category for one in stream] == ["screw", "nut", "screw", "nut"]
+    assert left_out == [str(tmp_path / "none.png")]
+
+
+def test_references_of_one_run_are_not_those_that_are_set(extractor, tmp_path):
+    banks = {name: extractor.make_reference(pictures(seed)) for name, seed in (("screw", 1), ("nut", 2))}
+    for name, bank in banks.items():
+        bank.save(tmp_path / f"{name}.safetensors")
+    extractor.set_reference(pictures(9))
+    expected = [extractor(pictures(7), bank)["layer1"][0] for bank in banks.values()]
+    for references in (banks, tmp_path, str(tmp_path)):
+        run = {"references": references, "categories": ["screw", "nut"], "progress": False}
+        for features, wanted in zip(extractor.extract(pictures(7, 7), **run), expected, strict=True):
+            torch.testing.assert_close(features["layer1"], wanted, atol=1e-5, rtol=1e-4)
+    assert torch.equal(
+        extractor.score(pictures(7), references={"nut": banks["nut"]}).scores,
+        extractor.set_reference(banks["nut"]).score(pictures(7)).scores,
+    )
+
+
+def test_categories_that_do_not_fit_are_refused(products):
+    images = pictures(10, 11)
+    for call in (lambda **run: products.score(images, **run), lambda **run: list(products.extract(images, **run))):
+        for categories in (["screw", "nuts"], iter(["nuts", "screw"]), "nuts"):
+            message = "no reference of the category 'nuts': expected one of nut, screw: did you mean 'nut'?"
+            with pytest.raises(InputError, match=message):
+                call(categories=categories)
+        with pytest.raises(InputError, match="got 3 categories for 2 images, expected one for each"):
+            call(categories=["nut"] * 3)
+        with pytest.raises(InputError, match="got more categories than images, 2 of them"):
+            call(categories=iter(["nut"] * 3))
+        with pytest.raises(InputError, match="got fewer categories than images, 1 of them"):
+            call(categories=iter(["nut"]))
+        with pytest.raises(InputError, match=r"references of several products are set \(screw, nut\): give categories"):
+            call()
+        with pytest.raises(InputError, match="no categories were given: expected one for each image, of screw, nut"):
+            call(references=products.references)
+    with pytest.raises(InputError, match="several products are set"):
+        products(images)
+    assert products.score(images, categories="nut").scores.shape == (2,)
+
+
+def test_one_of_several_references_is_chosen(products):
+    assert products.reference is None
+    assert products.set_reference(category="nut").reference is products.references["nut"]
+    with pytest.raises(InputError, match="no reference of the category 'bolt': expected one of nut, screw"):
+        products.set_reference(category="bolt")
+    products.set_reference(pictures(3), category="bolt")
+    assert list(products.references) == ["bolt"] and products.reference.category == "bolt"
+    products.reference = None
+    with pytest.raises(InputError, match="no reference of the category 'bolt': no references are set"):
+        products.set_reference(category="bolt")
+    assert products.set_references({"pin": pictures(3)}).reference is products.references["pin"]
+
+
+def test_images_are_added_to_a_reference(products):
+    before = products.references["nut"]
+    products.add_reference(pictures(6), category="screw").set_reference(category="screw").add_reference(pictures(7, 8))
+    assert products.references["nut"] is before
+    assert [image.digest for image in products.reference.images] == [
+        image.digest for image in products.make_reference(pictures(1, 2, 3, 6, 7, 8)).images
+    ]
+    with pytest.raises(InputError, match="both reference banks have the images image 0: remove them from one"):
+        products.add_reference(pictures(8))
+    with pytest.raises(InputError, match="no reference of the category 'bolt'"):
+        products.add_reference(pictures(9), category="bolt")
+    products.reference = None
+    with pytest.raises(InputError, match="no reference is set"):
+        products.add_reference(pictures(9))
+
+
+@pytest.mark.parametrize("references", [{}, [1, 2], random_image(0)])
+def test_references_that_are_not_by_category_are_refused(extractor, references):
+    with pytest.raises(InputError, match=r"as references of several products, expected \{category: bank or images\}"):
+        extractor.set_references(references)
+
+
+def test_a_folder_without_banks_is_no_references(extractor, tmp_path):
+    with pytest.raises(InputError, match=r"no reference banks in .*expected <category>.safetensors"):
+        extractor.set_references(tmp_path)
+    with pytest.raises(InputError, match="no folder of reference banks at "):
+        extractor.set_references(tmp_path / "none")
+
+
+def test_all_references_follow_the_extractor(products):
+    products.double()
+    assert products.score(pictures(7), categories="nut").scores.shape == (1,)
+
+
+def test_notices_know_the_bank_of_each_image(products, caplog):
+    products.set_references(products.references | {"pin": pictures(4)})
+    images = pictures(4, 4, 1)  # of nut; of pin, where it is the only one; of nut, where it is none
+    products.score(images, categories=["nut", "pin", "nut"])
+    told = [record.getMessage() for record in caplog.records]
+    assert told[0].startswith("image 0 is a reference itself: such images are compared with the other references")
+    assert told[1].startswith("image 1 is a reference itself, and compared with itself") and len(told) == 2

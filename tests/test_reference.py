@@ -279,3 +279,103 @@ def test_values_that_do_not_fit_a_precision_are_told():
     with pytest.raises(InputError, match=r"the bank's values, up to .*e\+08, do not fit torch.float16: take bfloat16"):
         large.to(dtype=torch.float16)
     assert large.to(dtype=torch.bfloat16).patches[0].isfinite().all()
+
+
+# Banks that live: images come and go, and none is encoded again
+
+
+def about(bank: ReferenceBank) -> dict[str, object]:
+    return vars(bank) | {"patches": None, "_inverse_norms": None}
+
+
+def same(one: ReferenceBank, other: ReferenceBank) -> bool:
+    levels = zip(one.patches, other.patches, strict=True)
+    return about(one) == about(other) and all(a.dtype == b.dtype and torch.equal(a, b) for a, b in levels)
+
+
+@pytest.mark.parametrize("sizes", [[(48, 40)] * 4, [(64, 64), (128, 64), (64, 64), (64, 32)]])
+def test_the_sum_of_banks_is_the_bank_of_all_their_images(tiny_folder, tmp_path, sizes):
+    extractor = make_extractor(tiny_folder, resize_mode="resize")
+    for number, size in enumerate(sizes):
+        random_image(number, *size).save(tmp_path / f"{number}.png")
+    paths = sorted(tmp_path.glob("*.png"))
+    make = lambda paths: extractor.make_reference(paths, category="screw", batch_size=1)  # noqa: E731
+    every = make(paths)
+    assert [image.name for image in every.images] == ["0.png", "1.png", "2.png", "3.png"]
+    assert same(make(paths[:1]) + make(paths[1:]), every)
+    assert same(every.remove("1.png").remove(0), make(paths[2:]))
+    assert same(every.remove(3) + make(paths[3:]), every)
+    (make(paths[:2]) + make(paths[2:])).save(tmp_path / "sum.safetensors")
+    assert same(ReferenceBank.load(tmp_path / "sum.safetensors"), every)
+    assert str(tmp_path).encode() not in (tmp_path / "sum.safetensors").read_bytes()
+
+
+def test_a_sum_has_the_precision_of_the_first(extractor):
+    one, two = (extractor.make_reference([random_image(seed)], category="screw"[:seed]) for seed in (0, 5))
+    half = one.to(dtype=torch.bfloat16) + two
+    assert half.category == "screw" and {level.dtype for level in half.patches} == {torch.bfloat16}
+    assert torch.equal(half.patches[1][16:], two.patches[1].bfloat16())
+    assert (two + one.to(dtype=torch.bfloat16)).patches[0].dtype == torch.float32
+
+
+def test_core_sets_are_added_to_core_sets():
+    one, two = (random_bank(num_images=2, seed=seed).compact(0.5) for seed in (1, 2))
+    both = one + two
+    assert (len(both), both.num_images, both.compacted, both.image_patches) == (40, 4, True, [])
+
+
+def test_banks_of_which_one_knows_its_images():
+    both = random_bank(num_images=2) + random_bank(num_images=1, k=20, images=[("a.png", "0123")], seed=1)
+    assert both.images == [("", ""), ("", ""), ("a.png", "0123")]
+    assert both.num_images == 3 and both.image_patches == []
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"fingerprint": "f01"}, r"got other values of fingerprint: \[\('f00', 'f01'\)\]"),
+        ({"category": "nut"}, r"got other values of category: \[\('screw', 'nut'\)\]"),
+        ({"compacted": True}, r"got other values of compacted: \[\(None, True\)\]"),
+        ({"levels": 3}, r"got other values of levels: \[\(2, 3\)\]"),
+        ({"c": 8}, r"got other values of channels: \[\(16, 8\)\]"),
+        ({"num_images": 0}, "does not know which patches are whose"),
+        ({"images": [("b.png", "02"), ("c.png", "01")]}, "both reference banks have the images c.png: remove them"),
+        ({"images": ["02", "01"]}, "both reference banks have the images 01: remove them"),
+    ],
+)
+def test_banks_that_do_not_go_together_are_not_added(other, message):
+    kind = {"fingerprint": "f00", "category": "screw", "num_images": 2}
+    with pytest.raises(InputError, match=message):
+        random_bank(**kind, images=[("a.png", "01"), ("b.png", "00")]) + random_bank(**kind | other)
+
+
+def test_only_banks_are_added():
+    with pytest.raises(TypeError, match="unsupported operand"):
+        random_bank() + "images"
+
+
+def test_an_image_is_removed_by_a_name_that_is_its_alone():
+    bank = random_bank(k=40, num_images=4, images=[("a.png", "1"), ("b.png", "2"), ("b.png", "3"), ("c.png", "4")])
+    assert bank.remove("c.png").images == bank.images[:3]
+    with pytest.raises(InputError, match="2 images of the bank are called 'b.png'.*or its place, from 0"):
+        bank.remove("b.png")
+    with pytest.raises(InputError, match="0 images of the bank are called 'a.jpg': expected one of .*mean 'a.png'?"):
+        bank.remove("a.jpg")
+
+
+def test_a_file_that_knows_no_names_is_read(tmp_path):
+    """Written by an earlier version."""
+    tensors = {"level.0": torch.ones(4, 3)}
+    metadata = {"adpretrain_reference_bank_1": '{"num_images": 2, "images": ["0123", "4567"]}'}
+    save_file(tensors, tmp_path / "bank.safetensors", metadata=metadata)
+    assert ReferenceBank.load(tmp_path / "bank.safetensors").images == [("", "0123"), ("", "4567")]
+
+
+def test_own_images_are_left_out_of_the_bank_of_each():
+    maps = [torch.randn(3, 16, 2, 2) for _ in range(2)]
+    one, two = ReferenceBank.from_features(maps), random_bank(seed=2)
+    mixed = residuals_per_image(maps, [one, two, one], own=[0, None, 2])
+    for row, bank in enumerate((one.remove(0), two, one.remove(2))):
+        alone = bank.residuals([level[row : row + 1] for level in maps])
+        for got, expected in zip(mixed, alone, strict=True):
+            torch.testing.assert_close(got[row : row + 1], expected, atol=1e-5, rtol=1e-5)

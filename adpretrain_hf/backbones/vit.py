@@ -85,11 +85,12 @@ class Backbone(nn.Module):
         self.model = _end_after(model, self.layers[-1], family.unused)
         self.requires_grad_().eval()
 
-    def forward(self, images: Tensor) -> list[Tensor]:
+    def forward(self, images: Tensor, layers: Sequence[int] | None = None) -> list[Tensor]:
         """Computes the patch maps of every level.
 
         Args:
             images: (B, 3, H, W), normalised; H and W multiples of the patch size.
+            layers: some of the levels; blocks after the last of them are not computed.
 
         Returns:
             L maps (B, C, h, w) with h = H / patch size, w = W / patch size.
@@ -101,8 +102,25 @@ class Backbone(nn.Module):
         if height % patch or width % patch:  # the last rows and columns would not be seen, and maps be stretched
             raise InputError(f"got images of {height} x {width} pixels, expected multiples of the patch size {patch}")
         h, w = height // patch, width // patch
-        states = self.model(pixel_values=images, **self._arguments).hidden_states
-        return [self._to_map(states[n], h, w) for n in self.layers]
+        wanted = layers or self.layers
+        states = self._until(wanted[-1])(pixel_values=images, **self._arguments).hidden_states
+        return [self._to_map(states[n], h, w) for n in wanted]
+
+    def keep(self, layers: Sequence[int]) -> None:
+        """Drops all levels but some, and the blocks after the last of them."""
+        del _blocks_of(self.model)[1][layers[-1] :]
+        cut_config(self.model.config, layers[-1], self.model.config.model_type)
+        self.layers = tuple(layers)
+
+    def _until(self, depth: int) -> "PreTrainedModel":
+        """The network as if it ended after a block: a copy of what holds the blocks, in which all else is shared."""
+        if depth == self.layers[-1] or torch.compiler.is_compiling():
+            return self.model
+        path, blocks = _blocks_of(self.model)
+        # The first call puts transformers' hooks on the blocks: by the copy they would be put there twice.
+        if not any(map(_is_capturing, blocks[0]._forward_hooks.values())):
+            return self.model
+        return _replaced(self.model, path.split("."), blocks[:depth])
 
     def _to_map(self, tokens: Tensor, h: int, w: int) -> Tensor:
         patches = tokens[:, self._prefix_tokens :]  # (B, h*w, C)
@@ -127,7 +145,7 @@ class Backbone(nn.Module):
         model = copy.deepcopy(self.model, tensors)  # all but the tensors, which both share
         for module in model.modules():
             for key, hook in list(module._forward_hooks.items()):
-                if hook.__module__ == "transformers.utils.output_capturing":
+                if _is_capturing(hook):
                     del module._forward_hooks[key]
             module.__dict__.pop("_output_capturing_hooks_installed", None)
         return self.__dict__ | {"_modules": self._modules | {"model": model}}
@@ -151,12 +169,9 @@ def _end_after(model: "PreTrainedModel", depth: int, unused: tuple[str, ...]) ->
     """Drops all that is computed after block ``depth``, and puts DINOv2's own rule for positions in."""
     from transformers.models.dinov2.modeling_dinov2 import Dinov2Model
 
-    kind, number = model.config.model_type, model.config.num_hidden_layers
-    cut_config(model.config, depth, kind)
-    lists = [one for one in model.modules() if isinstance(one, nn.ModuleList) and len(one) == number]
-    if not lists:
-        raise InputError(f"{kind!r} has no list of {number} blocks: it is not supported as a backbone")
-    del lists[0][depth:]
+    _, blocks = _blocks_of(model)
+    cut_config(model.config, depth, model.config.model_type)
+    del blocks[depth:]
     if hasattr(model.config, "use_mask_token"):
         embeddings: Any = model.embeddings
         embeddings.mask_token = None
@@ -168,6 +183,30 @@ def _end_after(model: "PreTrainedModel", depth: int, unused: tuple[str, ...]) ->
 
         model.embeddings = PublishedGridEmbeddings(model.embeddings)
     return model
+
+
+def _blocks_of(model: "PreTrainedModel") -> tuple[str, nn.ModuleList]:
+    """The list of a network's blocks, and where it is: ``encoder.layer``."""
+    kind, number = model.config.model_type, model.config.num_hidden_layers
+    for path, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == number:
+            return path, module
+    raise InputError(f"{kind!r} has no list of {number} blocks: it is not supported as a backbone")
+
+
+def _replaced(module: Any, path: Sequence[str], part: nn.Module) -> Any:
+    """A copy of a module with another part at a place; it shares all others."""
+    if not path:
+        return part
+    copied = copy.copy(module)
+    inner = _replaced(module._modules[path[0]], path[1:], part)
+    copied.__dict__["_modules"] = {**module._modules, path[0]: inner}
+    return copied
+
+
+def _is_capturing(hook: Any) -> bool:
+    """Whether a hook is that by which transformers keeps hidden states."""
+    return hook.__module__ == "transformers.utils.output_capturing"
 
 
 def cut_config(config: "PretrainedConfig", depth: int, source: object) -> None:

@@ -1,7 +1,8 @@
 """The parts of an extractor: read from a bundle on disk or on the Hub, strictly, or made new from a backbone."""
 
+import fnmatch
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,10 +13,12 @@ from torch import Tensor
 
 from adpretrain_hf.backbones import Backbone, load_backbone, load_same_backbone, load_saved_backbone
 from adpretrain_hf.bundle.layout import LAYOUT, files_in, prepared_as, read_config, variants_among
+from adpretrain_hf.bundle.references import read_references
 from adpretrain_hf.config import PRESETS, ADPretrainConfig
 from adpretrain_hf.errors import BundleError, InputError, MissingPathError
 from adpretrain_hf.files import check_finite, check_fit, read_safetensors
 from adpretrain_hf.projector import Projectors
+from adpretrain_hf.reference import ReferenceBank
 
 PathLike = str | os.PathLike[str]
 
@@ -27,6 +30,8 @@ class Parts(NamedTuple):
     backbone: Backbone
     projectors: Projectors
     variant: str
+    references: Mapping[str, ReferenceBank] | None = None
+    whole: ADPretrainConfig | None = None
 
 
 def new(source: str, *, dtype: torch.dtype, hub: dict[str, Any] | None = None, **overrides: Any) -> Parts:
@@ -41,20 +46,33 @@ def new(source: str, *, dtype: torch.dtype, hub: dict[str, Any] | None = None, *
 
 
 def load(
-    name: PathLike, variant: str | None, dtype: torch.dtype | str | None, changes: Mapping[str, Any], **hub: Any
+    name: PathLike,
+    variant: str | None,
+    dtype: torch.dtype | str | None,
+    changes: Mapping[str, Any],
+    references: bool = False,
+    layers: Sequence[str] | None = None,
+    **hub: Any,
 ) -> Parts:
     """Reads an extractor's parts from a folder, or the Hub, where only they are downloaded; see ``from_pretrained``."""
     config, names, fetch = _open(name, **hub)
+    places = config.places(layers)
     there = variants_among(names, config)
     variant = variant or (there or [config.default_variant])[0]  # the default, or else the one that is there
     weights = LAYOUT.weights_of(variant, config)
     if weights not in names:
         raise BundleError(f"{name} has no variant {variant!r} ({weights} is missing): expected one of {there}")
-    folder = fetch([LAYOUT.config, LAYOUT.preprocessor, weights, f"{LAYOUT.backbone}/*"])
+    banks = f"{LAYOUT.references}/*.safetensors"
+    if references and not fnmatch.filter(names, banks):
+        raise BundleError(f"{name} has no references ({banks}): save it with references=True, or load it without")
+    wanted = [LAYOUT.config, LAYOUT.preprocessor, weights, f"{LAYOUT.backbone}/*"]
+    folder = fetch([*wanted, banks] if references else wanted)
     config = config.replace(**{name: value for name, value in changes.items() if value is not None})
     precision = _as_dtype(dtype or torch.float32)
     projectors = read_projectors(folder / weights, config, precision)
-    return Parts(config, _load_bundled_backbone(folder, config, precision, **hub), projectors, variant)
+    found = read_references(folder / LAYOUT.references) if references else None
+    parts = Parts(config, _load_bundled_backbone(folder, config, precision, **hub), projectors, variant, found)
+    return _with_levels(parts, places) if len(places) < len(config.layers) else parts
 
 
 def describe_bundle(name: PathLike, **hub: Any) -> tuple[ADPretrainConfig, list[str]]:
@@ -150,6 +168,15 @@ def _load_bundled_backbone(folder: Path, config: ADPretrainConfig, dtype: torch.
             f"{folder} was saved without its backbone, and {config.backbone!r} (revision {config.backbone_revision}) "
             f"cannot be loaded: connect to the network once, or save the bundle with include_backbone=True. {error}"
         ) from error
+
+
+def _with_levels(parts: Parts, places: Sequence[int]) -> Parts:
+    """The parts of an extractor of some of the levels, from 0; what only the others need is dropped."""
+    config = parts.config
+    layers, scales = [config.layers[place] for place in places], [config.residual_scale[place] for place in places]
+    parts.backbone.keep(layers)
+    parts.projectors.keep(places)
+    return parts._replace(config=config.replace(layers=layers, residual_scale=scales), whole=config)
 
 
 def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:

@@ -1,5 +1,6 @@
 """What an extractor inherits of bundles: ``from_pretrained`` and its kin, each a call of a function of this room."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from adpretrain_hf.bundle.save import card_of, save
 from adpretrain_hf.config import ADPretrainConfig
 from adpretrain_hf.images import choose_device
 from adpretrain_hf.projector import Projectors
+from adpretrain_hf.reference import ReferenceBank
 
 T = TypeVar("T", bound="BundleMixin")
 
@@ -27,6 +29,8 @@ class BundleMixin(ModelHubMixin):
     backbone: Backbone
     projectors: Projectors
     variant: str
+    references: dict[str, ReferenceBank]
+    whole: ADPretrainConfig | None
 
     @classmethod
     def from_backbone(
@@ -65,6 +69,8 @@ class BundleMixin(ModelHubMixin):
         device: str | torch.device | None = None,
         image_size: int | None = None,
         resize_mode: str | None = None,
+        references: bool = False,
+        layers: Sequence[str] | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
         cache_dir: PathLike | None = None,
@@ -83,17 +89,21 @@ class BundleMixin(ModelHubMixin):
             image_size: overrides the size that images are prepared to, in pixels.
             resize_mode: overrides how: ``"crop"`` to the centre square, as published, or ``"resize"``, which cuts
                 nothing off.
+            references: also load the bundle's reference banks, all of them; see ``set_references``.
+            layers: names of the levels that are wanted, e.g. ``("layer9",)``, in their order; nothing is kept or
+                computed for the others. Banks of all levels fit, but scores are others than with all. All by default.
             revision, token, cache_dir, local_files_only, force_download: for the Hub.
 
         Raises:
             MissingPathError: no such folder or repository.
-            BundleError: not a bundle, an incomplete or damaged one, or without this variant.
-            InputError: no such device.
+            BundleError: not a bundle, an incomplete or damaged one, or without this variant or references.
+            InputError: no such device or level, or references that were made with another preparation.
         """
         hub: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
         hub |= {"local_files_only": local_files_only, "force_download": force_download}
         changes = {"image_size": image_size, "resize_mode": resize_mode}
-        extractor: Any = cls(*load(pretrained_model_name_or_path, variant, dtype, changes, **hub))
+        what: dict[str, Any] = {"references": references, "layers": layers}
+        extractor: Any = cls(*load(pretrained_model_name_or_path, variant, dtype, changes, **what, **hub))
         return extractor.to(choose_device(device))
 
     def save_pretrained(
@@ -101,6 +111,7 @@ class BundleMixin(ModelHubMixin):
         save_directory: PathLike,
         *,
         include_backbone: bool = True,
+        references: bool = False,
         push_to_hub: bool = False,
         repo_id: str | None = None,
         **push_to_hub_kwargs: Any,
@@ -113,19 +124,20 @@ class BundleMixin(ModelHubMixin):
             save_directory: the folder; made if it is not there.
             include_backbone: False leaves ``backbone/`` out; loading then fetches it by the id and the commit in the
                 configuration.
+            references: also write the reference banks that are set, each by its category, beside those that are there.
             push_to_hub: also push it, to ``repo_id`` (the folder's name by default).
             repo_id, push_to_hub_kwargs: for ``push_to_hub``.
 
         Raises:
-            InputError: the folder holds variants of another extractor, or a backbone that was not loaded from the Hub
-                was to be left out.
+            InputError: the folder holds variants of another extractor, a backbone that was not loaded from the Hub was
+                to be left out, or there are no references, or one without a category.
         """
         if push_to_hub_kwargs and not push_to_hub:
             raise TypeError(f"unknown arguments {sorted(push_to_hub_kwargs)}: they are for push_to_hub=True")
-        save(self._parts(), Path(save_directory), include_backbone=include_backbone)
+        what: dict[str, Any] = {"include_backbone": include_backbone, "references": references}
+        save(self._parts(), Path(save_directory), **what)
         if push_to_hub:
-            name = repo_id or Path(save_directory).name
-            return self.push_to_hub(name, include_backbone=include_backbone, **push_to_hub_kwargs)
+            return self.push_to_hub(repo_id or Path(save_directory).name, **what, **push_to_hub_kwargs)
         return None
 
     def push_to_hub(  # type: ignore[override]
@@ -139,6 +151,7 @@ class BundleMixin(ModelHubMixin):
         create_pr: bool = False,
         tag: str | None = None,
         include_backbone: bool = True,
+        references: bool = False,
         force: bool = False,
     ) -> str:
         """Pushes this variant in one commit; other variants of the same extractor, and the card, stay as they are.
@@ -154,7 +167,7 @@ class BundleMixin(ModelHubMixin):
             branch: made if it is not there; ``main`` by default.
             create_pr: open a pull request instead of writing to the branch.
             tag: name to give to the commit.
-            include_backbone: see ``save_pretrained``.
+            include_backbone, references: see ``save_pretrained``.
             force: also write to a repository that holds something else than a bundle; its configuration and its weights
                 are then replaced.
 
@@ -168,7 +181,8 @@ class BundleMixin(ModelHubMixin):
         from adpretrain_hf.bundle.push import BundlePusher
 
         with TemporaryDirectory() as folder:
-            save(self._parts(), Path(folder), include_backbone=include_backbone, repository=repo_id)
+            what: dict[str, Any] = {"include_backbone": include_backbone, "references": references}
+            save(self._parts(), Path(folder), **what, repository=repo_id)
             where: dict[str, Any] = {"private": private, "branch": branch, "token": token, "force": force}
             pusher = BundlePusher(folder, repo_id, one_variant=True, **where)
             return pusher.push(commit_message, create_pr=create_pr, tag=tag)
@@ -178,4 +192,4 @@ class BundleMixin(ModelHubMixin):
         return ModelCard(card_of(self._parts()))
 
     def _parts(self) -> Parts:
-        return Parts(self.config, self.backbone, self.projectors, self.variant)
+        return Parts(self.config, self.backbone, self.projectors, self.variant, self.references, self.whole)

@@ -8,26 +8,36 @@ from torch import Tensor, nn
 from adpretrain_hf.backbones import Backbone
 from adpretrain_hf.bundle.layout import LAYOUT, files_in, read_config, variants_among, write_config
 from adpretrain_hf.bundle.load import Parts
+from adpretrain_hf.bundle.references import write_references
 from adpretrain_hf.config import ADPretrainConfig
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.files import atomic_path, remove, write_text
 from adpretrain_hf.projector import Projectors
 
 
-def save(parts: Parts, folder: Path, *, include_backbone: bool = True, repository: str | None = None) -> None:
+def save(
+    parts: Parts,
+    folder: Path,
+    *,
+    include_backbone: bool = True,
+    references: bool = False,
+    repository: str | None = None,
+) -> None:
     """Writes the bundle of one variant to a folder, beside other variants of the same extractor that are there.
 
     Args:
         parts: of the extractor.
         folder: made if it is not there.
-        include_backbone: see ``save_pretrained``.
+        include_backbone, references: see ``save_pretrained``.
         repository: id on the Hub that the card names, if it is known.
 
     Raises:
         InputError: the folder holds variants of another extractor, its layers are quantised, or a backbone that was not
-            loaded from the Hub was to be left out.
+            loaded from the Hub was to be left out; see ``write_references``.
     """
-    config, backbone, projectors, variant = parts
+    config, backbone, projectors, variant, banks, whole = parts
+    if whole is not None:
+        raise InputError("an extractor of some of a bundle's levels cannot be saved: load it without `layers`")
     if is_quantized(backbone) or is_quantized(projectors):
         raise InputError("an extractor with quantised layers cannot be saved: save the one that it was made of")
     config = _with_digests(config, backbone if include_backbone else None)
@@ -42,6 +52,8 @@ def save(parts: Parts, folder: Path, *, include_backbone: bool = True, repositor
         )
     else:
         remove(folder / LAYOUT.backbone)  # it would be taken instead
+    if references:
+        write_references(banks or {}, folder / LAYOUT.references)
     write_projectors(projectors, folder / LAYOUT.weights_of(variant, config))
     write_config(folder, config)
     if not (folder / LAYOUT.card).exists():  # a card is edited by hand

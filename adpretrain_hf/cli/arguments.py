@@ -42,12 +42,25 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "images", type=Path, nargs="+", help="a folder, image files, or a data set that `datasets` saved to disk"
     )
-    parser.add_argument(
+    references = parser.add_mutually_exclusive_group(required=True)
+    references.add_argument(
         "--reference",
         type=Path,
         nargs="+",
-        required=True,
         help="normal images: a folder, files, or a bank made by `adpretrain reference`",
+    )
+    references.add_argument(
+        "--references",
+        type=Path,
+        metavar="FOLDER",
+        help="banks of several products, <category>.safetensors; an image's category is the first of its folders, from "
+        "the images' folder downward, that is the name of one",
+    )
+    parser.add_argument(
+        "--categories",
+        type=Path,
+        metavar="FILE",
+        help="with --references: a CSV file of the columns image, relative to the images' folder, and category",
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of the results; a stopped run goes on in it")
     parser.add_argument("--image-column", help="of a data set; its only column of images by default")

@@ -11,7 +11,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from adpretrain_hf.bundle import bank_files, write_references
 from adpretrain_hf.cli.arguments import INT8
+from adpretrain_hf.cli.categories import categories_of
 from adpretrain_hf.cli.done import DoneList
 from adpretrain_hf.errors import ImageError, InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
-from adpretrain_hf.files import atomic_path, combined_digest, fitting_name, tensor_digest, write_text
+from adpretrain_hf.files import atomic_path, combined_digest, fitting_name, sha256_of, tensor_digest, write_text
 from adpretrain_hf.images import RunImages, list_images, open_images, read_image
 from adpretrain_hf.quantization import quantize
 from adpretrain_hf.reference import ReferenceBank, is_bank
@@ -89,7 +91,9 @@ class FolderRun:
         if not pending:
             return
         images = [(image, partial(self.images.source, image)) for image in pending]
-        with closing(stream(images, batch_size=batch_size, on_error=self.note_failure)) as results:
+        categories = [self.images.categories[image] for image in pending] if self.images.categories else None
+        options: dict[str, Any] = {"categories": categories, "batch_size": batch_size}
+        with closing(stream(images, **options, on_error=self.note_failure)) as results:
             for image, result in results:  # closed, so that the progress bar ends before an error is told
                 with atomic_path(self.result_path(image)) as path:
                     save(result, path)
@@ -140,8 +144,11 @@ def run_on_ray(args: Namespace, *, features: bool) -> int:
     connect(args.ray_address)
     images, extractor, settings = prepare(args)
     keep_settings(args.output, settings | {"format": "parquet"})
-    bank = args.output.absolute() / "reference.safetensors"
-    extractor.reference.save(bank)  # type: ignore[union-attr]
+    bank = args.output.absolute() / ("references" if args.references else "reference.safetensors")
+    if args.references:
+        write_references(extractor.references, bank)
+    else:
+        extractor.reference.save(bank)  # type: ignore[union-attr]
     del extractor  # an actor needs its place on the GPU
     torch.cuda.empty_cache()
     errors = write_parquet(
@@ -160,25 +167,37 @@ def run_on_ray(args: Namespace, *, features: bool) -> int:
 
 
 def prepare(args: Namespace) -> tuple[RunImages, ADPretrainFeatureExtractor, dict[str, Any]]:
-    """Opens the images, loads the extractor and sets its reference, and lists what the results will depend on."""
+    """Opens the images, loads the extractor and sets its references, and lists what the results will depend on."""
     images = open_images(args.images, args.output, args.image_column)
     extractor = load(args)
-    extractor.set_reference(reference_of(extractor, args))
+    if args.references:
+        extractor.set_references(args.references)
+        images = replace(images, categories=categories_of(images.names, extractor.references, args.categories))
+    else:
+        extractor.set_reference(reference_of(extractor, args))
     # Weights that are packed in 8 bits come of the same training as the others.
     weights = (value for value in extractor.projectors.state_dict().values() if isinstance(value, Tensor))
-    # Of the files, for what is computed from them differs from machine to machine.
-    files = list_images(args.reference[0]) if args.reference[0].is_dir() else args.reference
     settings: dict[str, Any] = {"command": args.command, "variant": extractor.variant, "dtype": args.dtype}
     settings |= {
         "fingerprint": extractor.config.fingerprint,
         "projectors": combined_digest(map(tensor_digest, weights)),
         "residual_scale": extractor.config.residual_scale,
-        "reference": combined_digest(sorted(hashlib.sha256(path.read_bytes()).digest() for path in files)),
     }
-    judgement = extractor.judgement.calibrated(None)
-    if judgement != BY_MAXIMUM:
-        settings["judgement"] = judgement.to_dict()
-    return images, extractor, settings | images.settings
+    for category, bank in extractor.references.items():
+        if (judgement := bank.judgement.calibrated(None)) != BY_MAXIMUM:
+            settings.setdefault("judgements", {})[category] = judgement.to_dict()
+    return images, extractor, settings | _reference_settings(args) | images.settings
+
+
+def _reference_settings(args: Namespace) -> dict[str, Any]:
+    """The identity of the references: of the files, for what is computed from them differs between machines."""
+    if args.references:
+        settings: dict[str, Any] = {"references": {path.stem: sha256_of(path) for path in bank_files(args.references)}}
+        return settings | ({"categories": sha256_of(args.categories)} if args.categories else {})
+    if args.categories:
+        raise InputError(f"--categories {args.categories} is for --references, a folder of several products' banks")
+    files = list_images(args.reference[0]) if args.reference[0].is_dir() else args.reference
+    return {"reference": combined_digest(sorted(hashlib.sha256(path.read_bytes()).digest() for path in files))}
 
 
 def reference_of(extractor: ADPretrainFeatureExtractor, args: Namespace) -> ReferenceBank:

@@ -53,4 +53,5 @@ def _bank_facts(bank: Any) -> dict[str, Any]:
     patches, channels = bank.patches[0].shape
     about = {name: getattr(bank, name) for name in ("category", "num_images", "fingerprint")}
     dtype = str(bank.patches[0].dtype).removeprefix("torch.")
+    about["images"] = [image.name for image in bank.images]
     return about | {"patches": patches, "levels": len(bank.patches), "channels": channels, "dtype": dtype}

@@ -10,6 +10,7 @@ EXAMPLES = """\
   adpretrain reference my-bundle normal_images/ --category screw --output screw.safetensors
   adpretrain reference my-bundle many_normal_images/ --keep 0.1 --output screw.safetensors
   adpretrain reference my-bundle normal_images/ --calibrate more_normal_images/ --output screw.safetensors
+  adpretrain reference my-bundle new_normal_images/ --add-to screw.safetensors --output screw.safetensors
 """
 
 
@@ -23,7 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep", type=fraction, default=1.0, help="fraction of the patches to keep, e.g. 0.1: a core-set"
     )
-    parser.add_argument("--bank-dtype", choices=DTYPES, default="float32", help="precision of the stored patches")
+    parser.add_argument("--add-to", type=Path, metavar="BANK", help="a bank whose images come before these")
+    parser.add_argument(
+        "--bank-dtype", choices=DTYPES, help="precision of the stored patches; float32, or that of the bank added to"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,10 +40,14 @@ def run(args: argparse.Namespace) -> int:
     if args.output.suffix != ".safetensors":
         raise InputError(f"--output is {args.output}, expected a name that ends in .safetensors: a bank is known by it")
     extractor = load(args)
+    old = extractor.set_reference(args.add_to).reference if args.add_to else None
     check_images(args.images)
     options = {"category": args.category, "batch_size": args.batch_size, "progress": True}
-    bank = extractor.make_reference(single(args.images), **options, **judgement_of(args)).compact(args.keep)
-    bank = calibrate(extractor, bank.to(dtype=getattr(torch, args.bank_dtype)), args.images, args, progress=True)
+    bank = extractor.make_reference(single(args.images), **options, **judgement_of(args))
+    bank = (old + bank if old else bank).compact(args.keep)
+    dtype = bank.patches[0].dtype if old else torch.float32
+    bank = bank.to(dtype=getattr(torch, args.bank_dtype) if args.bank_dtype else dtype)
+    bank = calibrate(extractor, bank, None if old else args.images, args, progress=True)
     bank.save(args.output)
     print(f"{args.output}: {len(bank)} patches of {bank.num_images} images")
     if (calibration := bank.judgement.calibration) is not None:

@@ -5,7 +5,7 @@ import logging
 import zipfile
 import zlib
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from adpretrain_hf.scoring import Judgement, Region, ScoredImage, find_regions, 
 
 _LOG = logging.getLogger(__name__)
 Result = dict[str, Tensor]
+_COLUMNS = ("image", "category", "score", "p_value", "decision", "confidence")
+_REGION_COLUMNS = ("image", "top", "left", "height", "width", "area", "peak", "mean")
 
 
 def _save_npz(features: Result, path: Path) -> None:
@@ -61,13 +63,13 @@ def load_score(path: Path) -> Result:
 
 
 @dataclass(frozen=True)
-class Decisions:
-    """How a run's scores are decided, and how its maps are drawn.
+class Decision:
+    """How the scores of a product are decided, and how its maps are drawn.
 
     Attributes:
-        judgement: of the reference; without a calibration there are scores alone.
+        judgement: of its reference; without a calibration there are scores alone.
         false_alarms: the rate, or None for the calibration's own.
-        colours: or None: then they are of the run's own maps.
+        colours: or None: then they are of the maps of the run.
         regions: ``min_area`` and ``at_most`` of the regions that are looked for, or None.
     """
 
@@ -75,22 +77,6 @@ class Decisions:
     false_alarms: float | None
     colours: ColourRange | None
     regions: dict[str, Any] | None
-
-    @classmethod
-    def of(cls, extractor: ADPretrainFeatureExtractor, args: Namespace) -> "Decisions":
-        """Those of an extractor's reference.
-
-        Raises:
-            InputError: what is asked for needs a calibration and there is none, or a rate that it does not allow.
-        """
-        judgement = extractor.judgement
-        if args.regions or args.fail_on_anomaly or args.false_alarms is not None:
-            required(judgement.calibration).threshold(args.false_alarms)
-        colours = calibrated_colours(judgement.calibration) if judgement.calibration else None
-        if args.colours:
-            colours = ColourRange(*args.colours)
-        regions = {"min_area": args.min_area, "at_most": args.max_regions} if args.regions else None
-        return cls(judgement, args.false_alarms, colours, regions)
 
     def row(self, score: float) -> dict[str, Any]:
         """What is written of a score."""
@@ -137,27 +123,50 @@ class Decisions:
         return framed(drawn, calibration.is_anomalous(float(result["score"]), self.false_alarms))
 
 
-def write_scores(run: FolderRun, decisions: Decisions) -> int:
+def decisions_of(extractor: ADPretrainFeatureExtractor, args: Namespace) -> dict[str, Decision]:
+    """The decision of every product whose reference is set, by category.
+
+    Raises:
+        InputError: what is asked for needs a calibration and there is none, or a rate that it does not allow.
+    """
+    regions = {"min_area": args.min_area, "at_most": args.max_regions} if args.regions else None
+    decisions = {}
+    for category, judgement in extractor.judgements.items():
+        calibration = judgement.calibration
+        if args.regions or args.fail_on_anomaly or args.false_alarms is not None:
+            calibration = required(calibration)
+            calibration.threshold(args.false_alarms)
+        colours = calibrated_colours(calibration) if calibration else None
+        colours = ColourRange(*args.colours) if args.colours else colours
+        decisions[category] = Decision(judgement, args.false_alarms, colours, regions)
+    return decisions
+
+
+def write_scores(run: FolderRun, decisions: Mapping[str, Decision]) -> int:
     """Writes ``scores.csv`` and ``scores.json``, the latter with the run's settings and the images that failed.
 
     Returns:
         How many images are anomalous.
     """
-    rows, places = [], []
+    names, categories = run.images.names, run.images.categories
+    rows: list[dict[str, Any]] = []
+    places: list[tuple[Any, ...]] = []
     for image, path in run.results().items():
-        result, name = load_score(path), run.images.names[image]
-        regions = decisions.regions_of(result)
-        places += [(name, *region.box, region.area, region.peak, region.mean) for region in regions]
-        row = {"image": name, **decisions.row(float(result["score"]))}
-        rows.append(row if decisions.regions is None else row | {"regions": [asdict(region) for region in regions]})
-    header = ("image", *decisions.row(0.0))
-    write_csv(run.output / "scores.csv", header, [tuple(row[name] for name in header) for row in rows])
-    if decisions.regions is not None:
-        columns = ("image", "top", "left", "height", "width", "area", "peak", "mean")
-        write_csv(run.output / "regions.csv", columns, places)
+        decision, result = _own(run, image, decisions), load_score(path)
+        told = {"image": names[image]} | ({"category": categories[image]} if categories else {})
+        rows.append(told | decision.row(float(result["score"])))
+        if decision.regions is not None:
+            regions = decision.regions_of(result)
+            places += [(names[image], *region.box, region.area, region.peak, region.mean) for region in regions]
+            rows[-1]["regions"] = [asdict(region) for region in regions]
+    columns = [name for name in _COLUMNS if any(name in row for row in rows)]
+    write_csv(run.output / "scores.csv", tuple(columns), [tuple(row.get(name, "") for name in columns) for row in rows])
+    if any(decision.regions is not None for decision in decisions.values()):
+        write_csv(run.output / "regions.csv", _REGION_COLUMNS, places)
+    about = {category: decision.about() for category, decision in decisions.items()}
     report = {
         "settings": dict(sorted(run.settings.items())),
-        "decision": decisions.about(),
+        "decision": about if categories else next(iter(about.values())),
         "scores": rows,
         "failures": [{"image": name, "error": error} for name, error in run.errors.items()],
     }
@@ -165,12 +174,23 @@ def write_scores(run: FolderRun, decisions: Decisions) -> int:
     return sum(row.get("decision") == "anomalous" for row in rows)
 
 
-def write_overlays(run: FolderRun, decisions: Decisions) -> None:
+def write_overlays(run: FolderRun, decisions: Mapping[str, Decision]) -> None:
     """Draws every image that has a result with its map over it into ``overlays/``, framed by its decision."""
+    products: dict[int, list[str]] = {}
     results = run.results()
-    if not results:
-        return
-    if (colours := decisions.colours) is None:
+    for image in results:
+        products.setdefault(id(_own(run, image, decisions)), []).append(image)
+    for images in products.values():
+        decision = _own(run, images[0], decisions)
+        _draw(run, {image: results[image] for image in images}, decision)
+
+
+def _own(run: FolderRun, image: str, decisions: Mapping[str, Decision]) -> Decision:
+    return decisions[run.images.categories.get(image, next(iter(decisions)))]
+
+
+def _draw(run: FolderRun, results: dict[str, Path], decision: Decision) -> None:
+    if (colours := decision.colours) is None:
         _LOG.warning("the reference has no calibration: the overlays' colours are of this run alone; give --colours")
         colours = colour_range(load_score(path)["map"].numpy() for path in results.values())
     for image, path in results.items():
@@ -179,6 +199,6 @@ def write_overlays(run: FolderRun, decisions: Decisions) -> None:
         except ImageError as error:  # gone since it was scored: its score stands, and the others get their picture
             _LOG.warning("no overlay is drawn: %s", error)
             continue
-        drawn = decisions.draw(picture, load_score(path), colours)
+        drawn = decision.draw(picture, load_score(path), colours)
         with atomic_path(run.result_path(image, "overlays")) as temporary:
             drawn.save(temporary)

@@ -10,6 +10,7 @@ EXAMPLES = """\
   adpretrain score org/adpretrain-dinov2-large images/ --reference screw.safetensors --output results/ --dtype bfloat16
   adpretrain score my-bundle images/ --reference screw.safetensors --output out/ --false-alarms 0.01 --fail-on-anomaly
   adpretrain score org/adpretrain-dinov2-large images/ --reference screw.safetensors --output results/ --ray
+  adpretrain score my-bundle images/ --references banks/ --output results/
 """
 
 
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Scores every image; writes scores.csv, scores.json, the maps and an overlay of each."""
     from adpretrain_hf.cli.folder_run import FolderRun, finish, prepare, run_on_ray
-    from adpretrain_hf.cli.results import Decisions, save_score, write_overlays, write_scores
+    from adpretrain_hf.cli.results import decisions_of, save_score, write_overlays, write_scores
     from adpretrain_hf.errors import InputError
 
     if args.ray or args.ray_address:
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
             raise InputError("--fail-on-anomaly and --false-alarms are not for Ray: read its Parquet files' p_value")
         return run_on_ray(args, features=False)
     images, extractor, settings = prepare(args)
-    decisions = Decisions.of(extractor, args)
+    decisions = decisions_of(extractor, args)
     run = FolderRun(images, args.output, settings, {"maps": ".npz", "overlays": ".png"})
     run.write(
         lambda images, **options: ((one.image.name, one) for one in extractor.score_stream(images, **options)),

@@ -16,7 +16,7 @@ from adpretrain_hf.images.decode import ImageSource, encoded, read_image
 Key = TypeVar("Key")
 Result = TypeVar("Result")
 OnError = Callable[[str, ImageError], None]
-Source = tuple[ImageSource, str]
+Source = tuple[Any, ...]  # an image, its name, and what else is to be told of it
 
 _RECENT = 64  # images that a source's pace is judged by
 _UNNOTICED = 0.005  # seconds that a source may be slower
@@ -26,15 +26,15 @@ THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 
 
 
 def prepare_ahead(
-    prepare: Callable[[Any, str], Result], sources: Iterable[Source], ahead: int, on_error: OnError | None = None
+    prepare: Callable[..., Result], sources: Iterable[Source], ahead: int, on_error: OnError | None = None
 ) -> Iterator[Result]:
-    """Prepares images, with their names, in threads; see ``read_ahead``.
+    """Prepares images, with their names and what else is told of them, in threads; see ``read_ahead``.
 
     So many are asked for ahead only while they come faster than they are used: those of a live camera are asked for
     one at a time, and each is yielded before the next is waited for.
     """
     pace = _Pace(sources, ahead)
-    calls = ((name, pace.timed(_call(prepare, source, name))) for source, name in pace)
+    calls = ((name, pace.timed(_call(prepare, source, name, *more))) for source, name, *more in pace)
     for _, image in read_ahead(calls, pace.allowed, on_error):
         began = time.monotonic()
         yield image
@@ -120,13 +120,13 @@ def read_ahead(
         pool.shutdown(cancel_futures=True)
 
 
-def _call(prepare: Callable[[Any, str], Result], source: ImageSource, name: str) -> Callable[[], Result]:
+def _call(prepare: Callable[..., Result], source: ImageSource, name: str, *more: Any) -> Callable[[], Result]:
     # A camera's buffer or the frame of a film may hold another picture as soon as the next one is asked for.
     try:
         source = encoded(source, name)
         if callable(source) or isinstance(source, (str, Path, bytes)):
-            return partial(prepare, source, name)
-        return partial(prepare, read_image(source, name), name)
+            return partial(prepare, source, name, *more)
+        return partial(prepare, read_image(source, name), name, *more)
     except ImageError as error:
         return partial(_raise, error)
 

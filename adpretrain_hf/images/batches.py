@@ -1,7 +1,7 @@
 """Any number of images -> batches of prepared ones, decoded ahead in threads, in order and in bounded memory."""
 
-from collections.abc import Iterable, Iterator
-from itertools import groupby, islice
+from collections.abc import Iterable, Iterator, Sized
+from itertools import groupby, islice, zip_longest
 from typing import Any
 
 import numpy as np
@@ -21,34 +21,62 @@ class PreparedBatches:
         batch_size: images at a time.
         on_error: called with the name and the error of an image that cannot be used, which is then left out; by default
             the error is raised.
+        categories: of the images, one for each in their order, or one text for all.
 
     Attributes:
         total: the number of images, or None where it is not known before the end.
 
     Raises:
-        InputError: ``batch_size`` is not a positive integer, or there is no image.
+        InputError: ``batch_size`` is not a positive integer, there is no image, or not one category for each.
         ImageError: an image cannot be used.
     """
 
     def __init__(
-        self, images: Any, preprocessor: Preprocessor, batch_size: int, on_error: OnError | None = None
+        self,
+        images: Any,
+        preprocessor: Preprocessor,
+        batch_size: int,
+        on_error: OnError | None = None,
+        categories: Iterable[str] = "",
     ) -> None:
         if not isinstance(batch_size, (int, np.integer)) or isinstance(batch_size, bool) or batch_size < 1:
             raise InputError(f"batch_size is {batch_size!r}, expected an integer >= 1")
-        self.total: int | None
         if is_prepared(images):
             check_prepared(images, preprocessor.config)
+        named, self.total = named_sources(images)
+        # Before any is read: an image that is left out takes its category along.
+        sources = _categorised(named, self.total, categories)
+        if is_prepared(images):
             size = (images.shape[2], images.shape[3])
-            named = ((tensor, f"image {number}") for number, tensor in enumerate(images))
-            prepared: Iterable[PreparedImage] = (PreparedImage(*one, size, (0, 0, *size)) for one in named)
-            self.total = len(images)
+            prepared: Iterable[PreparedImage] = (
+                PreparedImage(tensor, name, size, (0, 0, *size), category=category)
+                for tensor, name, category in sources
+            )
         else:
-            sources, self.total = named_sources(images)
             prepared = prepare_ahead(preprocessor.prepare, sources, 2 * batch_size, on_error)
         self._batches = _group(prepared, batch_size)
 
     def __iter__(self) -> Iterator[list[PreparedImage]]:
         return self._batches
+
+
+def _categorised(
+    named: Iterable[tuple[Any, str]], total: int | None, categories: Iterable[str]
+) -> Iterator[tuple[Any, str, str]]:
+    """Images and their names, each with its category."""
+    if isinstance(categories, str):
+        return ((image, name, categories) for image, name in named)
+    if isinstance(categories, Sized) and total not in (None, len(categories)):
+        raise InputError(f"got {len(categories)} categories for {total} images, expected one for each")
+    return _in_step(named, categories)
+
+
+def _in_step(named: Iterable[tuple[Any, str]], categories: Iterable[str]) -> Iterator[tuple[Any, str, str]]:
+    for number, (image, category) in enumerate(zip_longest(named, categories)):
+        if image is None or category is None:
+            found = "fewer" if category is None else "more"
+            raise InputError(f"got {found} categories than images, {number} of them: expected one for each")
+        yield *image, category
 
 
 def _group(images: Iterable[PreparedImage], batch_size: int) -> Iterator[list[PreparedImage]]:

@@ -36,6 +36,7 @@ class PreparedImage:
         size: H and W of the image.
         box: top, left, height and width of the part of the image that ``pixels`` show, in the image's pixels.
         mean, std: that the pixels are normalised by.
+        category: of the product that it shows, if it was told.
     """
 
     pixels: Tensor
@@ -44,6 +45,7 @@ class PreparedImage:
     box: tuple[int, int, int, int]
     mean: Sequence[float] = ()
     std: Sequence[float] = ()
+    category: str = ""
 
     @property
     def tensor(self) -> Tensor:
@@ -101,7 +103,7 @@ class Preprocessor:
             raise InputError(f"images of different shapes {shapes} do not make one batch: {advice}")
         return stack(prepared)
 
-    def prepare(self, source: ImageSource, name: str | None = None) -> PreparedImage:
+    def prepare(self, source: ImageSource, name: str | None = None, category: str = "") -> PreparedImage:
         """Reads and prepares one image.
 
         Raises:
@@ -113,7 +115,7 @@ class Preprocessor:
         self._check_size(width, height, name)
         image, box = (self._crop if self.config.resize_mode == "crop" else self._resize)(image)
         pixels = to_pixels(image).contiguous()
-        return PreparedImage(pixels, name, (height, width), box, self.config.mean, self.config.std)
+        return PreparedImage(pixels, name, (height, width), box, self.config.mean, self.config.std, category)
 
     def crop(self, image: Image.Image) -> Image.Image:
         """What the network sees of an RGB image with ``resize_mode="crop"``, before it is normalised: S x S pixels."""

@@ -150,12 +150,14 @@ class RunImages:
         source: an image by what errors call it: its path, or its bytes; ImageError where there is none.
         states: of the files; none for a data set.
         settings: the identity of a data set, for a run that goes on only with the same.
+        categories: of the products that the images show, where there are several.
     """
 
     names: dict[str, str]
     source: Callable[[str], ImageSource]
     states: dict[str, ImageState] = field(default_factory=dict)
     settings: dict[str, str] = field(default_factory=dict)
+    categories: dict[str, str] = field(default_factory=dict)
 
 
 def open_images(images: str | Path | Sequence[str | Path], output: Path, column: str | None = None) -> RunImages:

@@ -38,7 +38,9 @@ class ADPretrainScores:
 
     Args:
         bundle: id of a repository, or a folder that every node sees.
-        references: normal images (a folder or files) or the path of a saved bank.
+        references: normal images (a folder or files) or the path of a saved bank; with ``category_column`` what
+            ``set_references`` takes, such as a folder of banks.
+        category_column: of the categories of images of several products.
         column: of the images: encoded bytes, paths, or arrays (H, W, 3) of uint8.
         batch_size: images at a time in the network, however many a batch of Ray holds.
         read: makes an image of a value of the column, where that is none itself.
@@ -53,8 +55,9 @@ class ADPretrainScores:
     def __init__(
         self,
         bundle: str | Path,
-        references: str | Path | Sequence[str | Path],
+        references: str | Path | Sequence[str | Path] | Mapping[str, Any],
         *,
+        category_column: str | None = None,
         column: str = "bytes",
         batch_size: int = 16,
         read: Callable[[Any], ImageSource] = lambda value: value,
@@ -67,12 +70,14 @@ class ADPretrainScores:
             from_pretrained["dtype"] = "float32"
         extractor = ADPretrainFeatureExtractor.from_pretrained(bundle, **from_pretrained)
         self.extractor = quantize(extractor) if in_8_bits else extractor
-        self.extractor.set_reference(references, batch_size=batch_size)
+        set_them = self.extractor.set_references if category_column else self.extractor.set_reference
+        set_them(references, batch_size=batch_size)
         self.layers = extractor.layers if self._with_features else ()
         side = extractor.image_size // extractor.config.patch_size
         level = np.full((extractor.config.hidden_size, side, side), np.nan, dtype=np.float32)
         self._no_row = [np.array(np.nan), *[level] * len(self.layers)]
         self.column, self.batch_size, self.read = column, batch_size, read
+        self.category_column = category_column
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The batch with its new columns.
@@ -80,8 +85,11 @@ class ADPretrainScores:
         Raises:
             InputError: it has no column of that name.
         """
-        if self.column not in batch:
-            raise InputError(f"the batch has no column {self.column!r}, only {list(batch)}: give its name as `column`")
+        for argument in ("column", "category_column"):
+            if (column := getattr(self, argument)) is not None and column not in batch:
+                raise InputError(
+                    f"the batch has no column {column!r}, only {list(batch)}: give its name as `{argument}`"
+                )
         values = batch[self.column]
         names = [value if isinstance(value, str) else f"image {n} of the batch" for n, value in enumerate(values)]
         images = [(name, partial(self.read, value)) for name, value in zip(names, values, strict=True)]
@@ -90,18 +98,20 @@ class ADPretrainScores:
         def note(name: str, error: ImageError) -> None:
             errors[name] = str(error)
 
-        rows = dict(self._rows(images, batch_size=self.batch_size, progress=False, on_error=note))
-        found = zip(*(rows.get(name, self._no_row) for name in names), strict=True)
+        categories = None if self.category_column is None else batch[self.category_column]
+        options = {"categories": categories, "batch_size": self.batch_size, "progress": False, "on_error": note}
+        rows = iter([*self._rows(images, **options)])  # in order, without those that cannot be used
+        found = zip(*(self._no_row if name in errors else next(rows) for name in names), strict=True)
         columns = {name: _column(column) for name, column in zip(("score", *self.layers), found, strict=True)}
         return {**batch, **columns, "error": np.array([errors.get(name, "") for name in names], dtype=object)}
 
-    def _rows(self, images: Any, **options: Any) -> Iterator[tuple[str, list[np.ndarray]]]:
+    def _rows(self, images: Any, **options: Any) -> Iterator[list[np.ndarray]]:
         batches = self.extractor.stream_batches(images, **options)
         wanted = len(self.layers)  # the rest stays on the GPU
         results = ((batch, [anomaly_map(maps, batch[0].network_size), *maps[:wanted]]) for batch, maps in batches)
         for batch, (anomaly, *levels) in to_host(results, self.extractor.device):
             for place, scored in enumerate(score_batch(batch, anomaly)):
-                yield scored.image.name, [np.array(scored.score), *(level[place].float().numpy() for level in levels)]
+                yield [np.array(scored.score), *(level[place].float().numpy() for level in levels)]
 
 
 class ADPretrainFeatures(ADPretrainScores):
@@ -131,10 +141,10 @@ def write_parquet(
     """Scores images by an actor on every GPU of Ray (see ``connect``), or on every few cores, and writes Parquet files.
 
     Their columns: ``path``, absolute, or a data set's row (``"row 7"``); ``size``, the file's in bytes, and
-    ``modified``, when it was changed, in nanoseconds, both 0 for a row; ``score`` and ``error`` as ``ADPretrainScores``
-    adds them. The same call again does what is missing, has changed or could not be used. Scores are to the bit those
-    of one process with as many threads and the same images in a batch: one that cannot be used shifts those that
-    follow.
+    ``modified``, when it was changed, in nanoseconds, both 0 for a row; ``category``, if the images have any; ``score``
+    and ``error`` as ``ADPretrainScores`` adds them. The same call again does what is missing, has changed or could not
+    be used. Scores are to the bit those of one process with as many threads and the same images in a batch: one that
+    cannot be used shifts those that follow.
 
     Args:
         images: what ``open_images`` returns; these, and all other paths, as every node sees them.
@@ -153,6 +163,7 @@ def write_parquet(
     ray = connect()
     states = {os.path.abspath(image): state for image, state in images.states.items()}
     states = states or dict.fromkeys(images.names, (0, 0))
+    categories = {os.path.abspath(image) if images.states else image: one for image, one in images.categories.items()}
     done = _keep_rows(output, lambda row: _holds(row, states))
     if pending := {path: state for path, state in states.items() if path not in done}:
         number, resources, device = _pool(ray, cpus, actor.get("device"))
@@ -160,7 +171,8 @@ def write_parquet(
         # Of many batches the network is busy from one to the next; the features of a block are in memory at once.
         batches = min(2 if features else 16, len(pending) // (4 * number * batch_size))
         common = {"column": "path", "read": images.source, "batch_size": batch_size, "device": device}
-        scored = ray.data.from_blocks(_blocks(pending, batch_size * max(1, batches))).map_batches(
+        common |= {"category_column": "category"} if categories else {}
+        scored = ray.data.from_blocks(_blocks(pending, categories, batch_size * max(1, batches))).map_batches(
             ADPretrainFeatures if features else ADPretrainScores,
             fn_constructor_kwargs=actor | common,
             compute=ray.data.ActorPoolStrategy(size=number),
@@ -214,12 +226,13 @@ def _pool(ray: Any, cpus: int | None, device: str | None) -> tuple[int, dict[str
     return number, {"num_cpus": cores}, device or "cpu"
 
 
-def _blocks(states: Mapping[str, ImageState], size: int) -> list[Any]:
+def _blocks(states: Mapping[str, ImageState], categories: Mapping[str, str], size: int) -> list[Any]:
     import pyarrow as pa
 
     sizes, times = zip(*states.values(), strict=True)
     try:
-        table = pa.table({"path": list(states), "size": sizes, "modified": times})
+        told = {"category": [categories[path] for path in states]} if categories else {}
+        table = pa.table({"path": list(states), "size": sizes, "modified": times} | told)
     except UnicodeEncodeError as error:
         raise InputError(f"{error.object!r} is not Unicode, as paths in Parquet files are: rename it") from error
     return [table.slice(start, size) for start in range(0, len(table), size)]

@@ -132,7 +132,7 @@ class ADPretrainModel(PreTrainedModel):
         given["dtype"] = next((one for one in (dtype, torch_dtype) if one not in (None, "auto")), None)
         overrides = told.to_dict() if told else {}
         # AutoConfig takes to itself the arguments that it has fields for.
-        for name in overrides.keys() & _PARAMETERS.keys() - {"dtype"}:
+        for name in overrides.keys() & _PARAMETERS.keys() - {"dtype", "layers"}:
             given.setdefault(name, overrides[name])
         extractor = ADPretrainFeatureExtractor.from_pretrained(os.fspath(pretrained_model_name_or_path), **given)
         settings = extractor.config.to_dict() | {"name_or_path": str(pretrained_model_name_or_path)}
@@ -151,7 +151,7 @@ class ADPretrainModel(PreTrainedModel):
             "make a new one with ADPretrainFeatureExtractor.from_backbone"
         )
 
-    def set_reference(self, images: Any, **arguments: Any) -> "ADPretrainModel":
+    def set_reference(self, images: Any = None, **arguments: Any) -> "ADPretrainModel":
         """Sets the normal images to compare with, and returns self; see ``ADPretrainFeatureExtractor``."""
         self.extractor.set_reference(images, **arguments)
         return self

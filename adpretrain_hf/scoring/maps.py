@@ -1,8 +1,9 @@
 """FeatureNorm: the length of a pretrained feature is an anomaly score (paper, section 4; released ``feature_norm``)."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -124,20 +125,28 @@ class ScoredImage:
     score: float
     judgement: Judgement = BY_MAXIMUM
 
+    @property
+    def category(self) -> str:
+        """Of the reference that it was compared with; empty where that has none."""
+        return self.image.category
+
     def full_size_map(self) -> Tensor:
         """The map at the image's own size, (H, W)."""
         return self.judgement.within(place_map(self.anomaly, self.image.size, self.image.box))
 
 
 def score_batch(
-    images: Sequence[PreparedImage], maps: Tensor, judgement: Judgement = BY_MAXIMUM, on_error: OnError | None = None
+    images: Sequence[PreparedImage],
+    maps: Tensor,
+    judgements: Mapping[str, Judgement] = MappingProxyType({}),
+    on_error: OnError | None = None,
 ) -> list[ScoredImage]:
     """Scores a batch by its anomaly maps.
 
     Args:
         images: B prepared images.
         maps: (B, H', W'), on the CPU.
-        judgement: how.
+        judgements: how those of a category are scored; by their maxima by default.
         on_error: called with the name and the error of an image that cannot be used, which is then left out; by default
             the error is raised.
 
@@ -145,12 +154,19 @@ def score_batch(
         InputError: a score is not a finite number.
         ImageError: an image of another size than the region of interest.
     """
+    results: dict[int, ScoredImage] = {}
+    for category in dict.fromkeys(image.category for image in images):
+        judgement = judgements.get(category, BY_MAXIMUM)
+        own = (place for place, image in enumerate(images) if image.category == category)
+        rows = [place for place in own if _fits(images[place], judgement.region, on_error)]
+        if rows:
+            results |= zip(rows, _score_alike([images[row] for row in rows], maps[rows], judgement), strict=True)
+    return [results[row] for row in sorted(results)]
+
+
+def _score_alike(images: Sequence[PreparedImage], maps: Tensor, judgement: Judgement) -> list[ScoredImage]:
     counting = None
     if judgement.region is not None:
-        fitting = [place for place, image in enumerate(images) if _fits(image, judgement.region, on_error)]
-        images, maps = [images[place] for place in fitting], maps[fitting]
-        if not images:
-            return []
         mask = network_mask(judgement.region, images[0].box, images[0].network_size)  # all have one size
         maps, counting = maps.where(mask, 0), int(mask.sum())
     scores = judgement.image_scores(maps, counting).tolist()
@@ -161,7 +177,9 @@ def score_batch(
     return [ScoredImage(*result, judgement) for result in zip(images, maps, scores, strict=True)]
 
 
-def _fits(image: PreparedImage, region: str, on_error: OnError | None) -> bool:
+def _fits(image: PreparedImage, region: str | None, on_error: OnError | None) -> bool:
+    if region is None:
+        return True
     try:
         check_size(region, image.size, image.name)
     except ImageError as error:

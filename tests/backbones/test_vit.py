@@ -225,3 +225,32 @@ def test_sizes_that_patches_do_not_fill_are_refused(tiny_folder, size):
         InputError, match=rf"got images of {size[0]} x {size[1]} pixels, expected multiples of the patch"
     ):
         load_backbone(tiny_folder, (1,))(torch.randn(1, 3, *size))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocks_after_the_last_level_that_is_wanted_are_not_computed(family):
+    backbone, images, run = Backbone(tiny_model(family), (1, 2, 4)), torch.randn(2, 3, 32, 32), []
+    every = backbone(images)
+    blocks = next(one for one in backbone.model.modules() if isinstance(one, torch.nn.ModuleList) and len(one) == 4)
+    for number, block in enumerate(blocks, start=1):
+        block.register_forward_hook(lambda *_, number=number: run.append(number))
+    for layers in ((1,), (2,), (1, 2), (4,), (1, 2, 4), None):
+        run.clear()
+        some = backbone(images, layers)
+        assert run == list(range(1, (layers or (4,))[-1] + 1))
+        expected = [every[(1, 2, 4).index(level)] for level in layers or (1, 2, 4)]
+        assert all(map(torch.equal, some, expected)) and len(some) == len(expected)
+    backbone.double()  # what is shared follows
+    assert torch.equal(backbone(images.double(), (2,))[0], backbone(images.double())[1])
+    backbone.keep((2,))
+    run.clear()
+    assert torch.equal(backbone(images.double())[0], backbone(images.double(), (2,))[0]) and run == [1, 2, 1, 2]
+    assert not [name for name, _ in backbone.named_parameters() if ".3." in name]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_some_levels_before_all(family):
+    backbone, other = (Backbone(tiny_model(family), (1, 2, 4)) for _ in range(2))
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(backbone(images, (1,))[0], other(images)[0])
+    assert all(map(torch.equal, backbone(images), other(images)))

@@ -430,3 +430,55 @@ def test_a_bundle_of_one_variant_loads_it_whatever_its_name(tiny_folder, tmp_pat
     assert again.variant == "norm" and torch.equal(features_of(again), features_of(norm))
     with pytest.raises(BundleError, match=r"has no variant 'angle' .*: expected one of \['norm'\]"):
         load(tmp_path / "bundle", variant="angle")
+
+
+# References
+
+
+def test_references_are_saved_and_loaded_where_they_are_asked_for(bundle, tmp_path):
+    products = load(bundle).set_references({"käse 1": [random_image(1)], "nut": [random_image(2), random_image(3)]})
+    products.save_pretrained(tmp_path / "plain")
+    assert not (tmp_path / "plain" / "references").exists()
+    products.save_pretrained(tmp_path / "all", references=True)
+    assert load(tmp_path / "all").references == {}
+    again = load(tmp_path / "all", references=True)
+    assert list(again.references) == ["käse 1", "nut"] and again.reference is None
+    run = {"images": [random_image(7)] * 2, "categories": ["nut", "käse 1"]}
+    assert torch.equal(again.score(**run).scores, products.score(**run).scores)
+    again.set_reference([random_image(4)], category="bolt").save_pretrained(tmp_path / "all", references=True)
+    assert list(load(tmp_path / "all", references=True).references) == ["bolt", "käse 1", "nut"]
+
+
+def test_a_bundle_of_one_reference_is_ready(bundle, tmp_path):
+    load(bundle).set_reference([random_image(1)], category="nut").save_pretrained(bundle, references=True)
+    assert load(bundle, references=True).score([random_image(2)]).scores.shape == (1,)
+
+
+def test_references_that_do_not_fit_or_are_not_there_are_refused(bundle, extractor, tmp_path):
+    with pytest.raises(
+        BundleError, match=r"has no references \(references/\*.safetensors\): save it with references=True"
+    ):
+        load(bundle, references=True)
+    with pytest.raises(InputError, match="there are no references to save: set them first"):
+        extractor.save_pretrained(bundle, references=True)
+    for category in ("", "a/b", "..", "a\\b"):
+        extractor.set_reference([random_image(1)], category=category)
+        with pytest.raises(InputError, match="the category of a reference is .*, expected a name without slashes"):
+            extractor.save_pretrained(bundle, references=True)
+    extractor.set_reference([random_image(1)], category="nut").save_pretrained(bundle, references=True)
+    with pytest.raises(InputError, match="was made by another extractor"):
+        load(bundle, references=True, image_size=64)
+    (bundle / "references" / "nut.safetensors").write_bytes(b"")
+    with pytest.raises(BundleError, match="nut.safetensors is not a whole safetensors file"):
+        load(bundle, references=True)
+
+
+def test_references_that_are_pushed_can_be_loaded(hub, bundle, tmp_path):
+    extractor = load(bundle).set_reference([random_image(1)], category="nut")
+    extractor.push_to_hub("acme/with-references", token="hf_owner", references=True)
+    load("acme/with-references", cache_dir=tmp_path / "without")
+    assert not list((tmp_path / "without").rglob("nut.safetensors"))
+    again = load("acme/with-references", cache_dir=tmp_path / "with", references=True)
+    assert all(map(torch.equal, again.references["nut"].patches, extractor.reference.patches))
+    extractor.push_to_hub("acme/with-references", token="hf_owner")  # they stay
+    assert load("acme/with-references", cache_dir=tmp_path / "with", references=True).reference is not None

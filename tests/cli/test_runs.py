@@ -793,3 +793,97 @@ def test_the_share_that_is_cut_off_is_told_and_resize_sees_all(bundle, tmp_path,
     caplog.clear()
     assert run(*words, "--output", tmp_path / "all", "--resize-mode", "resize") == 0
     assert "cut off" not in caplog.text
+
+
+# Several products
+
+
+@pytest.fixture
+def products(extractor: ADPretrainFeatureExtractor, tmp_path: Path) -> tuple[Path, Path]:
+    """Images of two products in MVTecAD's layout, and a folder of their banks."""
+    for seed, name in enumerate(("nut/test/good/0.png", "nut/test/bent/0.png", "screw/test/good/0.png")):
+        (tmp_path / "images" / name).parent.mkdir(parents=True)
+        random_image(seed, 40, 40).save(tmp_path / "images" / name)
+    for seed, name in enumerate(("nut", "screw")):
+        extractor.make_reference([random_image(50 + seed)]).save(tmp_path / "banks" / f"{name}.safetensors")
+    return tmp_path / "images", tmp_path / "banks"
+
+
+PRODUCTS = {"nut/test/bent/0.png": "nut", "nut/test/good/0.png": "nut", "screw/test/good/0.png": "screw"}
+
+
+@both_commands
+def test_images_of_several_products_are_each_compared_with_their_own(
+    command: str, products: tuple[Path, Path], bundle: Path, output: Path, extractor: ADPretrainFeatureExtractor
+) -> None:
+    images, banks = products
+    (images / "nut" / "test" / "broken.png").touch()  # shifts no category
+    assert run(command, bundle, images, "--references", banks, "--output", output) == 1
+    assert list(results(output, command)) == list(PRODUCTS)
+    settings = json.loads((output / "run.json").read_text(encoding="utf-8"))
+    assert list(settings["references"]) == ["nut", "screw"]
+    for name, category in PRODUCTS.items():
+        extractor.set_reference(banks / f"{category}.safetensors")
+        if command == "score":
+            assert scored(output)[name] == pytest.approx(extractor.score([images / name]).scores.item(), abs=1e-6)
+        else:
+            features = {level: maps[0] for level, maps in extractor(images / name).items()}
+            torch.testing.assert_close(load_file(results(output, command)[name]), features, rtol=0, atol=1e-6)
+    if command == "score":
+        rows = list(csv.DictReader((output / "scores.csv").open(encoding="utf-8", newline="")))
+        assert {row["image"]: row["category"] for row in rows} == PRODUCTS
+        report = json.loads((output / "scores.json").read_text(encoding="utf-8"))
+        assert [one["category"] for one in report["scores"]] == ["nut", "nut", "screw"]
+        assert len(list((output / "overlays").rglob("*.png"))) == 3
+
+
+def test_a_table_tells_the_categories(
+    products: tuple[Path, Path], bundle: Path, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, banks = products
+    table = output.with_name("products.csv")
+    arguments = ("score", bundle, images, "--references", banks, "--output", output, "--no-overlays")
+    swapped = {name: "screw" if category == "nut" else "nut" for name, category in PRODUCTS.items()}
+    write_text(table, "image,category,line\n" + "".join(f"{name},{one},3\n" for name, one in swapped.items()))
+    assert run(*arguments, "--categories", table) == 0
+    rows = csv.DictReader((output / "scores.csv").open(encoding="utf-8", newline=""))
+    assert {row["image"]: row["category"] for row in rows} == swapped
+    assert run(*arguments) == 1
+    assert "holds results of other settings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (None, "the category of 1 images is not told, such as {images}/0.png: expected in a folder named nut, screw"),
+        ("image,category\n0.png,nut\n", "the category of 3 images is not told, such as {images}/nut/test/bent/0.png: "),
+        ("image,category\n0.png\n", "the category of 4 images is not told"),
+        ("image,kind\n", "has the columns ['image', 'kind'], expected image and category"),
+        ("screws", "0.png is of the category 'screws', expected one of nut, screw: did you mean 'screw'?"),
+        ("none", "no table of categories at "),
+    ],
+)
+def test_categories_that_are_not_told_are_refused_before_anything_is_computed(
+    products: tuple[Path, Path], bundle: Path, output: Path, capsys: pytest.CaptureFixture[str], table: str | None,
+    message: str,
+) -> None:  # fmt: skip
+    images, banks = products
+    random_image(9).save(images / "0.png")
+    given = [] if table is None else ["--categories", output.with_name("products.csv")]
+    if table == "screws":
+        table = "image,category\n" + "".join(f"{name},{table}\n" for name in (*PRODUCTS, "0.png"))
+    if table not in (None, "none"):
+        write_text(given[1], table)
+    assert run("score", bundle, images, "--references", banks, "--output", output, *given) == 1
+    assert message.format(images=images) in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_a_table_is_for_several_references(
+    bundle: Path, bank: Path, image_folder: Path, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("score", bundle, image_folder, "--reference", bank, "--categories", "a.csv", "--output", output) == 1
+    assert "--categories a.csv is for --references, a folder of several products' banks" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run("score", bundle, image_folder, "--reference", bank, "--references", bank.parent, "--output", output)
+    assert "--references: not allowed with argument --reference" in capsys.readouterr().err

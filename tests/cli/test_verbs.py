@@ -541,6 +541,24 @@ def test_variant_and_image_size_are_used(
     assert_equal(features, {name: level[0] for name, level in wanted(image_folder / "0.png").items()})
 
 
+def test_images_are_added_to_a_bank(
+    bundle: Path, normal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    *old, new = sorted(normal.iterdir())
+    every, some, both = (tmp_path / f"{name}.safetensors" for name in ("every", "some", "both"))
+    options = ("--batch-size", 1, "--category", "screw", "--output")
+    assert run("reference", bundle, normal, *options, every) == run("reference", bundle, *old, *options, some) == 0
+    assert run("reference", bundle, new, "--add-to", some, "--output", some) == 0
+    assert some.read_bytes() == every.read_bytes()
+    assert run("reference", bundle, *old, *options, some, "--bank-dtype", "float16") == 0
+    assert run("reference", bundle, new, "--add-to", some, "--output", both) == 0
+    assert ReferenceBank.load(both).patches[0].dtype == torch.float16
+    assert run("reference", bundle, new, "--add-to", some, "--output", both, "--bank-dtype", "float32") == 0
+    assert ReferenceBank.load(both).patches[0].dtype == torch.float32
+    again = refused(capsys, "reference", bundle, new, "--add-to", every, "--output", both)
+    assert f"both reference banks have the images {new.name}: remove them from one" in again
+
+
 # info
 
 
@@ -579,6 +597,7 @@ def test_info_describes_a_bank_as_json(
     assert run("info", bank, "--json") == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["category"] == "screw" and facts["fingerprint"] == extractor.config.fingerprint
+    assert len(facts["images"]) == 3
 
 
 # Damaged bundles

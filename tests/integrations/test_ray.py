@@ -111,6 +111,33 @@ def test_missing_column(arguments: dict[str, object]) -> None:
         ADPretrainScores(**arguments)({"image": np.zeros((1, 32, 32, 3), dtype=np.uint8)})
 
 
+@pytest.fixture
+def banks(extractor: ADPretrainFeatureExtractor, tmp_path: Path) -> Path:
+    """The references of two products, as a folder."""
+    for seed, category in enumerate(("nut", "screw")):
+        extractor.make_reference([random_image(100 + seed)]).save(tmp_path / "banks" / f"{category}.safetensors")
+    return tmp_path / "banks"
+
+
+def test_several_products(
+    arguments: dict[str, object], banks: Path, image_folder: Path, extractor: ADPretrainFeatureExtractor
+) -> None:
+    good = str(image_folder / "0.png")
+    batch = {"path": np.array(["no/such.png", good, good]), "product": np.array(["nut", "screw", "nut"])}
+    wanted = [
+        extractor.set_reference(banks / f"{one}.safetensors").score(good).scores.item() for one in ("screw", "nut")
+    ]
+    for references in (banks, {one: str(banks / f"{one}.safetensors") for one in ("nut", "screw")}):
+        scores = ADPretrainScores(**arguments | {"references": references}, column="path", category_column="product")
+        done = scores(batch)
+        assert done["score"][1:].tolist() == pytest.approx(wanted, abs=1e-5) and done["error"][1:].tolist() == ["", ""]
+        assert np.isnan(done["score"][0]) and done["error"][0] == "no such image: no/such.png"
+    with pytest.raises(
+        InputError, match="the batch has no column 'product', only .*: give its name as `category_column`"
+    ):
+        scores({"path": batch["path"]})
+
+
 # Two workers
 
 
@@ -227,6 +254,30 @@ def test_scores_on_ray_are_those_of_one_process_to_the_bit(
     assert np.isnan(failed["score"]) and report["failures"] == [{"image": "whole.png", "error": failed["error"]}]
     assert json.loads((on_ray / "run.json").read_text()) == report["settings"] | {"format": "parquet"}
     assert {path.suffix for path in on_ray.iterdir()} == {".parquet", ".json", ".safetensors"}
+
+
+@pytest.mark.usefixtures("two_workers", "one_thread")
+def test_several_products_on_ray_are_those_of_one_process_to_the_bit(
+    bundle: Path, banks: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    for number, category in enumerate(("nut", "screw", "nut")):
+        (image_folder / category).mkdir(exist_ok=True)
+        (image_folder / f"{number}.png").rename(image_folder / category / f"{number}.png")
+    (image_folder / "sub").rename(image_folder / "nut" / "sub")
+    plain, on_ray = tmp_path / "plain", tmp_path / "ray"
+    options = (bundle, image_folder, "--references", banks)
+    assert run("score", *options, "--output", plain, "--no-overlays") == 0
+    assert run("score", *options, "--output", on_ray, "--ray") == 0
+    with (plain / "scores.csv").open(encoding="utf-8", newline="") as file:
+        told = {str(image_folder / row["image"]): row for row in csv.DictReader(file)}
+    rows = rows_of(on_ray)
+    assert {path: row["score"] for path, row in rows.items()} == {
+        path: float(row["score"]) for path, row in told.items()
+    }
+    assert ray.data.read_parquet(str(on_ray)).count() == 5
+    assert {path: row["category"] for path, row in rows.items()} == {
+        path: row["category"] for path, row in told.items()
+    }
 
 
 @pytest.mark.slow
