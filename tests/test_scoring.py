@@ -198,7 +198,7 @@ def test_a_score_that_is_not_finite_is_refused_by_name(value: float, level: int)
 
 
 def test_maps_of_another_number_of_images_are_refused() -> None:
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match="got 3 maps of 2 images"):
         score_batch([prepared("a.png"), prepared("b.png")], torch.zeros(3, 24, 24))
 
 

@@ -154,6 +154,8 @@ def score_batch(
         InputError: a score is not a finite number.
         ImageError: an image of another size than the region of interest.
     """
+    if len(images) != len(maps):
+        raise ValueError(f"got {len(maps)} maps of {len(images)} images")
     results: dict[int, ScoredImage] = {}
     for category in dict.fromkeys(image.category for image in images):
         judgement = judgements.get(category, BY_MAXIMUM)
