@@ -64,7 +64,8 @@ class _Parser(argparse.ArgumentParser):
         known = self._option_string_actions
         words = (word.partition("=")[0] for word in self._words if word.startswith("--"))
         for word in words:
-            if "required" in message and not any(option.startswith(word) for option in known):
+            is_missed = "required: -" in message or message.endswith(" is required")
+            if is_missed and not any(option.startswith(word) for option in known):
                 close = difflib.get_close_matches(word, known, 1)
                 message = f"unrecognized argument {word}" + (f": did you mean {close[0]}?" if close else "")
                 break

@@ -134,6 +134,9 @@ def test_a_misspelt_option_is_named_before_the_one_it_stands_for(capsys: pytest.
         main(["score", "bundle", "images", "--reference", "normal", "--ouput", "results"])
     assert "error: unrecognized argument --ouput: did you mean --output?" in capsys.readouterr().err
     with pytest.raises(SystemExit):
+        run("score", "bundle", "images", "--referense", "normal", "--output", "out")
+    assert "error: unrecognized argument --referense: did you mean --reference?" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
         main(["score", "bundle", "images", "--reference", "normal", "--outp=results", "--shade"])
     assert "unrecognized arguments: --shade" in capsys.readouterr().err
 
