@@ -72,6 +72,7 @@ class ReferenceBank:
         self.num_images, self.compacted, self.images = num_images, compacted, list(images)
         self.image_patches = list(image_patches)
         self.judgement = judgement if isinstance(judgement, Judgement) else Judgement.from_dict(judgement)
+        self.said = set[str]()  # by RunNotice: a camera's frames are a run each
         # The norms are needed by every matching and do not change.
         self._inverse_norms = [1 / level.float().norm(dim=1).clamp_min(1e-12) for level in patches]
 
@@ -239,14 +240,14 @@ class ReferenceBank:
 
 
 class RunNotice:
-    """Looks at the images of a run for what makes their scores mean something else, and says it once.
+    """Looks at images for what makes their scores mean something else, and says it once for a bank.
 
     Args:
         bank: that all images are compared with.
     """
 
     def __init__(self, bank: ReferenceBank) -> None:
-        self._bank, self._said = bank, set[str]()
+        self._bank = bank
         self._places = {digest: place for place, digest in enumerate(bank.images) if digest}
 
     def own(self, batch: Sequence[PreparedImage]) -> list[int | None]:
@@ -254,22 +255,23 @@ class RunNotice:
         for image in batch:
             if image.unseen > _UNSEEN:
                 text = "%s: %.0f %% of it are cut off and not looked at; with resize_mode='resize' nothing is"
-                self._say(text, image, 100 * image.unseen)
+                self.say(text, image.name, 100 * image.unseen)
         places = [self._places.get(image.digest) for image in batch] if self._places else []
         own = {place: image for place, image in zip(places, batch, strict=False) if place is not None}
         if not own:
             return []
         first = next(iter(own.values()))
         if not self._bank.leaves_out:
-            self._say("%s is a reference itself, and compared with itself: its score says nothing", first)
+            self.say("%s is a reference itself, and compared with itself: its score says nothing", first.name)
             return []
-        self._say("%s is a reference itself: such images are compared with the other references", first)
+        self.say("%s is a reference itself: such images are compared with the other references", first.name)
         return places
 
-    def _say(self, text: str, image: PreparedImage, *numbers: float) -> None:
-        if text not in self._said:
-            self._said.add(text)
-            _LOG.warning(f"{text} (said once)", image.name, *numbers)
+    def say(self, text: str, *values: object) -> None:
+        """Logs a warning, if it was not said yet."""
+        if text not in self._bank.said:
+            self._bank.said.add(text)
+            _LOG.warning(f"{text} (said once)", *values)
 
 
 def is_bank(path: str | Path) -> bool:

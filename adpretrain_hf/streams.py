@@ -209,7 +209,7 @@ class StreamsMixin:
         calibration = bank.judgement.calibration
         if calibration is None or calibration.made_by == self.scoring_identity:
             return bank.judgement
-        _LOG.warning(
+        RunNotice(bank).say(
             "the reference's calibration was made by another extractor (projectors, precision and image size count): "
             "there are scores, and no decisions; calibrate it again"
         )
