@@ -42,14 +42,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "images", type=Path, nargs="+", help="a folder, image files, or a data set that `datasets` saved to disk"
     )
-    parser.add_argument(
-        "--reference",
-        type=Path,
-        nargs="+",
-        required=True,
-        help="normal images: a folder, files, or a bank made by `adpretrain reference`",
-    )
-    parser.add_argument("--output", type=Path, required=True, help="folder of the results; a stopped run goes on in it")
+    add_reference_and_output(parser)
     parser.add_argument("--image-column", help="of a data set; its only column of images by default")
     ray = parser.add_argument_group(
         "on Ray",
@@ -63,6 +56,18 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="cores of an actor where there are no GPUs; all of this machine, or of a node, by default",
     )
+
+
+def add_reference_and_output(parser: argparse.ArgumentParser) -> None:
+    """The references, and where the results go."""
+    parser.add_argument(
+        "--reference",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="normal images: a folder, files, or a bank made by `adpretrain reference`",
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder of the results; a stopped run goes on in it")
 
 
 def positive(text: str) -> int:
@@ -81,6 +86,17 @@ def fraction(text: str) -> float:
         value = 0.0
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a number above 0 and at most 1")
+    return value
+
+
+def seconds(text: str) -> float:
+    """A number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number of seconds above 0")
     return value
 
 

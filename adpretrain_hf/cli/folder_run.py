@@ -126,9 +126,10 @@ def keep_settings(output: Path, settings: Mapping[str, Any]) -> None:
     """
     path = output / "run.json"
     text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
-    if path.is_file() and path.read_text(encoding="utf-8") != text:
+    if not path.is_file():
+        write_text(path, text)
+    elif path.read_text(encoding="utf-8") != text:
         raise InputError(f"{output} holds results of other settings (see {path}): give another --output, or remove it")
-    write_text(path, text)
 
 
 def run_on_ray(args: Namespace, *, features: bool) -> int:
@@ -160,6 +161,12 @@ def run_on_ray(args: Namespace, *, features: bool) -> int:
 def prepare(args: Namespace) -> tuple[RunImages, ADPretrainFeatureExtractor, dict[str, Any]]:
     """Opens the images, loads the extractor and sets its reference, and lists what the results will depend on."""
     images = open_images(args.images, args.output, args.image_column)
+    extractor, settings = prepare_extractor(args)
+    return images, extractor, settings | images.settings
+
+
+def prepare_extractor(args: Namespace) -> tuple[ADPretrainFeatureExtractor, dict[str, Any]]:
+    """Loads the extractor and sets its reference, and lists what results will depend on, whatever the images are."""
     extractor = load(args).set_reference(single(args.reference), batch_size=args.batch_size)
     # Weights that are packed in 8 bits come of the same training as the others.
     weights = (value for value in extractor.projectors.state_dict().values() if isinstance(value, Tensor))
@@ -172,7 +179,7 @@ def prepare(args: Namespace) -> tuple[RunImages, ADPretrainFeatureExtractor, dic
         "residual_scale": extractor.config.residual_scale,
         "reference": combined_digest(sorted(hashlib.sha256(path.read_bytes()).digest() for path in files)),
     }
-    return images, extractor, settings | images.settings
+    return extractor, settings
 
 
 def load(args: Namespace) -> ADPretrainFeatureExtractor:
