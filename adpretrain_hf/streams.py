@@ -204,6 +204,11 @@ class StreamsMixin:
 
         return self._identity.get(list(self.projectors.parameters()), identity)
 
+    @property
+    def judgement(self) -> Judgement:
+        """How the product of the reference that is set is judged: what decisions are made by, if there are any."""
+        return self._judgement_of(self._require_reference())
+
     def _judgement_of(self, bank: ReferenceBank) -> Judgement:
         """How the bank's product is judged; without its calibration where another extractor made that."""
         calibration = bank.judgement.calibration

@@ -1,6 +1,7 @@
 """Which images of a folder have arrived: they are whole, and no result was made of them as they are now."""
 
 import math
+import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ class Arrivals:
             if name in waiting and waiting[name].state == state
             else Arrival(name, self._folder / name, state, now)
             for name, state in found.items()
-            if name not in self._done or not is_same_state(self._done[name], state)
+            if (done := self._done.get(name)) != state and not (done and is_same_state(done, state))
         }
         for one in self._waiting.values():
             if one.noticed > now and (now - one.since >= self._settle or _is_closed(one.path)):
@@ -82,13 +83,13 @@ class Arrivals:
         self._waiting.pop(one.name, None)
 
     def _states(self) -> dict[str, ImageState]:
-        found = {}
-        for path in walk_images(self._folder, {}):
+        found, start = {}, len(str(self._folder / "_")) - 1
+        for path in map(str, walk_images(self._folder, {})):  # texts, for there may be very many
             try:
-                status = path.stat()
+                status = os.stat(path)
             except OSError:  # gone since it was listed
                 continue
-            found[path.relative_to(self._folder).as_posix()] = status.st_size, status.st_mtime_ns
+            found[path[start:].replace(os.sep, "/")] = status.st_size, status.st_mtime_ns
         return found
 
 

@@ -105,9 +105,8 @@ class Service:
                 return sum(self._score([one]) for one in batch)
             errors = {batch[0].name: error}
         results = {one.image.name: self._judge(one) for one in scored}
-        final = {one.name: str(errors[one.name]) for one in batch if self._is_final(one, errors.get(one.name))}
-        self._errors += len(final)
-        results |= {name: {"error": text} for name, text in final.items()}
+        final = (one.name for one in batch if self._is_final(one, errors.get(one.name)))
+        results |= {name: {"error": str(errors[name])} for name in final}
         for one in batch:
             if one.name in results:
                 self._note(one, results[one.name])
@@ -136,7 +135,10 @@ class Service:
         about = {"image": one.name, "size": size, "modified": modified}
         when = {"latency_ms": round(1000 * latency, 1), "time": _now()}
         self._kept.append(about | result | when)
-        self._latencies.append(latency)
+        if "error" in result:
+            self._errors += 1
+        else:
+            self._latencies.append(latency)
         self._arrivals.done(one)
 
     def _write(self) -> None:
@@ -161,7 +163,7 @@ class Service:
 
     def _tell_latencies(self) -> None:
         seconds, count = time.monotonic() - self._minute, len(self._latencies)
-        text = f"{_now()} {count} images, {count / max(seconds, 1e-9):.1f} images/s"
+        text = f"{_now()} {count} images scored, {count / max(seconds, 1e-9):.1f} images/s"
         if count:
             text += ", latency p50 {:.0f} ms, p90 {:.0f} ms, p99 {:.0f} ms".format(
                 *1000 * np.percentile(self._latencies, (50, 90, 99))

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         raise MissingPathError(f"no such folder: {args.folder}")
     extractor, settings = prepare_extractor(args)
     if args.false_alarms is not None:
-        required(extractor.reference.judgement.calibration).threshold(args.false_alarms)  # before it has to decide
+        required(extractor.judgement.calibration).threshold(args.false_alarms)  # before it has to decide
     keep_settings(args.output, settings | {"false_alarms": args.false_alarms})
     Service(extractor, args).run()
     return 0

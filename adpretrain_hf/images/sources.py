@@ -69,7 +69,7 @@ def walk_images(folder: Path, passed_over: dict[str, list[str]]) -> Iterator[Pat
             seen.add((status.st_dev, status.st_ino))
             with os.scandir(at) as entries:
                 for entry in sorted(entries, key=lambda entry: entry.name):
-                    path, is_image = at / entry.name, Path(entry.name).suffix.lower() in SUFFIXES
+                    path, is_image = at / entry.name, os.path.splitext(entry.name)[1].lower() in SUFFIXES
                     if _is_left_behind(entry.name):
                         if is_image:
                             passed_over.setdefault("hidden images", []).append(str(path.relative_to(folder)))

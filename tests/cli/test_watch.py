@@ -113,7 +113,7 @@ def test_what_arrives_is_scored_until_sigterm(watch, camera, bank, extractor):
     assert (lines[0]["size"], lines[0]["modified"]) == (status.st_size, status.st_mtime_ns)
     assert all(line["latency_ms"] > 0 and "anomalous" not in line for line in lines)
     last = one.said().splitlines()[-1]
-    assert " 2 images, " in last and "latency p50 " in last and last.endswith(" 0 errors, 0 waiting")
+    assert " 2 images scored, " in last and "latency p50 " in last and last.endswith(" 0 errors, 0 waiting")
 
 
 def test_a_file_is_not_taken_while_it_is_written(watch, camera, bank, extractor):
@@ -160,7 +160,7 @@ def test_a_bad_file_is_a_line_and_costs_no_other(watch, camera):
     assert "smaller than one patch" in lines["1.png"]["error"]
     assert "score" not in lines["1.png"] and lines["2.png"]["score"] > 0
     assert one.stop() == 0
-    assert "2 errors, 0 waiting" in one.said()
+    assert " 1 images scored, " in one.said() and "2 errors, 0 waiting" in one.said()
 
 
 def test_a_full_disk_costs_no_result(watch, camera, mount_disk):
