@@ -91,6 +91,7 @@ class ReferenceBank:
         self.images = [ReferenceImage("", one) if isinstance(one, str) else ReferenceImage(*one) for one in images]
         self.image_patches = list(image_patches)
         self.judgement = judgement if isinstance(judgement, Judgement) else Judgement.from_dict(judgement)
+        self.said = set[str]()  # warnings about it
         # The norms are needed by every matching and do not change.
         self._inverse_norms = [1 / level.float().norm(dim=1).clamp_min(1e-12) for level in patches]
 

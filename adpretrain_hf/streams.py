@@ -256,9 +256,10 @@ class StreamsMixin:
         judgement = bank.judgement
         if judgement.calibration is None or judgement.calibration.made_by == self.scoring_identity:
             return judgement
-        _LOG.warning(
+        _say(
+            bank,
             "the reference's calibration was made by another extractor (projectors, precision and image size count): "
-            "there are scores, and no decisions; calibrate it again"
+            "there are scores, and no decisions; calibrate it again",
         )
         return judgement.calibrated(None)
 
@@ -335,14 +336,14 @@ def check_category(category: str, banks: Mapping[str, ReferenceBank]) -> str:
 
 
 class RunNotice:
-    """Looks at the images of a run for what makes their scores mean something else, and says it once.
+    """Looks at the images of a run for what makes their scores mean something else, and says it once for a bank.
 
     Args:
         banks: that images are compared with, by their category.
     """
 
     def __init__(self, banks: Mapping[str, ReferenceBank]) -> None:
-        self._banks, self._said = banks, set[str]()
+        self._banks = banks
         self._places = {
             category: {image.digest: place for place, image in enumerate(bank.images) if image.digest}
             for category, bank in banks.items()
@@ -353,7 +354,7 @@ class RunNotice:
         for image in batch:
             if image.unseen > _UNSEEN:
                 text = "%s: %.0f %% of it are cut off and not looked at; with resize_mode='resize' nothing is"
-                self._say(text, image, 100 * image.unseen)
+                _say(self._banks[image.category], text, image.name, 100 * image.unseen)
         places = [self._place(image) for image in batch]
         return places if any(place is not None for place in places) else []
 
@@ -363,12 +364,14 @@ class RunNotice:
         if place is None:
             return None
         if not bank.leaves_out:
-            self._say("%s is a reference itself, and compared with itself: its score says nothing", image)
+            _say(bank, "%s is a reference itself, and compared with itself: its score says nothing", image.name)
             return None
-        self._say("%s is a reference itself: such images are compared with the other references", image)
+        _say(bank, "%s is a reference itself: such images are compared with the other references", image.name)
         return place
 
-    def _say(self, text: str, image: PreparedImage, *numbers: float) -> None:
-        if text not in self._said:
-            self._said.add(text)
-            _LOG.warning(f"{text} (said once)", image.name, *numbers)
+
+def _say(bank: ReferenceBank, text: str, *values: object) -> None:
+    """Logs a warning, once for a bank: a camera's frames are a run each."""
+    if text not in bank.said:
+        bank.said.add(text)
+        _LOG.warning(f"{text} (said once)", *values)

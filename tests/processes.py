@@ -23,7 +23,8 @@ FORKS = multiprocessing.get_context("forkserver")
 def start_server() -> None:
     """Lets the server import what this process has imported of the project, beside whatever comes next here."""
     ours = [name for name in sys.modules if name.partition(".")[0] in ("adpretrain_hf", "training")]
-    FORKS.set_forkserver_preload(["pytest", "tests.processes", *ours])
+    lazy = "transformers.models.dinov2.modeling_dinov2"  # seconds, which every process would take
+    FORKS.set_forkserver_preload(["pytest", "tests.processes", lazy, *ours])
     forkserver.ensure_running()
 
 

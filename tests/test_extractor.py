@@ -516,6 +516,13 @@ def test_a_reference_against_a_core_set_is_told(extractor, caplog):
     assert "image 0 is a reference itself, and compared with itself: its score says nothing" in caplog.text
 
 
+def test_frames_that_are_scored_one_by_one_are_warned_of_once(extractor, caplog):
+    extractor.set_reference(pictures(1, 2))
+    for seed in (3, 4):
+        extractor.score(random_image(seed, 80, 40))
+    assert caplog.text.count("50 % of it are cut off and not looked at") == 1
+
+
 def test_a_bank_that_does_not_know_its_images_is_as_before(extractor, caplog):
     known = extractor.make_reference(pictures(1, 2))
     bank = ReferenceBank(known.patches, num_images=2, fingerprint=known.fingerprint)

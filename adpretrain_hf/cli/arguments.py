@@ -140,6 +140,17 @@ def rate(text: str) -> float:
     return value
 
 
+def seconds(text: str) -> float:
+    """A number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number of seconds above 0")
+    return value
+
+
 def seed(text: str) -> int:
     """An integer that PyTorch takes as a seed."""
     if not text.isdigit() or int(text) >= 2**63:

@@ -2,14 +2,57 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from adpretrain_hf.images import ImageState, is_same_state
 
 
+class JsonLines:
+    """A file of JSON values, one a line; appended to, never edited.
+
+    Args:
+        path: of the file; it need not be there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __iter__(self) -> Iterator[Any]:
+        """The values, without the half line that is left where a machine went down."""
+        if not self.path.is_file():
+            return
+        with self.path.open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                try:
+                    value = json.loads(line)
+                except ValueError:
+                    continue
+                yield value
+
+    def append(self, value: Any) -> None:
+        """Writes a line at once.
+
+        Raises:
+            OSError: it cannot be written, as on a full disk; then nothing of it is there.
+        """
+        line = json.dumps(value).encode() + b"\n"
+        with self.path.open("a+b", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(end - 1, 0))
+            if file.read(1) not in (b"", b"\n"):  # half a line, which the next one must not go on with
+                line = b"\n" + line
+            try:
+                while line:
+                    line = line[file.write(line) :]
+            except OSError:
+                file.truncate(end)
+                raise
+
+
 class DoneList:
-    """JSON lines, each with an image's name in the results, its path and its state; appended to, never edited.
+    """JSON lines, each with an image's name in the results, its path and its state.
 
     What lies in the results' own time stamps does not survive every mount, copy and file system; this does.
 
@@ -18,16 +61,10 @@ class DoneList:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path, self._entries = path, dict[str, tuple[str, ImageState]]()
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        # A process that was killed while it wrote leaves half a line, which the next one must not go on with.
-        self._separator = "" if not text or text.endswith("\n") else "\n"
-        for line in text.splitlines():
-            try:
-                name, image, size, time = json.loads(line)
-            except ValueError:
-                continue
-            self._entries[name] = image, (size, time)
+        self._lines = JsonLines(path)
+        self._entries: dict[str, tuple[str, ImageState]] = {
+            name: (image, (size, time)) for name, image, size, time in self._lines
+        }
 
     def holds(self, name: str, state: ImageState) -> bool:
         """Whether a result was made of an image in this state."""
@@ -35,10 +72,9 @@ class DoneList:
 
     def add(self, name: str, image: str, state: ImageState) -> None:
         """Notes that a result is written."""
-        entry = name, os.path.abspath(image), *state
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(f"{self._separator}{json.dumps(entry)}\n")
-        self._separator, self._entries[name] = "", (entry[1], state)
+        path = os.path.abspath(image)
+        self._lines.append((name, path, *state))
+        self._entries[name] = path, state
 
     def gone(self, names: Iterable[str]) -> list[str]:
         """Other images than these that were removed since: their folder is there, and they are not."""

@@ -132,9 +132,10 @@ def keep_settings(output: Path, settings: Mapping[str, Any]) -> None:
     """
     path = output / "run.json"
     text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
-    if path.is_file() and path.read_text(encoding="utf-8") != text:
+    if not path.is_file():
+        write_text(path, text)
+    elif path.read_text(encoding="utf-8") != text:
         raise InputError(f"{output} holds results of other settings (see {path}): give another --output, or remove it")
-    write_text(path, text)
 
 
 def run_on_ray(args: Namespace, *, features: bool) -> int:
@@ -169,10 +170,17 @@ def run_on_ray(args: Namespace, *, features: bool) -> int:
 def prepare(args: Namespace) -> tuple[RunImages, ADPretrainFeatureExtractor, dict[str, Any]]:
     """Opens the images, loads the extractor and sets its references, and lists what the results will depend on."""
     images = open_images(args.images, args.output, args.image_column)
-    extractor = load(args)
+    extractor, settings = prepare_extractor(args)
     if args.references:
-        extractor.set_references(args.references)
         images = replace(images, categories=categories_of(images.names, extractor.references, args.categories))
+    return images, extractor, settings | images.settings
+
+
+def prepare_extractor(args: Namespace) -> tuple[ADPretrainFeatureExtractor, dict[str, Any]]:
+    """Loads the extractor and sets its references, and lists what results will depend on, whatever the images are."""
+    extractor = load(args)
+    if getattr(args, "references", None):
+        extractor.set_references(args.references)
     else:
         extractor.set_reference(reference_of(extractor, args))
     # Weights that are packed in 8 bits come of the same training as the others.
@@ -186,15 +194,15 @@ def prepare(args: Namespace) -> tuple[RunImages, ADPretrainFeatureExtractor, dic
     for category, bank in extractor.references.items():
         if (judgement := bank.judgement.calibrated(None)) != BY_MAXIMUM:
             settings.setdefault("judgements", {})[category] = judgement.to_dict()
-    return images, extractor, settings | _reference_settings(args) | images.settings
+    return extractor, settings | _reference_settings(args)
 
 
 def _reference_settings(args: Namespace) -> dict[str, Any]:
     """The identity of the references: of the files, for what is computed from them differs between machines."""
-    if args.references:
+    if getattr(args, "references", None):
         settings: dict[str, Any] = {"references": {path.stem: sha256_of(path) for path in bank_files(args.references)}}
         return settings | ({"categories": sha256_of(args.categories)} if args.categories else {})
-    if args.categories:
+    if getattr(args, "categories", None):
         raise InputError(f"--categories {args.categories} is for --references, a folder of several products' banks")
     files = list_images(args.reference[0]) if args.reference[0].is_dir() else args.reference
     return {"reference": combined_digest(sorted(hashlib.sha256(path.read_bytes()).digest() for path in files))}

@@ -21,5 +21,6 @@ from adpretrain_hf.images.sources import (
     list_images,
     named_sources,
     open_images,
+    walk_images,
 )
 from adpretrain_hf.images.transfer import begin_copy, choose_device, to_device, to_host

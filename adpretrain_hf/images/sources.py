@@ -46,14 +46,19 @@ def find_images(folder: str | Path) -> list[Path]:
     if not folder.is_dir():
         raise MissingPathError(f"no such folder: {folder}")
     passed_over: dict[str, list[str]] = {}
-    images = sorted(_walk(folder, passed_over))
+    images = sorted(walk_images(folder, passed_over))
     for why, names in passed_over.items():
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
         _LOG.warning("%s: passed over %s: %s%s", folder, why, ", ".join(sorted(names)[:5]), more)
     return images
 
 
-def _walk(folder: Path, passed_over: dict[str, list[str]]) -> Iterator[Path]:
+def walk_images(folder: Path, passed_over: dict[str, list[str]]) -> Iterator[Path]:
+    """What ``find_images`` finds, folder by folder; what it passes over is noted, by the reason.
+
+    Raises:
+        InputError: a folder cannot be read.
+    """
     folders, links, seen = [folder], list[Path](), set[tuple[int, int]]()
     while folders or links:
         at = folders.pop() if folders else links.pop()  # a folder goes by its own name before that of a link to it
@@ -64,7 +69,7 @@ def _walk(folder: Path, passed_over: dict[str, list[str]]) -> Iterator[Path]:
             seen.add((status.st_dev, status.st_ino))
             with os.scandir(at) as entries:
                 for entry in sorted(entries, key=lambda entry: entry.name):
-                    path, is_image = at / entry.name, Path(entry.name).suffix.lower() in SUFFIXES
+                    path, is_image = at / entry.name, os.path.splitext(entry.name)[1].lower() in SUFFIXES
                     if _is_left_behind(entry.name):
                         if is_image:
                             passed_over.setdefault("hidden images", []).append(str(path.relative_to(folder)))

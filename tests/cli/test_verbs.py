@@ -24,7 +24,7 @@ from adpretrain_hf.errors import BundleError
 from adpretrain_hf.scoring import place_map
 from tests.conftest import ROOT, make_extractor, random_image
 
-COMMANDS = ("score", "extract", "reference", "info", "demo", "new", "convert", "push")
+COMMANDS = ("score", "watch", "extract", "reference", "info", "demo", "new", "convert", "push")
 HEAVY = ("PIL", "huggingface_hub", "numpy", "safetensors", "torch", "transformers")
 
 
@@ -126,6 +126,7 @@ def test_every_command_has_help_that_ends_with_examples(command: str, capsys: py
 
 SCORE = ["score", "bundle", "images", "--reference", "normal", "--output", "out"]
 EXTRACT = ["extract", *SCORE[1:]]
+WATCH = ["watch", *SCORE[1:]]
 NEW = ["new", "--backbone", "folder", "--output", "out"]
 
 
@@ -160,6 +161,9 @@ def test_a_misspelt_option_is_named_before_the_one_it_stands_for(capsys: pytest.
         ([*SCORE, "--dtype", "float8"], "float8"),
         ([*SCORE, "--batchsize", "4"], "--batchsize"),
         ([*SCORE, "--ray", "--ray-cpus", "0"], "--ray-cpus: got '0', expected an integer >= 1"),
+        (WATCH[:-2], "--output"),
+        ([*WATCH, "--settle", "0"], "--settle: got '0', expected a number of seconds above 0"),
+        ([*WATCH, "--interval", "soon"], "--interval: got 'soon', expected a number of seconds above 0"),
         ([*EXTRACT, "--format", "pt"], "pt"),
         (NEW[:3], "--output"),
         (NEW[:1] + NEW[3:], "--backbone"),
@@ -552,7 +556,12 @@ def test_images_are_added_to_a_bank(
     options = ("--batch-size", 1, "--category", "screw", "--output")
     assert run("reference", bundle, normal, *options, every) == run("reference", bundle, *old, *options, some) == 0
     assert run("reference", bundle, new, "--add-to", some, "--output", some) == 0
-    assert some.read_bytes() == every.read_bytes()
+    one, other = ReferenceBank.load(some), ReferenceBank.load(every)
+    assert one.judgement.calibration is None  # of the images before
+    assert other.judgement.calibration is not None
+    one.save(tmp_path / "one.safetensors")
+    other.judged(one.judgement).save(tmp_path / "other.safetensors")
+    assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "other.safetensors").read_bytes()
     assert run("reference", bundle, *old, *options, some, "--bank-dtype", "float16") == 0
     assert run("reference", bundle, new, "--add-to", some, "--output", both) == 0
     assert ReferenceBank.load(both).patches[0].dtype == torch.float16
