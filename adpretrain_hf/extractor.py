@@ -13,7 +13,15 @@ from adpretrain_hf.bundle import BundleMixin
 from adpretrain_hf.config import ADPretrainConfig, check_variant_name
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.feature_info import FeatureInfo
-from adpretrain_hf.images import PreparedBatches, Preprocessor, check_prepared, is_prepared, to_device
+from adpretrain_hf.images import (
+    PreparedBatches,
+    Preprocessor,
+    check_augmentation,
+    check_prepared,
+    is_prepared,
+    to_device,
+    with_copies,
+)
 from adpretrain_hf.matching import to_rows
 from adpretrain_hf.projector import Projectors
 from adpretrain_hf.reference import ReferenceBank, is_bank, residuals_per_image
@@ -167,7 +175,14 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
         return self
 
     def make_reference(
-        self, images: Any, *, category: str = "", batch_size: int = 16, progress: bool = False
+        self,
+        images: Any,
+        *,
+        category: str = "",
+        augment_references: str = "none",
+        select: Optional[int] = None,
+        batch_size: int = 16,
+        progress: bool = False,
     ) -> ReferenceBank:
         """Encodes normal images of one category as a bank.
 
@@ -175,16 +190,34 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
             images: a few defect-free images: a folder, paths, PIL images, arrays, or a prepared float tensor
                 (K, 3, H, W). The published protocol takes 8.
             category: name of the product, kept with the bank.
+            augment_references: copies of the images whose patches stand in the bank, too: ``"flips"``, ``"jitter"``
+                (small turns, a zoom, half a patch aside), ``"both"``, or ``"auto"``: what ``choose_augmentation`` of
+                ``images/augmented.py`` takes by leaving out one image after the other.
+            select: take so many of the images, or all if there are no more: those that are spread over all of them,
+                see ``coreset.choose_images``.
             batch_size: images at a time.
             progress: show a bar.
 
         Raises:
-            InputError: no images.
+            InputError: no images, an augmentation that there is not, a selection of none, or fewer than 3 images for
+                ``"auto"``.
             ImageError: an image cannot be used.
         """
+        check_augmentation(augment_references)
+        if select is not None:
+            images = self._select(images, select, batch_size, progress)
+        if augment_references == "auto":
+            images = [image for batch in PreparedBatches(images, self.preprocess, batch_size) for image in batch]
+            augment_references = self._best_augmentation(images, batch_size)
         batches = PreparedBatches(images, self.preprocess, batch_size)
+
+        def encode(images: Tensor) -> list[Tensor]:
+            # Copies lie below their image, so that its patches are followed by theirs.
+            sets = [self.encode(copies) for copies in with_copies(images, augment_references)]
+            return [torch.cat(level, dim=2) for level in zip(*sets, strict=True)]
+
         encoded, digests, counts = [], list[str](), list[int]()
-        for batch, features in self._encode_batches(batches, progress, "reference"):
+        for batch, features in self._encode_batches(batches, progress, "reference", encode=encode):
             encoded.append(features)
             digests += [image.digest for image in batch]
             counts += [features[0][0, 0].numel()] * len(batch)
@@ -192,22 +225,22 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
             raise InputError("no reference images were given: expected at least one normal image")
         patches = [torch.cat([to_rows(maps) for maps in level]) for level in zip(*encoded, strict=True)]
         about: dict[str, Any] = {"fingerprint": self._fingerprint, "category": category, "num_images": len(digests)}
+        about["augmentation"] = "" if augment_references == "none" else augment_references
         return ReferenceBank(patches, images=digests, image_patches=counts if len(set(counts)) > 1 else (), **about)
 
-    def set_reference(self, images: Any, *, category: str = "", batch_size: int = 16) -> "ADPretrainFeatureExtractor":
+    def set_reference(self, images: Any, **options: Any) -> "ADPretrainFeatureExtractor":
         """Sets the normal images that later calls compare with, and returns self.
 
         Args:
             images: what ``make_reference`` takes, a ``ReferenceBank``, or the path of a saved one
                 (``.safetensors``).
-            category: name of the product, kept with the bank that is made.
-            batch_size: images at a time.
+            options: of ``make_reference``, for a bank that is made.
 
         Raises:
-            InputError: no images, or a bank that another extractor made.
+            InputError: no images, an option that cannot be used, or a bank that another extractor made.
             ImageError: an image cannot be used.
         """
-        self.reference = self._as_bank(images, category, batch_size)
+        self.reference = self._as_bank(images, **options)
         return self
 
     def _places(self, layers: Layers) -> list[int]:
@@ -231,12 +264,14 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
         bank = self._require_reference() if references is None else self._as_bank(references)
         return bank.residuals(features, own, places)
 
-    def _as_bank(self, images: Any, category: str = "", batch_size: int = 16) -> ReferenceBank:
+    def _as_bank(self, images: Any, **options: Any) -> ReferenceBank:
         if isinstance(images, (str, Path)) and is_bank(images):
             images = ReferenceBank.load(images)
         if isinstance(images, ReferenceBank):
+            if making := sorted(options.keys() - {"category", "batch_size"}):
+                raise InputError(f"{', '.join(making)}: a bank is as it was made, expected images to make one of")
             return self._check_bank(images)
-        return self.make_reference(images, category=category, batch_size=batch_size)
+        return self.make_reference(images, **options)
 
     def _check_bank(self, bank: ReferenceBank) -> ReferenceBank:
         """Returns a bank, on this extractor's device, if this extractor made it or it carries no stamp."""

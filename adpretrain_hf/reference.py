@@ -36,6 +36,8 @@ class ReferenceBank:
         compacted: whether they are a choice of those images' patches, see ``compact``.
         images: ``PreparedImage.digest`` of each image, in order, by which it is recognised; empty if not known.
         image_patches: how many patches each image has, in order; empty where all have as many.
+        augmentation: which copies of the images are in the bank, too, as ``make_reference`` calls them; empty for none.
+            An image's patches are its own and then those of its copies.
 
     Raises:
         InputError: no patches, shapes that do not belong together, or NaN or infinite values.
@@ -51,6 +53,7 @@ class ReferenceBank:
         compacted: bool = False,
         images: Sequence[str] = (),
         image_patches: Sequence[int] = (),
+        augmentation: str = "",
     ) -> None:
         shapes = [tuple(level.shape) for level in patches]
         if not shapes or any(len(shape) != 2 or shape != shapes[0] for shape in shapes) or 0 in shapes[0]:
@@ -67,7 +70,7 @@ class ReferenceBank:
         self.patches = list(patches)
         self.fingerprint, self.category = fingerprint, category
         self.num_images, self.compacted, self.images = num_images, compacted, list(images)
-        self.image_patches = list(image_patches)
+        self.image_patches, self.augmentation = list(image_patches), augmentation
         # The norms are needed by every matching and do not change.
         self._inverse_norms = [1 / level.float().norm(dim=1).clamp_min(1e-12) for level in patches]
 
@@ -214,7 +217,7 @@ class ReferenceBank:
 
     def _about(self) -> dict[str, Any]:
         about = {"fingerprint": self.fingerprint, "category": self.category, "num_images": self.num_images}
-        more = {name: getattr(self, name) for name in ("compacted", "images", "image_patches")}
+        more = {name: getattr(self, name) for name in ("compacted", "images", "image_patches", "augmentation")}
         return about | {name: value for name, value in more.items() if value}
 
     def _with(self, patches: Sequence[Tensor], **changes: Any) -> "ReferenceBank":

@@ -7,8 +7,18 @@ import torch
 from huggingface_hub.utils import tqdm
 from torch import Tensor
 
+from adpretrain_hf.coreset import choose_images, describe_images
 from adpretrain_hf.errors import InputError
-from adpretrain_hf.images import OnError, PreparedBatches, PreparedImage, Preprocessor, stack, to_host
+from adpretrain_hf.images import (
+    AUGMENTATIONS,
+    OnError,
+    PreparedBatches,
+    PreparedImage,
+    Preprocessor,
+    choose_augmentation,
+    stack,
+    to_host,
+)
 from adpretrain_hf.projector import Projectors
 from adpretrain_hf.reference import ReferenceBank, RunNotice
 from adpretrain_hf.scoring import AnomalyScores, ScoredImage, anomaly_map, score_batch
@@ -24,6 +34,7 @@ class StreamsMixin:
     layers: tuple[str, ...]
     encode: Callable[..., list[Tensor]]
     residuals: Callable[..., list[Tensor]]
+    make_reference: Callable[..., ReferenceBank]
     _require_reference: Callable[[], ReferenceBank]
 
     @property
@@ -138,6 +149,36 @@ class StreamsMixin:
             PreparedBatches(images, self.preprocess, batch_size, on_error), progress, label, project
         )
 
+    def _select(self, images: Any, count: int, batch_size: int, progress: bool) -> list[PreparedImage]:
+        """So many images that stand for all, in their order."""
+        if count < 1:
+            raise InputError(f"select is {count}, expected a number of images >= 1")
+        seen, described = list[PreparedImage](), list[Tensor]()
+        batches = PreparedBatches(images, self.preprocess, batch_size)
+        for batch, features in self._encode_batches(batches, progress, "select"):
+            seen += batch
+            described.append(describe_images(features))
+        chosen = choose_images(torch.cat(described), count).tolist() if seen else []
+        return [seen[place] for place in sorted(chosen)]
+
+    @torch.no_grad()
+    def _best_augmentation(self, images: list[PreparedImage], batch_size: int) -> str:
+        """What ``choose_augmentation`` takes for a bank of these images, each compared with the others."""
+        if len(images) < 3:
+            expected = "expected at least 3, of which each can be compared with the others"
+            raise InputError(f"augment_references is 'auto' with {len(images)} images, {expected}")
+        peaks = dict[str, Tensor]()
+        for name in AUGMENTATIONS:
+            bank = self.make_reference(images, augment_references=name, batch_size=batch_size)
+            parts, first = list[Tensor](), 0
+            batches = PreparedBatches(images, self.preprocess, batch_size)
+            for batch, features in self._encode_batches(batches, False, "auto"):
+                residuals = self.residuals(features, bank, own=range(first, first := first + len(batch)))
+                maps = anomaly_map(self.projectors(residuals), batch[0].network_size)
+                parts.append((maps.amax(dim=(1, 2)) / maps.mean(dim=(1, 2))).log())
+            peaks[name] = torch.cat(parts)
+        return choose_augmentation(peaks)
+
     @torch.no_grad()
     def _encode_batches(
         self,
@@ -145,8 +186,9 @@ class StreamsMixin:
         progress: bool,
         label: str,
         then: Callable[[list[PreparedImage], list[Tensor]], list[Tensor]] = lambda batch, features: features,
+        encode: Optional[Callable[[Tensor], list[Tensor]]] = None,
     ) -> Batches:
         with tqdm(total=batches.total, unit="image", desc=label, disable=not progress) as bar:
             for batch in batches:
-                yield batch, then(batch, self.encode(stack(batch, self.device)))
+                yield batch, then(batch, (encode or self.encode)(stack(batch, self.device)))
                 bar.update(len(batch))

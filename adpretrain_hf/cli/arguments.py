@@ -7,6 +7,7 @@ from typing import Any
 
 DTYPES = ("float32", "float16", "bfloat16")
 INT8 = "int8"
+AUGMENTATIONS = ("none", "flips", "jitter", "both", "auto")
 
 
 def add_bundle(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +50,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="normal images: a folder, files, or a bank made by `adpretrain reference`",
     )
+    add_references(parser)
     parser.add_argument("--output", type=Path, required=True, help="folder of the results; a stopped run goes on in it")
     parser.add_argument("--image-column", help="of a data set; its only column of images by default")
     ray = parser.add_argument_group(
@@ -62,6 +64,20 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         type=positive,
         metavar="N",
         help="cores of an actor where there are no GPUs; all of this machine, or of a node, by default",
+    )
+
+
+def add_references(parser: argparse.ArgumentParser) -> None:
+    """How a bank is made of reference images; see ``folder_run.reference_options``."""
+    parser.add_argument(
+        "--augment-references",
+        choices=AUGMENTATIONS,
+        default="none",
+        help="copies of the reference images that are references, too: turned over (flips), moved a little (jitter), "
+        "both, or what makes the images look most normal beside each other (auto); none by default",
+    )
+    parser.add_argument(
+        "--select", type=positive, metavar="N", help="take the N reference images that stand for all of them"
     )
 
 

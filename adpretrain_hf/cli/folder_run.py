@@ -160,7 +160,8 @@ def run_on_ray(args: Namespace, *, features: bool) -> int:
 def prepare(args: Namespace) -> tuple[RunImages, ADPretrainFeatureExtractor, dict[str, Any]]:
     """Opens the images, loads the extractor and sets its reference, and lists what the results will depend on."""
     images = open_images(args.images, args.output, args.image_column)
-    extractor = load(args).set_reference(single(args.reference), batch_size=args.batch_size)
+    options = reference_options(args)
+    extractor = load(args).set_reference(single(args.reference), batch_size=args.batch_size, **options)
     # Weights that are packed in 8 bits come of the same training as the others.
     weights = (value for value in extractor.projectors.state_dict().values() if isinstance(value, Tensor))
     # Of the files, for what is computed from them differs from machine to machine.
@@ -172,7 +173,13 @@ def prepare(args: Namespace) -> tuple[RunImages, ADPretrainFeatureExtractor, dic
         "residual_scale": extractor.config.residual_scale,
         "reference": combined_digest(sorted(hashlib.sha256(path.read_bytes()).digest() for path in files)),
     }
-    return images, extractor, settings | images.settings
+    return images, extractor, settings | options | images.settings
+
+
+def reference_options(args: Namespace) -> dict[str, Any]:
+    """What was asked for of how a bank is made, as ``make_reference`` takes it."""
+    options = {name: getattr(args, name) for name in ("augment_references", "select")}
+    return {name: value for name, value in options.items() if value not in ("none", None)}
 
 
 def load(args: Namespace) -> ADPretrainFeatureExtractor:

@@ -3,11 +3,13 @@
 import argparse
 from pathlib import Path
 
-from adpretrain_hf.cli.arguments import DTYPES, add_bundle, fraction
+from adpretrain_hf.cli.arguments import DTYPES, add_bundle, add_references, fraction
 
 HELP = "encode normal images of one product as a reference bank"
 EXAMPLES = """\
   adpretrain reference my-bundle normal_images/ --category screw --output screw.safetensors
+  adpretrain reference my-bundle normal_images/ --augment-references flips --output screw.safetensors
+  adpretrain reference my-bundle many_normal_images/ --select 8 --output screw.safetensors
   adpretrain reference my-bundle many_normal_images/ --keep 0.1 --output screw.safetensors
 """
 
@@ -18,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", type=Path, nargs="+", help="a folder, or image files")
     parser.add_argument("--output", type=Path, required=True, help="the .safetensors file to write")
     parser.add_argument("--category", default="", help="name of the product, kept in the bank")
+    add_references(parser)
     parser.add_argument(
         "--keep", type=fraction, default=1.0, help="fraction of the patches to keep, e.g. 0.1: a core-set"
     )
@@ -28,14 +31,14 @@ def run(args: argparse.Namespace) -> int:
     """Encodes normal images as a reference bank."""
     import torch
 
-    from adpretrain_hf.cli.folder_run import check_images, load, single
+    from adpretrain_hf.cli.folder_run import check_images, load, reference_options, single
     from adpretrain_hf.errors import InputError
 
     if args.output.suffix != ".safetensors":
         raise InputError(f"--output is {args.output}, expected a name that ends in .safetensors: a bank is known by it")
     extractor = load(args)
     check_images(args.images)
-    options = {"category": args.category, "batch_size": args.batch_size, "progress": True}
+    options = {"category": args.category, "batch_size": args.batch_size, "progress": True} | reference_options(args)
     bank = extractor.make_reference(single(args.images), **options).compact(args.keep)
     bank.to(dtype=getattr(torch, args.bank_dtype)).save(args.output)
     print(f"{args.output}: {len(bank)} patches of {bank.num_images} images")

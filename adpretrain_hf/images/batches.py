@@ -16,7 +16,7 @@ class PreparedBatches:
     """Prepared images in groups of equal shape, consecutive, at most ``batch_size`` of them; iterated once.
 
     Args:
-        images: what ``named_sources`` takes, or a float tensor (B, 3, H, W) that is already prepared.
+        images: what ``named_sources`` takes, or a float tensor (B, 3, H, W) or a list of images that are prepared.
         preprocessor: prepares one image.
         batch_size: images at a time.
         on_error: called with the name and the error of an image that cannot be used, which is then left out; by default
@@ -42,6 +42,8 @@ class PreparedBatches:
             named = ((tensor, f"image {number}") for number, tensor in enumerate(images))
             prepared: Iterable[PreparedImage] = (PreparedImage(*one, size, (0, 0, *size)) for one in named)
             self.total = len(images)
+        elif isinstance(images, list) and images and isinstance(images[0], PreparedImage):
+            prepared, self.total = images, len(images)
         else:
             sources, self.total = named_sources(images)
             prepared = prepare_ahead(preprocessor.prepare, sources, 2 * batch_size, on_error)
