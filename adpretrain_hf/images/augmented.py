@@ -25,7 +25,8 @@ def _moved(degrees: float = 0, zoom: float = 1, pixels: int = 0) -> Transform:
         # Where each pixel comes from, in halves of width and height.
         across, down = -2 * pixels / width, -2 * pixels / height
         rows = [[cosine, -sine * height / width, across], [sine * width / height, cosine, down]]
-        grid = F.affine_grid(torch.tensor([rows] * number), list(images.shape), align_corners=False).to(images.device)
+        origin = torch.tensor([rows] * number).to(images.device, non_blocking=True)
+        grid = F.affine_grid(origin, list(images.shape), align_corners=False)
         return F.grid_sample(images.float(), grid, mode="bicubic", padding_mode="reflection", align_corners=False)
 
     return transform
