@@ -1,4 +1,6 @@
-"""Choosing a few rows that stand for many: a core-set, half of it drawn at random, half as far from it as can be."""
+"""Choosing a few rows that stand for many: patches of a bank (a core-set, half of it at random), or whole images."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -25,7 +27,31 @@ def choose_core(rows: Tensor, count: int, *, seed: int = 0) -> Tensor:
     """
     unit = F.normalize(rows.float(), dim=1)
     generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(unit), generator=generator)[: (count + 1) // 2].to(unit.device)
+    return _spread(unit, torch.randperm(len(unit), generator=generator)[: (count + 1) // 2].to(unit.device), count)
+
+
+def describe_images(features: Sequence[Tensor]) -> Tensor:
+    """What images are chosen by, their mean tokens: L maps (B, C, h, w) to (B, L * C), of each level of unit length."""
+    means = [F.normalize(level.float(), dim=1).mean(dim=(2, 3)) for level in features]
+    return torch.cat([F.normalize(mean, dim=1) for mean in means], dim=1)
+
+
+def choose_images(descriptors: Tensor, count: int) -> Tensor:
+    """Chooses images to which all others are near: greedy k-centre from the medoid, the one that is most like all.
+
+    Args:
+        descriptors: (N, C), one for each image, compared by their angles.
+        count: how many; all where there are no more.
+
+    Returns:
+        (min(count, N),), indices of different images.
+    """
+    unit = F.normalize(descriptors.float(), dim=1)
+    return _spread(unit, (unit @ unit.sum(dim=0)).argmax()[None], min(count, len(unit)))
+
+
+def _spread(unit: Tensor, chosen: Tensor, count: int) -> Tensor:
+    """Adds to the chosen rows, one by one, the one that is farthest from all of them."""
     parts, closest = [chosen], unit.new_full((len(unit),), -torch.inf)
     while missing := count - sum(map(len, parts)):
         _note_chosen(closest, unit, parts[-1])

@@ -15,7 +15,15 @@ from adpretrain_hf.cache import ParameterCache
 from adpretrain_hf.config import ADPretrainConfig, check_variant_name
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.feature_info import FeatureInfo
-from adpretrain_hf.images import PreparedBatches, Preprocessor, check_prepared, is_prepared, to_device
+from adpretrain_hf.images import (
+    PreparedBatches,
+    Preprocessor,
+    check_augmentation,
+    check_prepared,
+    is_prepared,
+    to_device,
+    with_copies,
+)
 from adpretrain_hf.matching import to_rows
 from adpretrain_hf.projector import Projectors
 from adpretrain_hf.reference import ReferenceBank, ReferenceImage, is_bank, residuals_per_image
@@ -193,6 +201,8 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
         images: Any,
         *,
         category: str = "",
+        augment_references: str = "none",
+        select: Optional[int] = None,
         calibrate: Any = None,
         image_score: str = "max",
         top: float = 0.005,
@@ -207,6 +217,11 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
             images: a few defect-free images: a folder, paths, PIL images, arrays, or a prepared float tensor
                 (K, 3, H, W). The published protocol takes 8.
             category: name of the product, kept with the bank.
+            augment_references: copies of the images whose patches stand in the bank, too: ``"flips"``, ``"jitter"``
+                (small turns, a zoom, half a patch aside), ``"both"``, or ``"auto"``: what ``choose_augmentation`` of
+                ``images/augmented.py`` takes by leaving out one image after the other.
+            select: take so many of the images, or all if there are no more: those that are spread over all of them,
+                see ``coreset.choose_images``.
             calibrate: more normal images, by whose scores decisions are made, see ``calibrate``; True for the
                 references themselves, each compared with the others.
             image_score: ``"max"``, an image's score is the maximum of its map; ``"top"``, the mean of its highest
@@ -220,15 +235,28 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
             progress: show a bar.
 
         Raises:
-            InputError: no images, another image score, or a region of another size than the images or without a pixel.
+            InputError: no images, an augmentation that there is not, a selection of none, fewer than 3 images for
+                ``"auto"``, another image score, or a region of another size than the images or without a pixel.
             ImageError: an image cannot be used.
         """
+        check_augmentation(augment_references)
         judgement = Judgement(image_score, top)
         if calibrate is True and images is iter(images if hasattr(images, "__iter__") else ()):
             raise InputError("calibrate=True reads the images twice: give a list, a folder or paths, not an iterator")
+        if select is not None:
+            images = self._select(images, select, batch_size, progress)
+        if augment_references == "auto":
+            images = [image for batch in PreparedBatches(images, self.preprocess, batch_size) for image in batch]
+            augment_references = self._best_augmentation(images, batch_size)
         batches = PreparedBatches(images, self.preprocess, batch_size)
+
+        def encode(images: Tensor) -> list[Tensor]:
+            # Copies lie below their image, so that its patches are followed by theirs.
+            sets = [self.encode(copies) for copies in with_copies(images, augment_references)]
+            return [torch.cat(level, dim=2) for level in zip(*sets, strict=True)]
+
         encoded, known, counts, sizes = [], list[ReferenceImage](), list[int](), list[tuple[int, int]]()
-        for batch, features in self._encode_batches(batches, progress, "reference"):
+        for batch, features in self._encode_batches(batches, progress, "reference", encode=encode):
             encoded.append(features)
             known += map(ReferenceImage.of, batch)
             sizes += [image.size for image in batch]
@@ -241,34 +269,31 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
         patches = [torch.cat([to_rows(maps) for maps in level]) for level in zip(*encoded, strict=True)]
         about: dict[str, Any] = {"fingerprint": self._fingerprint, "category": category, "num_images": len(known)}
         about |= {"judgement": judgement, "image_patches": counts if len(set(counts)) > 1 else ()}
+        about["augmentation"] = "" if augment_references == "none" else augment_references
         bank = ReferenceBank(patches, images=known, **about)
         if calibrate is None or calibrate is False:
             return bank
         normals = images if calibrate is True else calibrate
         return self.calibrate(bank, normals, batch_size=batch_size, progress=progress)
 
-    def set_reference(
-        self, images: Any = None, *, category: str = "", calibrate: Any = None, batch_size: int = 16
-    ) -> "ADPretrainFeatureExtractor":
+    def set_reference(self, images: Any = None, *, category: str = "", **options: Any) -> "ADPretrainFeatureExtractor":
         """Sets the normal images that later calls compare with, and returns self.
 
         Args:
             images: what ``make_reference`` takes, a ``ReferenceBank``, or the path of a saved one
                 (``.safetensors``); without, one of the references that are set is chosen by its category.
             category: name of the product, by which the reference is known, kept with a bank that is made.
-            calibrate: more normal images, see ``make_reference``.
-            batch_size: images at a time.
+            options: of ``make_reference``, for a bank that is made; of a bank, ``calibrate`` and ``batch_size`` alone.
 
         Raises:
-            InputError: no images, a bank that another extractor made, or no reference of the category.
+            InputError: no images, an option that cannot be used, a bank that another extractor made, or no reference of
+                the category.
             ImageError: an image cannot be used.
         """
         if images is None:
             self._chosen = check_category(category, self.references)
             return self
-        bank = self._as_bank(images, category, batch_size)
-        if calibrate is not None:
-            bank = self.calibrate(bank, images if calibrate is True else calibrate, batch_size=batch_size)
+        bank = self._as_bank(images, category=category, **options)
         return self.set_references({category or bank.category: bank})
 
     def set_references(self, references: Any, *, batch_size: int = 16) -> "ADPretrainFeatureExtractor":
@@ -304,7 +329,7 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
             self._require_reference()
             category = str(self._chosen)
         bank = self.references[check_category(category, self.references)]
-        more = self._as_bank(images, bank.category, batch_size)
+        more = self._as_bank(images, category=bank.category, batch_size=batch_size)
         self.references = self.references | {category: bank + more}
         return self
 
@@ -321,12 +346,15 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
         bank = self._require_reference() if references is None else self._as_bank(references)
         return bank.residuals(features, own, places)
 
-    def _as_bank(self, images: Any, category: str = "", batch_size: int = 16) -> ReferenceBank:
+    def _as_bank(self, images: Any, **options: Any) -> ReferenceBank:
         if isinstance(images, (str, Path)) and is_bank(images):
             images = ReferenceBank.load(images)
         if isinstance(images, ReferenceBank):
-            return self._check_bank(images)
-        return self.make_reference(images, category=category, batch_size=batch_size)
+            if making := sorted(options.keys() - {"category", "batch_size", "calibrate"}):
+                raise InputError(f"{', '.join(making)}: a bank is as it was made, expected images to make one of")
+            bank, normals = self._check_bank(images), options.get("calibrate")
+            return bank if normals is None else self.calibrate(bank, normals, batch_size=options.get("batch_size", 16))
+        return self.make_reference(images, **options)
 
     def _as_banks(self, references: Any, batch_size: int = 16) -> dict[str, ReferenceBank]:
         if isinstance(references, (str, Path)):
@@ -334,7 +362,10 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
         if not isinstance(references, Mapping) or not references:
             expected = "{category: bank or images}, or a folder of banks, <category>.safetensors"
             raise InputError(f"got {type(references).__name__} as references of several products, expected {expected}")
-        return {category: self._as_bank(one, category, batch_size) for category, one in references.items()}
+        return {
+            category: self._as_bank(one, category=category, batch_size=batch_size)
+            for category, one in references.items()
+        }
 
     def _check_bank(self, bank: ReferenceBank) -> ReferenceBank:
         """Returns a bank, on this extractor's device, if this extractor made it or it carries no stamp.

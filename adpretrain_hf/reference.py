@@ -55,6 +55,8 @@ class ReferenceBank:
         images: names and digests of the images, in order, or digests alone; empty if not known.
         image_patches: how many patches each image has, in order; empty where all have as many.
         judgement: how the product's maps become scores and decisions; as a dict where it comes from a file.
+        augmentation: which copies of the images are in the bank, too, as ``make_reference`` calls them; empty for none.
+            An image's patches are its own and then those of its copies.
 
     Raises:
         InputError: no patches, shapes that do not belong together, or NaN or infinite values.
@@ -71,6 +73,7 @@ class ReferenceBank:
         images: Sequence[ReferenceImage | str] = (),
         image_patches: Sequence[int] = (),
         judgement: Judgement | Mapping[str, Any] = BY_MAXIMUM,
+        augmentation: str = "",
     ) -> None:
         shapes = [tuple(level.shape) for level in patches]
         if not shapes or any(len(shape) != 2 or shape != shapes[0] for shape in shapes) or 0 in shapes[0]:
@@ -89,7 +92,7 @@ class ReferenceBank:
         self.num_images, self.compacted = num_images, compacted
         # Of a file they come as lists, or, where an earlier version wrote it, as digests.
         self.images = [ReferenceImage("", one) if isinstance(one, str) else ReferenceImage(*one) for one in images]
-        self.image_patches = list(image_patches)
+        self.image_patches, self.augmentation = list(image_patches), augmentation
         self.judgement = judgement if isinstance(judgement, Judgement) else Judgement.from_dict(judgement)
         self.said = set[str]()  # warnings about it
         # The norms are needed by every matching and do not change.
@@ -304,7 +307,7 @@ class ReferenceBank:
 
     def _about(self) -> dict[str, Any]:
         about = {"fingerprint": self.fingerprint, "category": self.category, "num_images": self.num_images}
-        more = {name: getattr(self, name) for name in ("compacted", "images", "image_patches")}
+        more = {name: getattr(self, name) for name in ("compacted", "images", "image_patches", "augmentation")}
         if self.judgement != BY_MAXIMUM:
             more["judgement"] = self.judgement.to_dict()
         return about | {name: value for name, value in more.items() if value}

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
+from functools import partial
 from typing import Any, Optional
 
 import torch
@@ -10,9 +11,19 @@ from torch import Tensor
 
 from adpretrain_hf.cache import ParameterCache
 from adpretrain_hf.config import ADPretrainConfig
+from adpretrain_hf.coreset import choose_images, describe_images
 from adpretrain_hf.errors import InputError, one_of
 from adpretrain_hf.files import combined_digest, tensor_digest
-from adpretrain_hf.images import OnError, PreparedBatches, PreparedImage, Preprocessor, stack, to_host
+from adpretrain_hf.images import (
+    AUGMENTATIONS,
+    OnError,
+    PreparedBatches,
+    PreparedImage,
+    Preprocessor,
+    choose_augmentation,
+    stack,
+    to_host,
+)
 from adpretrain_hf.projector import Projectors
 from adpretrain_hf.reference import ReferenceBank
 from adpretrain_hf.scoring import AnomalyScores, Calibration, Judgement, ScoredImage, anomaly_map, score_batch
@@ -39,6 +50,7 @@ class StreamsMixin:
     _stamp_of: Callable[[ADPretrainConfig], str]
     _check_bank: Callable[[ReferenceBank], ReferenceBank]
     _chosen: Optional[str]
+    make_reference: Callable[..., ReferenceBank]
     _require_reference: Callable[[], ReferenceBank]
     _as_banks: Callable[..., Banks]
 
@@ -291,7 +303,7 @@ class StreamsMixin:
 
         places = self.config.places(layers)
         batches = PreparedBatches(images, self.preprocess, batch_size, on_error, categories)
-        return self._encode_batches(batches, progress, label, project, layers)
+        return self._encode_batches(batches, progress, label, project, partial(self.encode, layers=layers))
 
     def _matched(self, references: Any, categories: Categories) -> tuple[Banks, Iterable[str]]:
         """The banks of a run by category, and the categories of its images, each of which has a bank."""
@@ -308,6 +320,36 @@ class StreamsMixin:
         each = (check_category(category, banks) for category in categories)
         return banks, list(each) if isinstance(categories, Sized) else each  # of a list before any image is read
 
+    def _select(self, images: Any, count: int, batch_size: int, progress: bool) -> list[PreparedImage]:
+        """So many images that stand for all, in their order."""
+        if count < 1:
+            raise InputError(f"select is {count}, expected a number of images >= 1")
+        seen, described = list[PreparedImage](), list[Tensor]()
+        batches = PreparedBatches(images, self.preprocess, batch_size)
+        for batch, features in self._encode_batches(batches, progress, "select"):
+            seen += batch
+            described.append(describe_images(features))
+        chosen = choose_images(torch.cat(described), count).tolist() if seen else []
+        return [seen[place] for place in sorted(chosen)]
+
+    @torch.no_grad()
+    def _best_augmentation(self, images: list[PreparedImage], batch_size: int) -> str:
+        """What ``choose_augmentation`` takes for a bank of these images, each compared with the others."""
+        if len(images) < 3:
+            expected = "expected at least 3, of which each can be compared with the others"
+            raise InputError(f"augment_references is 'auto' with {len(images)} images, {expected}")
+        peaks = dict[str, Tensor]()
+        for name in AUGMENTATIONS:
+            bank = self.make_reference(images, augment_references=name, batch_size=batch_size)
+            parts, first = list[Tensor](), 0
+            batches = PreparedBatches(images, self.preprocess, batch_size)
+            for batch, features in self._encode_batches(batches, False, "auto"):
+                residuals = self.residuals(features, bank, own=range(first, first := first + len(batch)))
+                maps = anomaly_map(self.projectors(residuals), batch[0].network_size)
+                parts.append((maps.amax(dim=(1, 2)) / maps.mean(dim=(1, 2))).log())
+            peaks[name] = torch.cat(parts)
+        return choose_augmentation(peaks)
+
     @torch.no_grad()
     def _encode_batches(
         self,
@@ -315,11 +357,11 @@ class StreamsMixin:
         progress: bool,
         label: str,
         then: Callable[[list[PreparedImage], list[Tensor]], list[Tensor]] = lambda batch, features: features,
-        layers: Optional[Sequence[str]] = None,
+        encode: Optional[Callable[[Tensor], list[Tensor]]] = None,
     ) -> Batches:
         with tqdm(total=batches.total, unit="image", desc=label, disable=not progress) as bar:
             for batch in batches:
-                yield batch, then(batch, self.encode(stack(batch, self.device), layers=layers))
+                yield batch, then(batch, (encode or self.encode)(stack(batch, self.device)))
                 bar.update(len(batch))
 
 

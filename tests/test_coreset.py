@@ -1,4 +1,4 @@
-"""Core-sets: against a naive greedy oracle, what they promise, and bad input."""
+"""Core-sets and choices of images: against naive oracles, what they promise, and bad input."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from adpretrain_hf import ReferenceBank, coreset
-from adpretrain_hf.coreset import choose_core
+from adpretrain_hf.coreset import choose_core, choose_images, describe_images
 from adpretrain_hf.errors import InputError
+from tests.conftest import make_extractor, random_image
 
 
 def naive_core(rows: torch.Tensor, count: int, seed: int) -> list[int]:
@@ -106,3 +107,50 @@ def test_extreme_fractions(fraction, patches):
 def test_fractions_out_of_range(fraction):
     with pytest.raises(InputError, match=rf"the fraction of patches to keep is {fraction}, expected .* above 0 .* 1"):
         bank_of(8).compact(fraction)
+
+
+def directions(*degrees: float) -> torch.Tensor:
+    angles = torch.deg2rad(torch.tensor(degrees))
+    return torch.stack([angles.cos(), angles.sin()], dim=1)
+
+
+def test_images_are_the_medoid_and_then_the_farthest():
+    described = directions(70, 3, 0, -2, 100, -60, 30)  # their sum points to 19 degrees
+    order = [6, 5, 4, 3, 0, 1, 2]
+    for length in (0.1, 1, 20):
+        assert choose_images(length * described, 7).tolist() == order
+
+
+def test_no_more_images_are_chosen_than_there_are():
+    assert sorted(choose_images(directions(0, 90), 8).tolist()) == [0, 1]
+    assert choose_images(directions(10, 10, 10, 10), 3).unique().numel() == 3
+
+
+def test_every_level_counts_as_much_whatever_its_length():
+    first, second = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    described = describe_images([first, second])
+    torch.testing.assert_close(described.unflatten(1, (2, 3)).norm(dim=2), torch.ones(2, 2))
+    torch.testing.assert_close(describe_images([50 * first, second]), described)
+
+
+def test_a_bank_of_chosen_images_is_that_of_these_images(tiny_folder):
+    """Of three pictures and near copies of theirs, one of each; the same ones in whatever batches they are seen."""
+    extractor = make_extractor(tiny_folder)
+    prepared = extractor.preprocess([random_image(seed) for seed in (1, 1, 2, 1, 3, 2, 1)])
+    prepared = prepared + 0.01 * torch.randn(prepared.shape)
+    bank = extractor.make_reference(prepared, select=3, augment_references="flips", batch_size=2)
+    assert (bank.num_images, len(bank.images)) == (3, 3)
+    whole = extractor.make_reference(prepared)
+    places = [whole.images.index(digest) for digest in bank.images]
+    assert places == sorted(places)
+    assert {(1, 1, 2, 1, 3, 2, 1)[place] for place in places} == {1, 2, 3}
+    expected = extractor.make_reference(prepared[places], augment_references="flips")
+    assert all(torch.allclose(*levels, atol=1e-5) for levels in zip(bank.patches, expected.patches, strict=True))
+    assert extractor.make_reference(prepared, select=3).images == bank.images
+    assert extractor.make_reference(prepared, select=99).images == whole.images
+
+
+@pytest.mark.parametrize(("images", "select", "message"), [([], 2, "no images were given"), (0, 0, "select is 0, exp")])
+def test_images_that_cannot_be_chosen_are_refused(extractor, images, select, message):
+    with pytest.raises(InputError, match=message):
+        extractor.make_reference([random_image(1)] if images == 0 else iter(images), select=select)

@@ -7,6 +7,7 @@ from typing import Any
 
 DTYPES = ("float32", "float16", "bfloat16")
 INT8 = "int8"
+AUGMENTATIONS = ("none", "flips", "jitter", "both", "auto")
 
 
 def add_bundle(parser: argparse.ArgumentParser) -> None:
@@ -62,6 +63,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="with --references: a CSV file of the columns image, relative to the images' folder, and category",
     )
+    add_references(parser)
     parser.add_argument("--output", type=Path, required=True, help="folder of the results; a stopped run goes on in it")
     parser.add_argument("--image-column", help="of a data set; its only column of images by default")
     ray = parser.add_argument_group(
@@ -102,6 +104,20 @@ def add_judgement(parser: argparse.ArgumentParser) -> None:
     areas = "a mask of the images' size, 0 outside, or the corners of a polygon, x,y x,y x,y"
     parser.add_argument("--region", type=area, nargs="+", help=f"region of interest, which alone counts: {areas}")
     parser.add_argument("--ignore", type=area, nargs="+", help=f"what does not count: {areas}")
+
+
+def add_references(parser: argparse.ArgumentParser) -> None:
+    """How a bank is made of reference images; see ``folder_run.reference_options``."""
+    parser.add_argument(
+        "--augment-references",
+        choices=AUGMENTATIONS,
+        default="none",
+        help="copies of the reference images that are references, too: turned over (flips), moved a little (jitter), "
+        "both, or what makes the images look most normal beside each other (auto); none by default",
+    )
+    parser.add_argument(
+        "--select", type=positive, metavar="N", help="take the N reference images that stand for all of them"
+    )
 
 
 def positive(text: str) -> int:

@@ -194,7 +194,8 @@ def prepare_extractor(args: Namespace) -> tuple[ADPretrainFeatureExtractor, dict
     for category, bank in extractor.references.items():
         if (judgement := bank.judgement.calibrated(None)) != BY_MAXIMUM:
             settings.setdefault("judgements", {})[category] = judgement.to_dict()
-    return extractor, settings | _reference_settings(args)
+    options = {name: value for name, value in bank_options(args).items() if name in ("augment_references", "select")}
+    return extractor, settings | options | _reference_settings(args)
 
 
 def _reference_settings(args: Namespace) -> dict[str, Any]:
@@ -212,24 +213,23 @@ def reference_of(extractor: ADPretrainFeatureExtractor, args: Namespace) -> Refe
     """The bank that ``--reference`` is, or that is made of its images, calibrated if the verb judges.
 
     Raises:
-        InputError: options of a judgement where the bank has another.
+        InputError: options of how a bank is made, with one.
     """
-    paths, judgement = args.reference, judgement_of(args)
+    paths, options = args.reference, bank_options(args)
     if len(paths) == 1 and is_bank(paths[0]):
         bank = ReferenceBank.load(paths[0])
-        if judgement:
-            raise InputError(
-                f"{paths[0]} says itself how its product is judged: {', '.join(judgement)} can be given where a bank "
-                "is made, not with one"
-            )
+        if options:
+            raise InputError(f"{', '.join(options)}: a bank is as it was made, expected images to make one of")
         return calibrate(extractor, bank, None, args) if getattr(args, "calibrate", None) else bank
-    bank = extractor.make_reference(single(paths), batch_size=args.batch_size, **judgement)
+    bank = extractor.make_reference(single(paths), batch_size=args.batch_size, **options)
     return calibrate(extractor, bank, paths, args) if "calibrate" in args else bank
 
 
-def judgement_of(args: Namespace) -> dict[str, Any]:
-    """What the options say of a judgement, as ``make_reference`` takes it, where it is not as published."""
+def bank_options(args: Namespace) -> dict[str, Any]:
+    """What was asked for of how a bank is made and judged, as ``make_reference`` takes it, if it is not as published."""
     given = {name: single(value) for name in ("region", "ignore") if (value := getattr(args, name, None))}
+    options = {name: getattr(args, name, None) for name in ("augment_references", "select")}
+    given |= {name: value for name, value in options.items() if value not in ("none", None)}
     if getattr(args, "image_score", "max") != "max":
         given |= {"image_score": args.image_score, "top": args.top}
     return given

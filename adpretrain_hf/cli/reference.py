@@ -3,11 +3,13 @@
 import argparse
 from pathlib import Path
 
-from adpretrain_hf.cli.arguments import DTYPES, add_bundle, add_judgement, fraction
+from adpretrain_hf.cli.arguments import DTYPES, add_bundle, add_judgement, add_references, fraction
 
 HELP = "encode normal images of one product as a reference bank"
 EXAMPLES = """\
   adpretrain reference my-bundle normal_images/ --category screw --output screw.safetensors
+  adpretrain reference my-bundle normal_images/ --augment-references flips --output screw.safetensors
+  adpretrain reference my-bundle many_normal_images/ --select 8 --output screw.safetensors
   adpretrain reference my-bundle many_normal_images/ --keep 0.1 --output screw.safetensors
   adpretrain reference my-bundle normal_images/ --calibrate more_normal_images/ --output screw.safetensors
   adpretrain reference my-bundle new_normal_images/ --add-to screw.safetensors --output screw.safetensors
@@ -21,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", type=Path, nargs="+", help="a folder, or image files")
     parser.add_argument("--output", type=Path, required=True, help="the .safetensors file to write")
     parser.add_argument("--category", default="", help="name of the product, kept in the bank")
+    add_references(parser)
     parser.add_argument(
         "--keep", type=fraction, default=1.0, help="fraction of the patches to keep, e.g. 0.1: a core-set"
     )
@@ -34,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     """Encodes normal images as a reference bank."""
     import torch
 
-    from adpretrain_hf.cli.folder_run import calibrate, check_images, judgement_of, load, single
+    from adpretrain_hf.cli.folder_run import bank_options, calibrate, check_images, load, single
     from adpretrain_hf.errors import InputError
 
     if args.output.suffix != ".safetensors":
@@ -43,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     old = extractor.set_reference(args.add_to).reference if args.add_to else None
     check_images(args.images)
     options = {"category": args.category, "batch_size": args.batch_size, "progress": True}
-    bank = extractor.make_reference(single(args.images), **options, **judgement_of(args))
+    bank = extractor.make_reference(single(args.images), **options, **bank_options(args))
     bank = (old + bank if old else bank).compact(args.keep)
     dtype = bank.patches[0].dtype if old else torch.float32
     bank = bank.to(dtype=getattr(torch, args.bank_dtype) if args.bank_dtype else dtype)

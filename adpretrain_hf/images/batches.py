@@ -1,6 +1,7 @@
 """Any number of images -> batches of prepared ones, decoded ahead in threads, in order and in bounded memory."""
 
 from collections.abc import Iterable, Iterator, Sized
+from dataclasses import replace
 from itertools import groupby, islice, zip_longest
 from typing import Any
 
@@ -16,7 +17,7 @@ class PreparedBatches:
     """Prepared images in groups of equal shape, consecutive, at most ``batch_size`` of them; iterated once.
 
     Args:
-        images: what ``named_sources`` takes, or a float tensor (B, 3, H, W) that is already prepared.
+        images: what ``named_sources`` takes, or a float tensor (B, 3, H, W) or a list of images that are prepared.
         preprocessor: prepares one image.
         batch_size: images at a time.
         on_error: called with the name and the error of an image that cannot be used, which is then left out; by default
@@ -52,6 +53,8 @@ class PreparedBatches:
                 PreparedImage(tensor, name, size, (0, 0, *size), category=category)
                 for tensor, name, category in sources
             )
+        elif isinstance(images, list) and images and isinstance(images[0], PreparedImage):
+            prepared = (replace(image, category=category) for image, _, category in sources)
         else:
             prepared = prepare_ahead(preprocessor.prepare, sources, 2 * batch_size, on_error)
         self._batches = _group(prepared, batch_size)

@@ -273,6 +273,39 @@ def test_reference_keeps_a_core_set(bundle: Path, normal: Path, tmp_path: Path) 
     assert torch.equal(few.patches[2], whole.compact(0.25).patches[2])
 
 
+def test_reference_augments_and_selects(
+    bundle: Path, extractor: ADPretrainFeatureExtractor, normal: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "bank.safetensors"
+    assert run("reference", bundle, normal, "--output", output, "--augment-references", "flips", "--select", 2) == 0
+    bank, expected = ReferenceBank.load(output), extractor.make_reference(normal, augment_references="flips", select=2)
+    assert (bank.augmentation, bank.num_images, bank.images) == ("flips", 2, expected.images)
+    assert len(bank) == len(expected)
+
+
+def test_score_augments_references_and_goes_on_only_with_the_same(
+    bundle: Path, normal: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("score", bundle, image_folder, "--reference", normal, "--no-overlays", "--output")
+    options = ("--augment-references", "flips", "--select", 2)
+    assert run(*command, tmp_path / "plain") == run(*command, tmp_path / "flips", *options) == 0
+    plain, flips = (json.loads((tmp_path / name / "run.json").read_text()) for name in ("plain", "flips"))
+    assert {name: flips.pop(name) for name in ("augment_references", "select")} == {
+        "augment_references": "flips",
+        "select": 2,
+    }
+    assert flips == plain
+    assert "holds results of other settings" in refused(capsys, *command, tmp_path / "flips")
+
+
+def test_a_saved_bank_is_not_augmented(
+    bundle: Path, bank: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("extract", bundle, image_folder, "--reference", bank, "--output", tmp_path / "out")
+    message = refused(capsys, *command, "--augment-references", "jitter")
+    assert "augment_references: a bank is as it was made" in message
+
+
 @pytest.mark.parametrize("fraction", ["0", "1.5", "-1", "nan", "half"])
 def test_reference_refuses_other_fractions(fraction: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):

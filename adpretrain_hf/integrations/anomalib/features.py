@@ -106,7 +106,7 @@ class DetectorFeatures(nn.Module):
     def get_extra_state(self) -> dict[str, Any]:
         """The reference bank, as the state dict holds it."""
         bank = self.extractor.reference
-        fields = ("patches", "fingerprint", "category", "num_images", "compacted", "image_patches")
+        fields = ("patches", "fingerprint", "category", "num_images", "compacted", "image_patches", "augmentation")
         return {} if bank is None else {"names": [*self.names]} | {name: getattr(bank, name) for name in fields}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
