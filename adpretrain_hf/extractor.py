@@ -1,6 +1,7 @@
 """ADPretrainFeatureExtractor: the public class. The method is ``encode``, ``residuals`` and ``forward``."""
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -13,7 +14,15 @@ from adpretrain_hf.bundle import BundleMixin
 from adpretrain_hf.config import ADPretrainConfig, check_variant_name
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.feature_info import FeatureInfo
-from adpretrain_hf.images import PreparedBatches, Preprocessor, check_prepared, is_prepared, to_device
+from adpretrain_hf.images import (
+    TILE_REFERENCES,
+    PreparedBatches,
+    Preprocessor,
+    Tiles,
+    check_prepared,
+    is_prepared,
+    to_device,
+)
 from adpretrain_hf.matching import to_rows
 from adpretrain_hf.projector import Projectors
 from adpretrain_hf.reference import ReferenceBank, is_bank, residuals_per_image
@@ -97,6 +106,7 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
         *,
         own: Sequence[Optional[int]] = (),
         layers: Layers = None,
+        windows: Sequence[int] = (),
     ) -> list[Tensor]:
         """Scaled residuals of encoded images against their references: L maps (B, C, h, w) to the same.
 
@@ -106,12 +116,13 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
                 takes.
             own: for each image which of the reference's images it is, from 0, or None: it is compared with the others.
             layers: see ``forward``.
+            windows: see ``ReferenceBank.residuals``.
 
         Raises:
             InputError: no reference is set or given, or one that does not fit.
         """
         places = self._places(layers)
-        residuals = self._match(features, references, own, places)
+        residuals = self._match(features, references, own, places, windows)
         scales = [self.config.residual_scale[place] for place in places]
         return [r if s == 1 else r * s for r, s in zip(residuals, scales, strict=True)]
 
@@ -167,9 +178,16 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
         return self
 
     def make_reference(
-        self, images: Any, *, category: str = "", batch_size: int = 16, progress: bool = False
+        self,
+        images: Any,
+        *,
+        category: str = "",
+        batch_size: int = 16,
+        progress: bool = False,
+        tiles: Any = None,
+        tile_reference: str = "window",
     ) -> ReferenceBank:
-        """Encodes normal images of one category as a bank.
+        """Encodes normal images of one category as a bank, which says how images are looked at.
 
         Args:
             images: a few defect-free images: a folder, paths, PIL images, arrays, or a prepared float tensor
@@ -177,24 +195,49 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
             category: name of the product, kept with the bank.
             batch_size: images at a time.
             progress: show a bar.
+            tiles: (rows, columns) or ``Tiles``: images are cut into windows, here and wherever the bank is used.
+            tile_reference: what a window is then compared with: the references' windows at its place, ``"window"``,
+                where all images show the product in one pose; or ``"all"`` of their windows.
 
         Raises:
-            InputError: no images.
-            ImageError: an image cannot be used.
+            InputError: no images, or tiles that there cannot be.
+            ImageError: an image cannot be used, or has other windows than the first one.
         """
-        batches = PreparedBatches(images, self.preprocess, batch_size)
-        encoded, digests, counts = [], list[str](), list[int]()
+        if tile_reference not in TILE_REFERENCES:
+            raise InputError(f"tile_reference is {tile_reference!r}, expected one of {TILE_REFERENCES}")
+        batches = PreparedBatches(images, self.preprocess, batch_size, tiles=Tiles.of(tiles))
+        encoded, digests, counts, places = [], list[str](), list[int](), list[int]()
+        grid: tuple[int, ...] = ()
         for batch, features in self._encode_batches(batches, progress, "reference"):
-            encoded.append(features)
-            digests += [image.digest for image in batch]
-            counts += [features[0][0, 0].numel()] * len(batch)
+            each = features[0][0, 0].numel()
+            encoded.append([to_rows(maps).split(each) for maps in features])
+            for image in batch:
+                if image.place == 0:
+                    digests.append(image.digest)
+                    counts.append(0)
+                counts[-1] += each
+                if image.windows and tile_reference == "window":
+                    grid = grid or image.windows.grid
+                    image.windows.check_grid(image.name, grid)
+                places.append(image.place if grid else 0)
         if not encoded:
             raise InputError("no reference images were given: expected at least one normal image")
-        patches = [torch.cat([to_rows(maps) for maps in level]) for level in zip(*encoded, strict=True)]
+        order = sorted(range(len(places)), key=places.__getitem__)
+        levels = (list(chain.from_iterable(level)) for level in zip(*encoded, strict=True))
+        patches = [torch.cat([rows[number] for number in order]) for rows in levels]
         about: dict[str, Any] = {"fingerprint": self._fingerprint, "category": category, "num_images": len(digests)}
+        about |= {"tiles": tiles, "grid": grid}
         return ReferenceBank(patches, images=digests, image_patches=counts if len(set(counts)) > 1 else (), **about)
 
-    def set_reference(self, images: Any, *, category: str = "", batch_size: int = 16) -> "ADPretrainFeatureExtractor":
+    def set_reference(
+        self,
+        images: Any,
+        *,
+        category: str = "",
+        batch_size: int = 16,
+        tiles: Any = None,
+        tile_reference: Optional[str] = None,
+    ) -> "ADPretrainFeatureExtractor":
         """Sets the normal images that later calls compare with, and returns self.
 
         Args:
@@ -202,12 +245,13 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
                 (``.safetensors``).
             category: name of the product, kept with the bank that is made.
             batch_size: images at a time.
+            tiles, tile_reference: see ``make_reference``; a bank that is given brings its own.
 
         Raises:
-            InputError: no images, or a bank that another extractor made.
+            InputError: no images, or a bank that another extractor made, or of other tiles than are asked for.
             ImageError: an image cannot be used.
         """
-        self.reference = self._as_bank(images, category, batch_size)
+        self.reference = self._as_bank(images, category, batch_size, tiles, tile_reference)
         return self
 
     def _places(self, layers: Layers) -> list[int]:
@@ -224,19 +268,34 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
         references: Optional[References],
         own: Sequence[Optional[int]],
         places: Sequence[int],
+        windows: Sequence[int],
     ) -> list[Tensor]:
         if isinstance(references, (list, tuple)) and all(isinstance(bank, ReferenceBank) for bank in references):
             checked = {id(bank): self._check_bank(bank) for bank in references}  # one that is shared is moved once
-            return residuals_per_image(features, [checked[id(bank)] for bank in references], places)
+            return residuals_per_image(features, [checked[id(bank)] for bank in references], places, windows)
         bank = self._require_reference() if references is None else self._as_bank(references)
-        return bank.residuals(features, own, places)
+        return bank.residuals(features, own, places, windows)
 
-    def _as_bank(self, images: Any, category: str = "", batch_size: int = 16) -> ReferenceBank:
+    def _as_bank(
+        self,
+        images: Any,
+        category: str = "",
+        batch_size: int = 16,
+        tiles: Any = None,
+        tile_reference: Optional[str] = None,
+    ) -> ReferenceBank:
         if isinstance(images, (str, Path)) and is_bank(images):
             images = ReferenceBank.load(images)
         if isinstance(images, ReferenceBank):
+            wanted = (Tiles.of(tiles) or images.tiles, tile_reference or images.tile_reference)
+            if wanted != (images.tiles, images.tile_reference):
+                raise InputError(
+                    f"the bank was made with tiles {images.tiles} and tile_reference={images.tile_reference!r}, and "
+                    f"{wanted[0]}, {wanted[1]!r} was asked for: leave it out, or make the bank again from the images"
+                )
             return self._check_bank(images)
-        return self.make_reference(images, category=category, batch_size=batch_size)
+        options: dict[str, Any] = {"category": category, "batch_size": batch_size, "tiles": tiles}
+        return self.make_reference(images, **options, tile_reference=tile_reference or "window")
 
     def _check_bank(self, bank: ReferenceBank) -> ReferenceBank:
         """Returns a bank, on this extractor's device, if this extractor made it or it carries no stamp."""

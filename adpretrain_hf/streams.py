@@ -8,10 +8,10 @@ from huggingface_hub.utils import tqdm
 from torch import Tensor
 
 from adpretrain_hf.errors import InputError
-from adpretrain_hf.images import OnError, PreparedBatches, PreparedImage, Preprocessor, stack, to_host
+from adpretrain_hf.images import OnError, PreparedBatches, PreparedImage, Preprocessor, by_image, stack, to_host
 from adpretrain_hf.projector import Projectors
 from adpretrain_hf.reference import ReferenceBank, RunNotice
-from adpretrain_hf.scoring import AnomalyScores, ScoredImage, anomaly_map, score_batch
+from adpretrain_hf.scoring import AnomalyScores, ScoredImage, anomaly_map, score_images
 
 Batches = Iterator[tuple[list[PreparedImage], list[Tensor]]]
 
@@ -38,11 +38,12 @@ class StreamsMixin:
 
         Args:
             images: a folder, paths, PIL images, arrays, an iterator of such, or a prepared float tensor (B, 3, H, W).
-            batch_size: images at a time.
+            batch_size: images at a time; where the reference has tiles, windows.
             progress: show a bar.
 
         Returns:
-            An iterator with one ``{"layer<n>": (C, h, w)}`` for each image, in order, on the CPU.
+            An iterator with one ``{"layer<n>": (C, h, w)}`` for each image, in order, on the CPU. Where the reference
+            has tiles, (T, C, h, w): those of the image's T windows, row by row.
 
         Raises:
             InputError: no reference is set, or a batch size that is not positive.
@@ -56,6 +57,8 @@ class StreamsMixin:
     ) -> Generator[tuple[PreparedImage, dict[str, Tensor]], None, None]:
         """Like ``extract``, with each image as it was prepared: its name, its size, and the part of it that was seen.
 
+        With tiles, ``image.windows.boxes`` tells where the windows lie, and there are no pixels.
+
         Args:
             images, batch_size, progress: see ``extract``.
             on_error: called with the name and the error of an image that cannot be used, which is then left out; by
@@ -63,15 +66,8 @@ class StreamsMixin:
         """
         batches = self.stream_batches(images, batch_size=batch_size, progress=progress, on_error=on_error)
 
-        def own(level: Tensor) -> Tensor:
-            # A view would keep the whole batch in memory, and in what is saved of it.
-            return level.clone(memory_format=torch.contiguous_format)
-
-        return (
-            (image, {name: own(level[row]) for name, level in zip(self.layers, features, strict=True)})
-            for batch, features in to_host(batches, self.device, batch_size)
-            for row, image in enumerate(batch)
-        )
+        images_alone = by_image(to_host(batches, self.device, batch_size))
+        return ((image, dict(zip(self.layers, levels, strict=True))) for image, levels in images_alone)
 
     def score(self, images: Any, *, batch_size: int = 16, progress: bool = False) -> AnomalyScores:
         """Scores images by the norm of their features (FeatureNorm; paper, section 4).
@@ -109,9 +105,7 @@ class StreamsMixin:
             images, batch_size=batch_size, progress=progress, on_error=on_error, label="score"
         )
         maps = ((batch, [anomaly_map(features, batch[0].network_size)]) for batch, features in batches)
-        return (
-            scored for batch, (own,) in to_host(maps, self.device, batch_size) for scored in score_batch(batch, own)
-        )
+        return (scored for scored, _ in score_images(to_host(maps, self.device, batch_size)))
 
     def stream_batches(
         self,
@@ -124,6 +118,8 @@ class StreamsMixin:
     ) -> Batches:
         """Like ``stream``, batch by batch: the images and L maps (B, C, h, w), left on the extractor's device.
 
+        With tiles, the batches are of windows.
+
         Args:
             images, batch_size, progress, on_error: see ``stream``.
             label: of the bar.
@@ -132,11 +128,11 @@ class StreamsMixin:
         notice = RunNotice(reference)
 
         def project(batch: list[PreparedImage], features: list[Tensor]) -> list[Tensor]:
-            return self.projectors(self.residuals(features, reference, own=notice.own(batch)))
+            windows = [image.place for image in batch]
+            return self.projectors(self.residuals(features, reference, own=notice.own(batch), windows=windows))
 
-        return self._encode_batches(
-            PreparedBatches(images, self.preprocess, batch_size, on_error), progress, label, project
-        )
+        batches = PreparedBatches(images, self.preprocess, batch_size, on_error, reference.tiles, reference.grid)
+        return self._encode_batches(batches, progress, label, project)
 
     @torch.no_grad()
     def _encode_batches(
@@ -149,4 +145,4 @@ class StreamsMixin:
         with tqdm(total=batches.total, unit="image", desc=label, disable=not progress) as bar:
             for batch in batches:
                 yield batch, then(batch, self.encode(stack(batch, self.device)))
-                bar.update(len(batch))
+                bar.update(sum(image.is_last for image in batch))

@@ -1,7 +1,7 @@
 """Anything that a user calls images -> batches that the network takes, and their way to a GPU and back."""
 
 from adpretrain_hf.images.ahead import OnError, read_ahead
-from adpretrain_hf.images.batches import PreparedBatches
+from adpretrain_hf.images.batches import PreparedBatches, by_image
 from adpretrain_hf.images.decode import ImageSource, decode_image, read_image
 from adpretrain_hf.images.preprocessing import (
     PreparedImage,
@@ -22,4 +22,5 @@ from adpretrain_hf.images.sources import (
     named_sources,
     open_images,
 )
+from adpretrain_hf.images.tiles import TILE_REFERENCES, Tiles, Windows
 from adpretrain_hf.images.transfer import begin_copy, choose_device, to_device, to_host

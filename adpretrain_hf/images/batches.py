@@ -1,15 +1,19 @@
 """Any number of images -> batches of prepared ones, decoded ahead in threads, in order and in bounded memory."""
 
 from collections.abc import Iterable, Iterator
-from itertools import groupby, islice
+from functools import partial
+from itertools import chain, groupby, islice
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from adpretrain_hf.errors import InputError
-from adpretrain_hf.images.ahead import OnError, prepare_ahead
+from adpretrain_hf.images.ahead import THREADS, OnError, prepare_ahead
 from adpretrain_hf.images.preprocessing import PreparedImage, Preprocessor, check_prepared, is_prepared
 from adpretrain_hf.images.sources import named_sources
+from adpretrain_hf.images.tiles import Tiles
 
 
 class PreparedBatches:
@@ -21,30 +25,46 @@ class PreparedBatches:
         batch_size: images at a time.
         on_error: called with the name and the error of an image that cannot be used, which is then left out; by default
             the error is raised.
+        tiles: cuts every image into windows, which come one after the other, and of which a batch has ``batch_size``.
+        grid: rows and columns of windows that every image must have, if any.
 
     Attributes:
         total: the number of images, or None where it is not known before the end.
 
     Raises:
-        InputError: ``batch_size`` is not a positive integer, or there is no image.
+        InputError: ``batch_size`` is not a positive integer, there is no image, or tiles of prepared ones.
         ImageError: an image cannot be used.
     """
 
     def __init__(
-        self, images: Any, preprocessor: Preprocessor, batch_size: int, on_error: OnError | None = None
+        self,
+        images: Any,
+        preprocessor: Preprocessor,
+        batch_size: int,
+        on_error: OnError | None = None,
+        tiles: Tiles | None = None,
+        grid: tuple[int, ...] = (),
     ) -> None:
         if not isinstance(batch_size, (int, np.integer)) or isinstance(batch_size, bool) or batch_size < 1:
             raise InputError(f"batch_size is {batch_size!r}, expected an integer >= 1")
         self.total: int | None
+        prepared: Iterable[PreparedImage]
         if is_prepared(images):
+            if tiles is not None:
+                raise InputError("images that are prepared cannot be cut into tiles: give them unprepared, or no tiles")
             check_prepared(images, preprocessor.config)
             size = (images.shape[2], images.shape[3])
             named = ((tensor, f"image {number}") for number, tensor in enumerate(images))
-            prepared: Iterable[PreparedImage] = (PreparedImage(*one, size, (0, 0, *size)) for one in named)
+            prepared = (PreparedImage(*one, size, (0, 0, *size)) for one in named)
             self.total = len(images)
         else:
             sources, self.total = named_sources(images)
-            prepared = prepare_ahead(preprocessor.prepare, sources, 2 * batch_size, on_error)
+            if tiles is None:
+                prepared = prepare_ahead(preprocessor.prepare, sources, 2 * batch_size, on_error)
+            else:
+                cut = partial(preprocessor.prepare_windows, tiles=tiles, grid=grid)
+                ahead = min(2 * batch_size, THREADS + 1)  # large images: as many as there are cores to decode them
+                prepared = chain.from_iterable(prepare_ahead(cut, sources, ahead, on_error))
         self._batches = _group(prepared, batch_size)
 
     def __iter__(self) -> Iterator[list[PreparedImage]]:
@@ -55,3 +75,27 @@ def _group(images: Iterable[PreparedImage], batch_size: int) -> Iterator[list[Pr
     for _, alike in groupby(images, key=lambda image: image.pixels.shape):
         while batch := list(islice(alike, batch_size)):
             yield batch
+
+
+def by_image(
+    batches: Iterable[tuple[list[PreparedImage], list[Tensor]]],
+) -> Iterator[tuple[PreparedImage, list[Tensor]]]:
+    """Takes batches apart into images, with tensors that keep nothing else in memory; windows are put together.
+
+    Args:
+        batches: prepared images, in the order of ``PreparedBatches``, and tensors (B, ...).
+
+    Returns:
+        An iterator of images and their tensors (...); of images that are cut into T windows, (T, ...).
+    """
+    parts: list[list[Tensor]] = []
+    for batch, tensors in batches:
+        for row, image in enumerate(batch):
+            own = [tensor[row].clone(memory_format=torch.contiguous_format) for tensor in tensors]
+            if image.windows is None:
+                yield image, own
+                continue
+            parts.append(own)
+            if image.is_last:
+                yield image.whole(), [torch.stack(windows) for windows in zip(*parts, strict=True)]
+                parts = []

@@ -5,8 +5,10 @@ from adpretrain_hf.scoring.maps import (
     AnomalyScores,
     ScoredImage,
     anomaly_map,
+    blend_windows,
     feature_norm,
     gaussian_smooth,
     place_map,
     score_batch,
+    score_images,
 )

@@ -1,7 +1,7 @@
 """FeatureNorm: the length of a pretrained feature is an anomaly score (paper, section 4; released ``feature_norm``)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from adpretrain_hf.errors import InputError
-from adpretrain_hf.images import PreparedImage
+from adpretrain_hf.images import PreparedImage, Windows, by_image
 
 SIGMA = 4.0
 _TRUNCATE = 4.0  # a Gaussian is cut off after this many sigmas, as scipy.ndimage does
@@ -74,7 +74,8 @@ class ScoredImage:
 
     Attributes:
         image: the image as it was prepared.
-        anomaly: (H', W'), the map at the size of the network's input, on the CPU.
+        anomaly: (H', W'), the map at the size of the network's input, on the CPU; with tiles, at the resolution at
+            which the network sees the windows.
         score: its maximum.
     """
 
@@ -103,6 +104,54 @@ def score_batch(images: Sequence[PreparedImage], maps: Tensor) -> list[ScoredIma
             reason = f"it holds NaN, or its features overflow {maps.dtype}"
             raise InputError(f"the score of {image.name} is {score}: {reason}")
     return [ScoredImage(*result) for result in zip(images, maps, scores, strict=True)]
+
+
+def score_images(
+    batches: Iterable[tuple[list[PreparedImage], list[Tensor]]],
+) -> Iterator[tuple[ScoredImage, list[Tensor]]]:
+    """Scores image by image what comes in batches; the maps of an image's windows become one.
+
+    Args:
+        batches: prepared images, maps (B, H', W') and other tensors (B, ...), on the CPU.
+
+    Returns:
+        An iterator of scored images and their other tensors, see ``by_image``.
+
+    Raises:
+        InputError: a score is not a finite number.
+    """
+    for image, (maps, *others) in by_image(batches):
+        anomaly = maps if image.windows is None else blend_windows(maps, image.windows)
+        yield score_batch([image], anomaly[None])[0], others
+
+
+def blend_windows(maps: Tensor, windows: Windows) -> Tensor:
+    """Lays the maps of an image's windows into one, at their resolution.
+
+    Where windows overlap, the value is their mean, weighted by the distance from the edge of each: one fades into the
+    next. A window is laid to the nearest pixel of the map.
+
+    Args:
+        maps: (T, h, w), row by row.
+        windows: where they lie.
+
+    Returns:
+        (H', W'); T = 1 gives the map itself.
+    """
+    maps = maps.unflatten(0, windows.grid)
+    strips = _blend_along(maps.permute(1, 3, 0, 2), windows.lefts, windows.width)  # (W', rows, h)
+    return _blend_along(strips.permute(1, 2, 0), windows.tops, windows.height)
+
+
+def _blend_along(parts: Tensor, starts: Sequence[int], extent: int) -> Tensor:
+    """Parts (n, length, ...), each of so many pixels of the image from its start on, as one (total, ...)."""
+    number, length = parts.shape[:2]
+    first = torch.tensor([(start * length + extent // 2) // extent for start in starts])
+    places = (first[:, None] + torch.arange(length)).flatten()
+    weights = torch.minimum(torch.arange(1, length + 1), torch.arange(length, 0, -1)).to(parts.dtype).repeat(number)
+    weights /= weights.new_zeros(int(places[-1]) + 1).index_add_(0, places, weights)[places]
+    blended = parts.new_zeros(int(places[-1]) + 1, *parts.shape[2:])
+    return blended.index_add_(0, places, parts.flatten(0, 1) * weights[:, None, None])
 
 
 def place_map(anomaly: Tensor, size: tuple[int, int], box: tuple[int, int, int, int] | None = None) -> Tensor:
