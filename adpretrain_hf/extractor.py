@@ -185,7 +185,7 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
         batch_size: int = 16,
         progress: bool = False,
         tiles: Any = None,
-        tile_reference: str = "window",
+        tile_reference: Optional[str] = None,
     ) -> ReferenceBank:
         """Encodes normal images of one category as a bank, which says how images are looked at.
 
@@ -197,13 +197,13 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
             progress: show a bar.
             tiles: (rows, columns) or ``Tiles``: images are cut into windows, here and wherever the bank is used.
             tile_reference: what a window is then compared with: the references' windows at its place, ``"window"``,
-                where all images show the product in one pose; or ``"all"`` of their windows.
+                where all images show the product in one pose (the default); or ``"all"`` of their windows.
 
         Raises:
             InputError: no images, or tiles that there cannot be.
             ImageError: an image cannot be used, or has other windows than the first one.
         """
-        if tile_reference not in TILE_REFERENCES:
+        if tile_reference not in (None, *TILE_REFERENCES):
             raise InputError(f"tile_reference is {tile_reference!r}, expected one of {TILE_REFERENCES}")
         batches = PreparedBatches(images, self.preprocess, batch_size, tiles=Tiles.of(tiles))
         encoded, digests, counts, places = [], list[str](), list[int](), list[int]()
@@ -216,7 +216,7 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
                     digests.append(image.digest)
                     counts.append(0)
                 counts[-1] += each
-                if image.windows and tile_reference == "window":
+                if image.windows and tile_reference != "all":
                     grid = grid or image.windows.grid
                     image.windows.check_grid(image.name, grid)
                 places.append(image.place if grid else 0)
@@ -294,8 +294,8 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
                     f"{wanted[0]}, {wanted[1]!r} was asked for: leave it out, or make the bank again from the images"
                 )
             return self._check_bank(images)
-        options: dict[str, Any] = {"category": category, "batch_size": batch_size, "tiles": tiles}
-        return self.make_reference(images, **options, tile_reference=tile_reference or "window")
+        options: dict[str, Any] = {"category": category, "batch_size": batch_size}
+        return self.make_reference(images, **options, tiles=tiles, tile_reference=tile_reference)
 
     def _check_bank(self, bank: ReferenceBank) -> ReferenceBank:
         """Returns a bank, on this extractor's device, if this extractor made it or it carries no stamp."""

@@ -141,10 +141,10 @@ class ReferenceBank:
         which = None
         if self._windows > 1:
             if len(windows) != len(features[0]):
-                grid, number = " x ".join(map(str, self.grid)), len(features[0])
+                grid = " x ".join(map(str, self.grid))
                 raise InputError(
-                    f"the bank has references for each of {grid} windows, and {len(windows)} of {number} images are said to "
-                    "be windows: give images to score, extract or stream"
+                    f"{len(windows)} of {len(features[0])} images are said to be windows, and the bank has references "
+                    f"for each of {grid} windows: give images to score, extract or stream, which know"
                 )
             which = torch.tensor(windows).to(features[0].device, non_blocking=True)
         return [

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from adpretrain_hf.cli.arguments import INT8
+from adpretrain_hf.cli.arguments import INT8, tile_options
 from adpretrain_hf.cli.done import DoneList
 from adpretrain_hf.errors import ImageError, InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
@@ -160,7 +160,8 @@ def run_on_ray(args: Namespace, *, features: bool) -> int:
 def prepare(args: Namespace) -> tuple[RunImages, ADPretrainFeatureExtractor, dict[str, Any]]:
     """Opens the images, loads the extractor and sets its reference, and lists what the results will depend on."""
     images = open_images(args.images, args.output, args.image_column)
-    extractor = load(args).set_reference(single(args.reference), batch_size=args.batch_size)
+    tiles = tile_options(args)
+    extractor = load(args).set_reference(single(args.reference), batch_size=args.batch_size, **tiles)
     # Weights that are packed in 8 bits come of the same training as the others.
     weights = (value for value in extractor.projectors.state_dict().values() if isinstance(value, Tensor))
     # Of the files, for what is computed from them differs from machine to machine.
@@ -172,6 +173,8 @@ def prepare(args: Namespace) -> tuple[RunImages, ADPretrainFeatureExtractor, dic
         "residual_scale": extractor.config.residual_scale,
         "reference": combined_digest(sorted(hashlib.sha256(path.read_bytes()).digest() for path in files)),
     }
+    if (bank := extractor.reference) and bank.tiles:
+        settings |= {"tiles": bank.tiles.to_dict(), "tile_reference": bank.tile_reference}
     return images, extractor, settings | images.settings
 
 

@@ -53,4 +53,6 @@ def _bank_facts(bank: Any) -> dict[str, Any]:
     patches, channels = bank.patches[0].shape
     about = {name: getattr(bank, name) for name in ("category", "num_images", "fingerprint")}
     dtype = str(bank.patches[0].dtype).removeprefix("torch.")
+    if bank.tiles:
+        about |= {"tiles": bank.tiles.to_dict(), "tile_reference": bank.tile_reference}
     return about | {"patches": patches, "levels": len(bank.patches), "channels": channels, "dtype": dtype}

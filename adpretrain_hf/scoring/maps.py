@@ -151,7 +151,7 @@ def _blend_along(parts: Tensor, starts: Sequence[int], extent: int) -> Tensor:
     weights = torch.minimum(torch.arange(1, length + 1), torch.arange(length, 0, -1)).to(parts.dtype).repeat(number)
     weights /= weights.new_zeros(int(places[-1]) + 1).index_add_(0, places, weights)[places]
     blended = parts.new_zeros(int(places[-1]) + 1, *parts.shape[2:])
-    return blended.index_add_(0, places, parts.flatten(0, 1) * weights[:, None, None])
+    return blended.index_add_(0, places, parts.flatten(0, 1) * weights.view(-1, *[1] * (parts.ndim - 2)))
 
 
 def place_map(anomaly: Tensor, size: tuple[int, int], box: tuple[int, int, int, int] | None = None) -> Tensor:
