@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from adpretrain_hf.images import PreparedBatches, Windows, list_images
 from adpretrain_hf.reference import residuals_per_image
 from adpretrain_hf.scoring import blend_windows, place_map
 from tests.benchmarks.peak_memory import peak_memory
-from tests.conftest import make_extractor, random_image
+from tests.conftest import BUNDLE, PHOTOS, make_extractor, random_image
 
 QUICK = settings(max_examples=40, deadline=None, database=None)
 OVERLAPS = st.floats(0, 0.5)
@@ -402,3 +403,42 @@ def test_windows_of_many_images_wait_only_for_as_many_as_there_are_cores(
     for _ in range(6):
         assert asked - next(batches)[-1].place // 64 <= 6 + 4
     assert len(next(batches)) == 64
+
+
+def surface(seed: int) -> np.ndarray:
+    """2000 x 1500 pixels of brick: the photographs that show no damage, side by side in any order, turned over."""
+    random, folder = np.random.default_rng(seed), PHOTOS / "brick"
+    paths = list_images(folder / "train" / "good") + list_images(folder / "test" / "good")
+    photos = [np.asarray(Image.open(path).convert("L")) for path in paths]
+    cells = [
+        [np.flip(photos[random.integers(len(photos))], [a for a in (0, 1) if random.integers(2)]) for _ in range(20)]
+        for _ in range(15)
+    ]
+    return np.block(cells)[:1500, :2000]
+
+
+def with_dot(image: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A white dot of 12 px somewhere on the image, and where its centre is."""
+    random = np.random.default_rng(1000 + seed)
+    centre = np.array([random.integers(20, side - 20) for side in image.shape])
+    rows, columns = np.ogrid[: image.shape[0], : image.shape[1]]
+    return np.where((rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 <= 36, 255, image).astype(np.uint8), centre
+
+
+@pytest.mark.slow
+def test_a_defect_of_twelve_pixels_is_found_with_tiles_alone() -> None:
+    """``-s`` prints the scores that docs/images.md quotes."""
+    extractor = ADPretrainFeatureExtractor.from_pretrained(BUNDLE)
+    clean = [surface(100), surface(101)]
+    damaged, centres = zip(*(with_dot(image, seed) for seed, image in enumerate(clean)), strict=True)
+    found = {}
+    for name, tiles in (("whole", None), ("tiles", Tiles(tile_size=400))):
+        extractor.set_reference([surface(0)], tiles=tiles, tile_reference="all")
+        began = time.monotonic()
+        maps, scores = extractor.score([*clean, *damaged])
+        print(name, scores.tolist(), f"{(time.monotonic() - began) / 4:.1f} s an image")
+        found[name] = bool(scores[2:].min() > scores[:2].max())
+        places = [np.array(divmod(int(anomaly.argmax()), 2000)) for anomaly in maps[2:]]
+        if tiles is not None:
+            assert all(np.abs(place - centre).max() < 20 for place, centre in zip(places, centres, strict=True))
+    assert found == {"whole": False, "tiles": True}
