@@ -142,13 +142,18 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
             ``{"layer<n>": (B, C, h, w)}`` with h = H / patch size and w = W / patch size.
 
         Raises:
-            InputError: images of a wrong shape or with NaN, no reference, or a level that there is not.
+            InputError: images of a wrong shape or with NaN, no reference, one with tiles, or a level that there is not.
         """
         if torch.jit.is_tracing() and not torch.onnx.is_in_onnx_export():
             raise InputError(
                 "torch.jit.trace would fix all shapes: use torch.export.export(extractor, (images,)) instead"
             )
         if not is_prepared(images):
+            if getattr(self.reference if references is None else references, "tiles", None):
+                raise InputError(
+                    "the reference has tiles, and this method takes whole images, or windows that are prepared: call "
+                    "score, extract or stream, which cut images into windows"
+                )
             images = self.preprocess(images)
         check_prepared(images, self.config)
         residuals = self.residuals(self.encode(images, layers=layers), references, layers=layers)
