@@ -8,12 +8,18 @@ from adpretrain_hf.errors import check_environment
 if TYPE_CHECKING:
     from adpretrain_hf.config import ADPretrainConfig
     from adpretrain_hf.extractor import ADPretrainFeatureExtractor
+    from adpretrain_hf.images import Tiles
     from adpretrain_hf.reference import ReferenceBank
 
 __version__ = "0.1.0"
-__all__ = ["ADPretrainConfig", "ADPretrainFeatureExtractor", "ReferenceBank", "__version__"]
+__all__ = ["ADPretrainConfig", "ADPretrainFeatureExtractor", "ReferenceBank", "Tiles", "__version__"]
 
-_HOMES = {"ADPretrainConfig": "config", "ADPretrainFeatureExtractor": "extractor", "ReferenceBank": "reference"}
+_HOMES = {
+    "ADPretrainConfig": "config",
+    "ADPretrainFeatureExtractor": "extractor",
+    "ReferenceBank": "reference",
+    "Tiles": "images",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -16,8 +17,10 @@ from adpretrain_hf.config import ADPretrainConfig, check_variant_name
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.feature_info import FeatureInfo
 from adpretrain_hf.images import (
+    TILE_REFERENCES,
     PreparedBatches,
     Preprocessor,
+    Tiles,
     check_augmentation,
     check_prepared,
     is_prepared,
@@ -115,6 +118,7 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
         *,
         own: Sequence[Optional[int]] = (),
         layers: Layers = None,
+        windows: Sequence[int] = (),
     ) -> list[Tensor]:
         """Scaled residuals of encoded images against their references: L maps (B, C, h, w) to the same.
 
@@ -124,12 +128,13 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
                 takes.
             own: for each image which of the reference's images it is, from 0, or None: it is compared with the others.
             layers: see ``forward``.
+            windows: see ``ReferenceBank.residuals``.
 
         Raises:
             InputError: no reference is set or given, or one that does not fit.
         """
         places = self.config.places(layers)
-        residuals = self._match(features, references, own, places)
+        residuals = self._match(features, references, own, places, windows)
         scales = [self.config.residual_scale[place] for place in places]
         return [r if s == 1 else r * s for r, s in zip(residuals, scales, strict=True)]
 
@@ -149,13 +154,18 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
             ``{"layer<n>": (B, C, h, w)}`` with h = H / patch size and w = W / patch size.
 
         Raises:
-            InputError: images of a wrong shape or with NaN, no reference, or a level that there is not.
+            InputError: images of a wrong shape or with NaN, no reference, one with tiles, or a level that there is not.
         """
         if torch.jit.is_tracing() and not torch.onnx.is_in_onnx_export():
             raise InputError(
                 "torch.jit.trace would fix all shapes: use torch.export.export(extractor, (images,)) instead"
             )
         if not is_prepared(images):
+            if getattr(self.reference if references is None else references, "tiles", None):
+                raise InputError(
+                    "the reference has tiles, and this method takes whole images, or windows that are prepared: call "
+                    "score, extract or stream, which cut images into windows"
+                )
             images = self.preprocess(images)
         check_prepared(images, self.config)
         residuals = self.residuals(self.encode(images, layers=layers), references, layers=layers)
@@ -201,6 +211,8 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
         images: Any,
         *,
         category: str = "",
+        tiles: Any = None,
+        tile_reference: Optional[str] = None,
         augment_references: str = "none",
         select: Optional[int] = None,
         calibrate: Any = None,
@@ -211,7 +223,7 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
         batch_size: int = 16,
         progress: bool = False,
     ) -> ReferenceBank:
-        """Encodes normal images of one category as a bank.
+        """Encodes normal images of one category as a bank, which says how images are looked at.
 
         Args:
             images: a few defect-free images: a folder, paths, PIL images, arrays, or a prepared float tensor
@@ -233,14 +245,21 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
             ignore: the same of what does not count.
             batch_size: images at a time.
             progress: show a bar.
+            tiles: (rows, columns) or ``Tiles``: images are cut into windows, here and wherever the bank is used.
+            tile_reference: what a window is then compared with: the references' windows at its place, ``"window"``,
+                where all images show the product in one pose (the default); or ``"all"`` of their windows.
 
         Raises:
-            InputError: no images, an augmentation that there is not, a selection of none, fewer than 3 images for
-                ``"auto"``, another image score, or a region of another size than the images or without a pixel.
-            ImageError: an image cannot be used.
+            InputError: no images, tiles, an augmentation or an image score that there cannot be, a selection of none,
+                fewer than 3 images for ``"auto"``, or a region of another size than the images or without a pixel.
+            ImageError: an image cannot be used, or has other windows than the first one.
         """
         check_augmentation(augment_references)
-        judgement = Judgement(image_score, top)
+        judgement, tiles = Judgement(image_score, top), Tiles.of(tiles)
+        if tile_reference not in (None, *TILE_REFERENCES):
+            raise InputError(f"tile_reference is {tile_reference!r}, expected one of {TILE_REFERENCES}")
+        if tiles and (select is not None or augment_references == "auto"):
+            raise InputError("select and augment_references='auto' look at whole images: expected no tiles with them")
         if calibrate is True and images is iter(images if hasattr(images, "__iter__") else ()):
             raise InputError("calibrate=True reads the images twice: give a list, a folder or paths, not an iterator")
         if select is not None:
@@ -248,27 +267,40 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
         if augment_references == "auto":
             images = [image for batch in PreparedBatches(images, self.preprocess, batch_size) for image in batch]
             augment_references = self._best_augmentation(images, batch_size)
-        batches = PreparedBatches(images, self.preprocess, batch_size)
 
         def encode(images: Tensor) -> list[Tensor]:
             # Copies lie below their image, so that its patches are followed by theirs.
             sets = [self.encode(copies) for copies in with_copies(images, augment_references)]
             return [torch.cat(level, dim=2) for level in zip(*sets, strict=True)]
 
-        encoded, known, counts, sizes = [], list[ReferenceImage](), list[int](), list[tuple[int, int]]()
+        batches = PreparedBatches(images, self.preprocess, batch_size, tiles={"": (tiles, ())} if tiles else {})
+        encoded, known, counts, places = [], list[ReferenceImage](), list[int](), list[int]()
+        grid: tuple[int, ...] = ()
+        sizes = set[tuple[int, int]]()
         for batch, features in self._encode_batches(batches, progress, "reference", encode=encode):
-            encoded.append(features)
-            known += map(ReferenceImage.of, batch)
-            sizes += [image.size for image in batch]
-            counts += [features[0][0, 0].numel()] * len(batch)
+            each = features[0][0, 0].numel()
+            encoded.append([to_rows(maps).split(each) for maps in features])
+            for image in batch:
+                if image.place == 0:
+                    known.append(ReferenceImage.of(image))
+                    sizes.add(image.size)
+                    counts.append(0)
+                counts[-1] += each
+                if image.windows and tile_reference != "all":
+                    grid = grid or image.windows.grid
+                    image.windows.check_grid(image.name, grid)
+                places.append(image.place if grid else 0)
         if not encoded:
             raise InputError("no reference images were given: expected at least one normal image")
-        if (region is not None or ignore is not None) and len(set(sizes)) > 1:
-            raise InputError(f"a region of interest needs images of one size, got {sorted(set(sizes))} (H, W)")
-        judgement = replace(judgement, region=encode_region(region, ignore, sizes[0]))
-        patches = [torch.cat([to_rows(maps) for maps in level]) for level in zip(*encoded, strict=True)]
+        if (region is not None or ignore is not None) and len(sizes) > 1:
+            raise InputError(f"a region of interest needs images of one size, got {sorted(sizes)} (H, W)")
+        judgement = replace(judgement, region=encode_region(region, ignore, next(iter(sizes))))
+        order = sorted(range(len(places)), key=places.__getitem__)
+        levels = (list(chain.from_iterable(level)) for level in zip(*encoded, strict=True))
+        patches = [torch.cat([rows[number] for number in order]) for rows in levels]
         about: dict[str, Any] = {"fingerprint": self._fingerprint, "category": category, "num_images": len(known)}
         about |= {"judgement": judgement, "image_patches": counts if len(set(counts)) > 1 else ()}
+        about |= {"tiles": tiles, "grid": grid}
         about["augmentation"] = "" if augment_references == "none" else augment_references
         bank = ReferenceBank(patches, images=known, **about)
         if calibrate is None or calibrate is False:
@@ -302,6 +334,7 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
         Args:
             references: ``{category: what set_reference takes}``, or a folder of banks, ``<category>.safetensors``.
             batch_size: images at a time.
+            tiles, tile_reference: see ``make_reference``; a bank that is given brings its own.
 
         Raises:
             InputError: no references, or see ``set_reference``.
@@ -339,22 +372,33 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
         references: Optional[References],
         own: Sequence[Optional[int]],
         places: Sequence[int],
+        windows: Sequence[int],
     ) -> list[Tensor]:
         if isinstance(references, (list, tuple)) and all(isinstance(bank, ReferenceBank) for bank in references):
             checked = {id(bank): self._check_bank(bank) for bank in references}  # one that is shared is moved once
-            return residuals_per_image(features, [checked[id(bank)] for bank in references], places, own)
+            return residuals_per_image(features, [checked[id(bank)] for bank in references], places, own, windows)
         bank = self._require_reference() if references is None else self._as_bank(references)
-        return bank.residuals(features, own, places)
+        return bank.residuals(features, own, places, windows)
 
     def _as_bank(self, images: Any, **options: Any) -> ReferenceBank:
         if isinstance(images, (str, Path)) and is_bank(images):
             images = ReferenceBank.load(images)
-        if isinstance(images, ReferenceBank):
-            if making := sorted(options.keys() - {"category", "batch_size", "calibrate"}):
-                raise InputError(f"{', '.join(making)}: a bank is as it was made, expected images to make one of")
-            bank, normals = self._check_bank(images), options.get("calibrate")
-            return bank if normals is None else self.calibrate(bank, normals, batch_size=options.get("batch_size", 16))
-        return self.make_reference(images, **options)
+        if not isinstance(images, ReferenceBank):
+            return self.make_reference(images, **options)
+        own = {"tiles": images.tiles, "tile_reference": images.tile_reference}
+        same = {
+            name
+            for name in own
+            if (Tiles.of(options[name]) if name == "tiles" and name in options else options.get(name))
+            in (None, own[name])
+        }
+        if making := sorted(options.keys() - {"category", "batch_size", "calibrate"} - same):
+            raise InputError(
+                f"{', '.join(making)}: a bank is as it was made ({images}): leave it out, or make the bank again from "
+                "the images"
+            )
+        bank, normals = self._check_bank(images), options.get("calibrate")
+        return bank if normals is None else self.calibrate(bank, normals, batch_size=options.get("batch_size", 16))
 
     def _as_banks(self, references: Any, batch_size: int = 16) -> dict[str, ReferenceBank]:
         if isinstance(references, (str, Path)):

@@ -8,6 +8,7 @@ from torch import Tensor
 # One block of similarities is at most 2,048 x 4,096 floats, 32 MB, however many queries and references there are.
 _QUERY_CHUNK, _REFERENCE_CHUNK = 2048, 4096
 _GPU_BLOCK, _GPU_REFERENCES = 2**27, 32768  # 512 MB: a GPU is told of few, large products
+_WINDOW_REFERENCES = 2**15  # of all windows of a batch together
 
 
 def nearest_reference(
@@ -43,16 +44,52 @@ def nearest_reference(
             part, lengths = references[start : start + width], inverse_norms[start : start + width]
             similarities_of = _similarities(part, lengths, queries)
             for rows in blocks:
-                similarities = similarities_of(queries[rows])
-                if hidden is not None:
-                    first, end = hidden[rows, :1], hidden[rows, 1:]
-                    places = torch.arange(start, start + len(part), device=hidden.device)
-                    similarities.masked_fill_((places >= first) & (places < end), -torch.inf)
-                similarity, where = similarities.max(dim=1)
-                better = similarity > best[rows]
-                best[rows] = torch.where(better, similarity, best[rows])
-                index[rows] = torch.where(better, where + start, index[rows])
+                similarities = _hide(similarities_of(queries[rows]), start, None if hidden is None else hidden[rows])
+                best[rows], index[rows] = _nearer(similarities, start, best[rows], index[rows])
     return index
+
+
+def nearest_of_window(
+    queries: Tensor, references: Tensor, inverse_norms: Tensor, windows: Tensor, hidden: Tensor | None = None
+) -> Tensor:
+    """Like ``nearest_reference`` for images of which each is a window, and is compared with that window's references.
+
+    Args:
+        queries: (B, Q, C).
+        references: (T, K, C), those of T windows.
+        inverse_norms: (T, K), one over their lengths.
+        windows: (B,), which of the windows each image is.
+        hidden: (B, 2), for each image the first of its window's references that it must not find, and the one after the
+            last.
+
+    Returns:
+        (B, Q), indices into the references of all windows, one after the other.
+    """
+    best = queries.new_full(queries.shape[:2], -torch.inf, dtype=torch.float32)
+    index = torch.zeros(queries.shape[:2], dtype=torch.long, device=queries.device)
+    number, width = references.shape[1], max(1, _WINDOW_REFERENCES // len(queries))
+    with torch.autocast(queries.device.type, enabled=False):
+        for start in range(0, number, width):
+            part = slice(start, start + width)
+            unit = references[windows, part].float() * inverse_norms[windows, part, None]
+            similarities = _hide(queries.float() @ unit.mT, start, None if hidden is None else hidden[:, None])
+            best, index = _nearer(similarities, start, best, index)
+    return index + number * windows[:, None]
+
+
+def _hide(similarities: Tensor, start: int, hidden: Tensor | None) -> Tensor:
+    """Similarities (..., k) to references from the one at ``start`` on, without those that are hidden, (..., 2)."""
+    if hidden is None:
+        return similarities
+    places = torch.arange(start, start + similarities.shape[-1], device=hidden.device)
+    return similarities.masked_fill_((places >= hidden[..., :1]) & (places < hidden[..., 1:]), -torch.inf)
+
+
+def _nearer(similarities: Tensor, start: int, best: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest similarity so far, and where it is, after some more."""
+    similarity, where = similarities.max(dim=-1)
+    better = similarity > best
+    return torch.where(better, similarity, best), torch.where(better, where + start, index)
 
 
 def _similarities(references: Tensor, inverse_norms: Tensor, queries: Tensor) -> Callable[[Tensor], Tensor]:
@@ -64,7 +101,12 @@ def _similarities(references: Tensor, inverse_norms: Tensor, queries: Tensor) ->
 
 
 def nearest_residual(
-    features: Tensor, references: Tensor, inverse_norms: Tensor | None = None, hidden: Tensor | None = None
+    features: Tensor,
+    references: Tensor,
+    inverse_norms: Tensor | None = None,
+    hidden: Tensor | None = None,
+    windows: Tensor | None = None,
+    number: int = 1,
 ) -> Tensor:
     """Subtracts from every token of one level its nearest reference (see ``ReferenceBank.residuals``); checks nothing.
 
@@ -73,6 +115,9 @@ def nearest_residual(
         references: (K, C).
         inverse_norms: (K,), one over the references' lengths, if known.
         hidden: (B, 2), see ``nearest_reference``, for all patches of an image.
+        windows: (B,), which window each image is, of those whose references lie one after the other; then the
+            references' lengths must be known.
+        number: how many windows there are.
 
     Returns:
         (B, C, h, w).
@@ -80,8 +125,12 @@ def nearest_residual(
     b, _, h, w = features.shape
     queries = to_rows(features)
     with torch.no_grad():
-        rows = None if hidden is None else hidden.repeat_interleave(h * w, dim=0)
-        index = nearest_reference(queries, references, inverse_norms, rows)
+        if windows is not None and inverse_norms is not None:
+            part, norms = references.unflatten(0, (number, -1)), inverse_norms.unflatten(0, (number, -1))
+            index = nearest_of_window(queries.unflatten(0, (b, -1)), part, norms, windows, hidden).flatten()
+        else:
+            rows = None if hidden is None else hidden.repeat_interleave(h * w, dim=0)
+            index = nearest_reference(queries, references, inverse_norms, rows)
     residual = queries - references[index].to(queries.dtype)
     return residual.view(b, h * w, -1).transpose(1, 2).unflatten(2, (h, w))
 

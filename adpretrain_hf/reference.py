@@ -1,6 +1,7 @@
 """ReferenceBank: the patches of a few normal images of one category, and residuals against the nearest of them."""
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -14,7 +15,7 @@ from torch import Tensor
 from adpretrain_hf.coreset import choose_core
 from adpretrain_hf.errors import BundleError, InputError, MissingPathError, one_of
 from adpretrain_hf.files import atomic_path, check_names, read_safetensors
-from adpretrain_hf.images import PreparedImage, to_device
+from adpretrain_hf.images import PreparedImage, Tiles, to_device
 from adpretrain_hf.matching import nearest_residual, to_rows
 from adpretrain_hf.scoring import BY_MAXIMUM, Judgement
 
@@ -57,6 +58,9 @@ class ReferenceBank:
         judgement: how the product's maps become scores and decisions; as a dict where it comes from a file.
         augmentation: which copies of the images are in the bank, too, as ``make_reference`` calls them; empty for none.
             An image's patches are its own and then those of its copies.
+        tiles: how the images are cut into windows, and those that are compared with them; ``Tiles`` or what it takes.
+        grid: rows and columns of the windows of every image, where each window is compared with the patches of its own
+            place alone. The patches of all images' first windows come first then, and so on.
 
     Raises:
         InputError: no patches, shapes that do not belong together, or NaN or infinite values.
@@ -74,6 +78,8 @@ class ReferenceBank:
         image_patches: Sequence[int] = (),
         judgement: Judgement | Mapping[str, Any] = BY_MAXIMUM,
         augmentation: str = "",
+        tiles: Any = None,
+        grid: Sequence[int] = (),
     ) -> None:
         shapes = [tuple(level.shape) for level in patches]
         if not shapes or any(len(shape) != 2 or shape != shapes[0] for shape in shapes) or 0 in shapes[0]:
@@ -87,6 +93,10 @@ class ReferenceBank:
                 f"got {num_images} images with {shapes[0][0]} reference patches, expected {len(image_patches)} with "
                 f"{sum(image_patches)}, as image_patches says"
             )
+        self.tiles, self.grid = Tiles.of(tiles), tuple(grid)
+        self._windows = math.prod(self.grid)  # that do not share their patches; 1 without a grid
+        if shapes[0][0] % self._windows:
+            raise InputError(f"got {shapes[0][0]} reference patches, expected as many for each of {grid} windows")
         self.patches = list(patches)
         self.fingerprint, self.category = fingerprint, category
         self.num_images, self.compacted = num_images, compacted
@@ -112,11 +122,21 @@ class ReferenceBank:
         k, c = self.patches[0].shape
         return (
             f"ReferenceBank(category={self.category!r}, {self.num_images} images, {k} patches, {len(self.patches)} "
-            f"levels, {c} channels, {self.patches[0].dtype}, fingerprint={self.fingerprint!r})"
+            f"levels, {c} channels, {self.patches[0].dtype}, fingerprint={self.fingerprint!r}"
+            + (f", tiles={self.tiles}, tile_reference={self.tile_reference!r})" if self.tiles else ")")
         )
 
+    @property
+    def tile_reference(self) -> str:
+        """What a window is compared with: the patches of its own place, ``"window"``, or ``"all"``."""
+        return "window" if self.grid else "all"
+
     def residuals(
-        self, features: Sequence[Tensor], own: Sequence[int | None] = (), levels: Sequence[int] | None = None
+        self,
+        features: Sequence[Tensor],
+        own: Sequence[int | None] = (),
+        levels: Sequence[int] | None = None,
+        windows: Sequence[int] = (),
     ) -> list[Tensor]:
         """Subtracts from every token its nearest reference patch (paper, section 3.2).
 
@@ -127,13 +147,14 @@ class ReferenceBank:
             features: L maps (B, C, h, w).
             own: for each image which of the bank's images it is, from 0, or None: it is compared with the others.
             levels: which of the bank's levels the maps are of, from 0; all by default.
+            windows: for each image which window of its grid it is, from 0, row by row, where the bank has a grid.
 
         Returns:
             L maps (B, C, h, w).
 
         Raises:
             InputError: not as many levels or channels as the bank has; an image that cannot be left out, see
-                ``remove``.
+                ``remove``; a bank with a grid, and images that are not said to be windows.
         """
         places = range(len(self.patches)) if levels is None else levels
         channels, shapes = self.patches[0].shape[1], [tuple(level.shape) for level in features]
@@ -144,8 +165,17 @@ class ReferenceBank:
         if any(image is not None for image in own):
             rows = [(0, 0) if image is None else self._rows_of(image) for image in own]
             hidden = to_device(torch.tensor(rows), features[0].device, torch.long)
+        which = None
+        if self._windows > 1:
+            if len(windows) != len(features[0]):
+                grid = " x ".join(map(str, self.grid))
+                raise InputError(
+                    f"{len(windows)} of {len(features[0])} images are said to be windows, and the bank has references "
+                    f"for each of {grid} windows: give images to score, extract or stream, which know"
+                )
+            which = to_device(torch.tensor(windows), features[0].device, torch.long)
         return [
-            nearest_residual(level, self.patches[place], self._inverse_norms[place], hidden)
+            nearest_residual(level, self.patches[place], self._inverse_norms[place], hidden, which, self._windows)
             for level, place in zip(features, places, strict=True)
         ]
 
@@ -187,7 +217,8 @@ class ReferenceBank:
         """
         index = self._place_of(image) if isinstance(image, str) else image
         first, end = self._rows_of(index)
-        patches = [torch.cat((level[:first], level[end:])) for level in self.patches]
+        levels = (level.unflatten(0, (self._windows, -1)) for level in self.patches)
+        patches = [torch.cat((rows[:, :first], rows[:, end:]), dim=1).flatten(0, 1) for rows in levels]
         images, counts = (
             [value for place, value in enumerate(values) if place != index]
             for values in (self.images, self.image_patches)
@@ -230,7 +261,7 @@ class ReferenceBank:
         return self.image_patches or ([] if self.compacted or rest else [each] * self.num_images)
 
     def _rows_of(self, index: int) -> tuple[int, int]:
-        """Where an image's patches begin and end."""
+        """Where an image's patches begin and end; with a grid, among those of each window."""
         if self.compacted:
             raise InputError("cannot leave an image out of a compacted bank: leave it out first, then compact")
         counts = self._counts()
@@ -238,7 +269,7 @@ class ReferenceBank:
             bank = f"a bank of {self.num_images} images with {len(self)} patches"
             expected = "at least 2 images, of equally many patches or with image_patches, and the index of one of them"
             raise InputError(f"cannot leave image {index} out of {bank}: expected {expected}")
-        return sum(counts[:index]), sum(counts[: index + 1])
+        return sum(counts[:index]) // self._windows, sum(counts[: index + 1]) // self._windows
 
     def of_levels(self, places: Sequence[int], fingerprint: str) -> "ReferenceBank":
         """The bank of some levels, from 0, for the extractor of these alone."""
@@ -247,7 +278,8 @@ class ReferenceBank:
     def compact(self, fraction: float, *, seed: int = 0) -> "ReferenceBank":
         """A bank of fewer patches that stand for all: matching takes time and memory in proportion to their number.
 
-        Every level keeps patches of its own, chosen by ``coreset.choose_core``; the same seed chooses the same ones.
+        Every level, and of a grid every window, keeps patches of its own, chosen by ``coreset.choose_core``; the same
+        seed chooses the same ones.
 
         Args:
             fraction: of the patches to keep, above 0 and at most 1.
@@ -258,10 +290,14 @@ class ReferenceBank:
         """
         if not 0 < fraction <= 1:
             raise InputError(f"the fraction of patches to keep is {fraction}, expected a number above 0 and at most 1")
-        count = max(1, round(fraction * len(self)))
-        if count == len(self):
+        each = len(self) // self._windows
+        count = max(1, round(fraction * each))
+        if count == each:
             return self
-        patches = [level[choose_core(level, count, seed=seed)] for level in self.patches]
+        patches = [
+            torch.cat([rows[choose_core(rows, count, seed=seed)] for rows in level.split(each)])
+            for level in self.patches
+        ]
         return self._with(patches, compacted=True, image_patches=[])
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "ReferenceBank":
@@ -307,7 +343,8 @@ class ReferenceBank:
 
     def _about(self) -> dict[str, Any]:
         about = {"fingerprint": self.fingerprint, "category": self.category, "num_images": self.num_images}
-        more = {name: getattr(self, name) for name in ("compacted", "images", "image_patches", "augmentation")}
+        more = {name: getattr(self, name) for name in ("compacted", "images", "image_patches", "augmentation", "grid")}
+        more["tiles"] = self.tiles and self.tiles.to_dict()
         if self.judgement != BY_MAXIMUM:
             more["judgement"] = self.judgement.to_dict()
         return about | {name: value for name, value in more.items() if value}
@@ -337,13 +374,14 @@ def residuals_per_image(
     banks: Sequence[ReferenceBank],
     levels: Sequence[int] | None = None,
     own: Sequence[int | None] = (),
+    windows: Sequence[int] = (),
 ) -> list[Tensor]:
     """Residuals of a batch in which every image has its own bank, as where categories are mixed.
 
     Args:
         features: L maps (B, C, h, w).
         banks: B banks; one that several images share is matched once for all of them.
-        levels, own: see ``ReferenceBank.residuals``.
+        levels, own, windows: see ``ReferenceBank.residuals``.
 
     Returns:
         L maps (B, C, h, w).
@@ -355,12 +393,15 @@ def residuals_per_image(
         raise InputError(f"got {len(banks)} reference banks for {len(features[0])} images, expected one for each")
     different = list({id(bank): bank for bank in banks}.values())
     if len(different) == 1:
-        return banks[0].residuals(features, own, levels)
+        return banks[0].residuals(features, own, levels, windows)
     places = [[place for place, one in enumerate(banks) if one is bank] for bank in different]
     order = to_device(torch.tensor([*chain(*places)]), features[0].device, torch.long)  # once, and not waited for
     residuals = [torch.empty_like(level) for level in features]
     for bank, which, rows in zip(different, places, order.split([len(one) for one in places]), strict=True):
-        parts = bank.residuals([level[rows] for level in features], [own[place] for place in which if own], levels)
+        hidden = [own[place] for place in which if own]
+        parts = bank.residuals(
+            [level[rows] for level in features], hidden, levels, [windows[place] for place in which if windows]
+        )
         for level, part in zip(residuals, parts, strict=True):
             level[rows] = part
     return residuals

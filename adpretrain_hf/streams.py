@@ -20,13 +20,14 @@ from adpretrain_hf.images import (
     PreparedBatches,
     PreparedImage,
     Preprocessor,
+    by_image,
     choose_augmentation,
     stack,
     to_host,
 )
 from adpretrain_hf.projector import Projectors
 from adpretrain_hf.reference import ReferenceBank
-from adpretrain_hf.scoring import AnomalyScores, Calibration, Judgement, ScoredImage, anomaly_map, score_batch
+from adpretrain_hf.scoring import AnomalyScores, Calibration, Judgement, ScoredImage, anomaly_map, score_images
 
 _LOG = logging.getLogger(__name__)
 _UNSEEN = 0.02  # a share of an image that rounding does not explain
@@ -77,11 +78,12 @@ class StreamsMixin:
             categories: of the images, one for each in any iterable, or one text for all: which of several references
                 each is compared with.
             layers: names of the levels that are wanted, in their order; see ``forward``.
-            batch_size: images at a time.
+            batch_size: images at a time; where the reference has tiles, windows.
             progress: show a bar.
 
         Returns:
-            An iterator with one ``{"layer<n>": (C, h, w)}`` for each image, in order, on the CPU.
+            An iterator with one ``{"layer<n>": (C, h, w)}`` for each image, in order, on the CPU. Where the reference
+            has tiles, (T, C, h, w): those of the image's T windows, row by row.
 
         Raises:
             InputError: no reference is set, none of an image's category, not one category for each image, or a batch
@@ -105,6 +107,8 @@ class StreamsMixin:
     ) -> Generator[tuple[PreparedImage, dict[str, Tensor]], None, None]:
         """Like ``extract``, with each image as it was prepared: its name, its size, and the part of it that was seen.
 
+        With tiles, ``image.windows.boxes`` tells where the windows lie, and there are no pixels.
+
         Args:
             images, references, categories, layers, batch_size, progress: see ``extract``.
             on_error: called with the name and the error of an image that cannot be used, which is then left out; by
@@ -114,15 +118,8 @@ class StreamsMixin:
         batches = self.stream_batches(images, **run, layers=layers, progress=progress, on_error=on_error)
         names = self.layers if layers is None else layers
 
-        def own(level: Tensor) -> Tensor:
-            # A view would keep the whole batch in memory, and in what is saved of it.
-            return level.clone(memory_format=torch.contiguous_format)
-
-        return (
-            (image, {name: own(level[row]) for name, level in zip(names, features, strict=True)})
-            for batch, features in to_host(batches, self.device, batch_size)
-            for row, image in enumerate(batch)
-        )
+        images_alone = by_image(to_host(batches, self.device, batch_size))
+        return ((image, dict(zip(names, levels, strict=True))) for image, levels in images_alone)
 
     def score(
         self,
@@ -181,11 +178,7 @@ class StreamsMixin:
         run: dict[str, Any] = {"references": banks, "categories": categories, "batch_size": batch_size}
         batches = self.stream_batches(images, **run, progress=progress, on_error=on_error, label=label)
         maps = ((batch, [anomaly_map(features, batch[0].network_size)]) for batch, features in batches)
-        return (
-            scored
-            for batch, (own,) in to_host(maps, self.device, batch_size)
-            for scored in score_batch(batch, own, judgements, on_error)
-        )
+        return (scored for scored, _ in score_images(to_host(maps, self.device, batch_size), judgements, on_error))
 
     def calibrate(
         self,
@@ -289,6 +282,8 @@ class StreamsMixin:
     ) -> Batches:
         """Like ``stream``, batch by batch: the images and L maps (B, C, h, w), left on the extractor's device.
 
+        With tiles, the batches are of windows.
+
         Args:
             images, references, categories, layers, batch_size, progress, on_error: see ``stream``.
             label: of the bar.
@@ -297,12 +292,14 @@ class StreamsMixin:
         notice = RunNotice(banks)
 
         def project(batch: list[PreparedImage], features: list[Tensor]) -> list[Tensor]:
+            windows = [image.place for image in batch]
             per_image = [banks[image.category] for image in batch]
-            residuals = self.residuals(features, per_image, own=notice.own(batch), layers=layers)
+            residuals = self.residuals(features, per_image, own=notice.own(batch), layers=layers, windows=windows)
             return self.projectors(residuals, places)
 
         places = self.config.places(layers)
-        batches = PreparedBatches(images, self.preprocess, batch_size, on_error, categories)
+        tiles = {category: (bank.tiles, bank.grid) for category, bank in banks.items() if bank.tiles}
+        batches = PreparedBatches(images, self.preprocess, batch_size, on_error, categories, tiles)
         return self._encode_batches(batches, progress, label, project, partial(self.encode, layers=layers))
 
     def _matched(self, references: Any, categories: Categories) -> tuple[Banks, Iterable[str]]:
@@ -362,7 +359,7 @@ class StreamsMixin:
         with tqdm(total=batches.total, unit="image", desc=label, disable=not progress) as bar:
             for batch in batches:
                 yield batch, then(batch, (encode or self.encode)(stack(batch, self.device)))
-                bar.update(len(batch))
+                bar.update(sum(image.is_last for image in batch))
 
 
 def check_category(category: str, banks: Mapping[str, ReferenceBank]) -> str:

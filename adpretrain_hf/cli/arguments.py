@@ -66,6 +66,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     add_references(parser)
     parser.add_argument("--output", type=Path, required=True, help="folder of the results; a stopped run goes on in it")
     parser.add_argument("--image-column", help="of a data set; its only column of images by default")
+    add_tiles(parser)
     ray = parser.add_argument_group(
         "on Ray",
         "An actor on every GPU of a machine or of a cluster writes Parquet files, and neither maps nor overlays.",
@@ -118,6 +119,55 @@ def add_references(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--select", type=positive, metavar="N", help="take the N reference images that stand for all of them"
     )
+
+
+def add_tiles(parser: argparse.ArgumentParser) -> None:
+    """How images are cut into windows, where references are given as images."""
+    tiles = parser.add_argument_group(
+        "tiles", "For small defects in large images: windows at full resolution. A reference bank brings its own."
+    )
+    cut = tiles.add_mutually_exclusive_group()
+    cut.add_argument("--tiles", type=grid, metavar="ROWSxCOLUMNS", help="so many windows of every image, e.g. 2x3")
+    cut.add_argument("--tile-size", type=positive, metavar="N", help="square windows of so many pixels")
+    tiles.add_argument(
+        "--tile-overlap",
+        type=float,
+        metavar="SHARE",
+        help="of a window that is also in the next one, 0 to 0.5; 0.125 by default",
+    )
+    tiles.add_argument(
+        "--tile-reference",
+        choices=("window", "all"),
+        help="what a window is compared with: the references' windows at its place (the default), or all of them",
+    )
+
+
+def tile_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The tiles that were asked for, as ``extractor.set_reference`` takes them.
+
+    Raises:
+        InputError: an overlap or a reference of tiles, but no tiles; or see ``Tiles``.
+    """
+    from adpretrain_hf.errors import InputError
+    from adpretrain_hf.images import Tiles
+
+    rows, columns = args.tiles or (None, None)
+    if rows is None and args.tile_size is None:
+        if args.tile_overlap is not None or args.tile_reference is not None:
+            raise InputError("--tile-overlap and --tile-reference say how tiles are: expected --tiles or --tile-size")
+        return {}
+    overlap = {} if args.tile_overlap is None else {"overlap": args.tile_overlap}
+    tiles = Tiles(rows, columns, args.tile_size, **overlap)
+    return {"tiles": tiles, "tile_reference": args.tile_reference}
+
+
+def grid(text: str) -> tuple[int, int]:
+    """Rows and columns."""
+    rows, _, columns = text.partition("x")
+    try:
+        return positive(rows), positive(columns)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected rows and columns, e.g. 2x3") from error
 
 
 def positive(text: str) -> int:

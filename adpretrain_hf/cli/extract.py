@@ -1,8 +1,14 @@
 """``adpretrain extract``: the features of many images, for a detector."""
 
 import argparse
+from typing import TYPE_CHECKING
 
 from adpretrain_hf.cli.arguments import add_run
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from adpretrain_hf.images import PreparedImage
 
 HELP = "write the features of every image to a file of its own"
 EXAMPLES = """\
@@ -29,8 +35,15 @@ def run(args: argparse.Namespace) -> int:
     images, extractor, settings = prepare(args)
     run = FolderRun(images, args.output, settings | {"format": args.format}, {".": f".{args.format}"})
     run.write(
-        lambda images, **options: ((image.name, levels) for image, levels in extractor.stream(images, **options)),
+        lambda images, **options: (_named(*result) for result in extractor.stream(images, **options)),
         FEATURE_FORMATS[args.format],
         args.batch_size,
     )
     return finish(args.output, len(images.names), run.errors)
+
+
+def _named(image: "PreparedImage", levels: "dict[str, Tensor]") -> "tuple[str, dict[str, Tensor]]":
+    """The features by the image's name; with tiles also ``boxes`` (T, 4): top, left, height and width of windows."""
+    import torch
+
+    return image.name, levels | ({"boxes": torch.tensor(image.windows.boxes)} if image.windows else {})

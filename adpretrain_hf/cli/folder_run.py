@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from adpretrain_hf.bundle import bank_files, write_references
-from adpretrain_hf.cli.arguments import INT8
+from adpretrain_hf.cli.arguments import INT8, tile_options
 from adpretrain_hf.cli.categories import categories_of
 from adpretrain_hf.cli.done import DoneList
 from adpretrain_hf.errors import ImageError, InputError
@@ -194,6 +194,8 @@ def prepare_extractor(args: Namespace) -> tuple[ADPretrainFeatureExtractor, dict
     for category, bank in extractor.references.items():
         if (judgement := bank.judgement.calibrated(None)) != BY_MAXIMUM:
             settings.setdefault("judgements", {})[category] = judgement.to_dict()
+        if bank.tiles:
+            settings.setdefault("tiles", {})[category] = bank.tiles.to_dict() | {"tile_reference": bank.tile_reference}
     options = {name: value for name, value in bank_options(args).items() if name in ("augment_references", "select")}
     return extractor, settings | options | _reference_settings(args)
 
@@ -217,22 +219,20 @@ def reference_of(extractor: ADPretrainFeatureExtractor, args: Namespace) -> Refe
     """
     paths, options = args.reference, bank_options(args)
     if len(paths) == 1 and is_bank(paths[0]):
-        bank = ReferenceBank.load(paths[0])
-        if options:
-            raise InputError(f"{', '.join(options)}: a bank is as it was made, expected images to make one of")
+        bank = next(iter(extractor.set_reference(paths[0], **options).references.values()))
         return calibrate(extractor, bank, None, args) if getattr(args, "calibrate", None) else bank
     bank = extractor.make_reference(single(paths), batch_size=args.batch_size, **options)
     return calibrate(extractor, bank, paths, args) if "calibrate" in args else bank
 
 
 def bank_options(args: Namespace) -> dict[str, Any]:
-    """What was asked for of how a bank is made and judged, as ``make_reference`` takes it, if it is not as published."""
+    """What was asked for of how a bank is made and judged, as ``make_reference`` takes it, where it is told."""
     given = {name: single(value) for name in ("region", "ignore") if (value := getattr(args, name, None))}
     options = {name: getattr(args, name, None) for name in ("augment_references", "select")}
     given |= {name: value for name, value in options.items() if value not in ("none", None)}
     if getattr(args, "image_score", "max") != "max":
         given |= {"image_score": args.image_score, "top": args.top}
-    return given
+    return given | tile_options(args)
 
 
 def calibrate(

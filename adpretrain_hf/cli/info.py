@@ -54,4 +54,6 @@ def _bank_facts(bank: Any) -> dict[str, Any]:
     about = {name: getattr(bank, name) for name in ("category", "num_images", "fingerprint")}
     dtype = str(bank.patches[0].dtype).removeprefix("torch.")
     about["images"] = [image.name for image in bank.images]
+    if bank.tiles:
+        about |= {"tiles": bank.tiles.to_dict(), "tile_reference": bank.tile_reference}
     return about | {"patches": patches, "levels": len(bank.patches), "channels": channels, "dtype": dtype}

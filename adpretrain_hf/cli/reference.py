@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from adpretrain_hf.cli.arguments import DTYPES, add_bundle, add_judgement, add_references, fraction
+from adpretrain_hf.cli.arguments import DTYPES, add_bundle, add_judgement, add_references, add_tiles, fraction
 
 HELP = "encode normal images of one product as a reference bank"
 EXAMPLES = """\
@@ -11,6 +11,7 @@ EXAMPLES = """\
   adpretrain reference my-bundle normal_images/ --augment-references flips --output screw.safetensors
   adpretrain reference my-bundle many_normal_images/ --select 8 --output screw.safetensors
   adpretrain reference my-bundle many_normal_images/ --keep 0.1 --output screw.safetensors
+  adpretrain reference my-bundle large_normal_images/ --tiles 2x3 --output sheet.safetensors
   adpretrain reference my-bundle normal_images/ --calibrate more_normal_images/ --output screw.safetensors
   adpretrain reference my-bundle new_normal_images/ --add-to screw.safetensors --output screw.safetensors
 """
@@ -24,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, help="the .safetensors file to write")
     parser.add_argument("--category", default="", help="name of the product, kept in the bank")
     add_references(parser)
+    add_tiles(parser)
     parser.add_argument(
         "--keep", type=fraction, default=1.0, help="fraction of the patches to keep, e.g. 0.1: a core-set"
     )

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from adpretrain_hf.cli.arguments import add_bundle, add_judgement, seconds
+from adpretrain_hf.cli.arguments import add_bundle, add_judgement, add_references, add_tiles, seconds
 
 HELP = "score images as they arrive in a folder"
 EXAMPLES = """\
@@ -27,6 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", type=Path, required=True, help="folder of the results; a stopped service goes on in it"
     )
     add_judgement(parser)
+    add_references(parser)
+    add_tiles(parser)
     parser.add_argument("--interval", type=seconds, default=0.2, help="seconds from one look at the folder to the next")
     parser.add_argument(
         "--settle",

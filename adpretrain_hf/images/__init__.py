@@ -2,7 +2,7 @@
 
 from adpretrain_hf.images.ahead import OnError, read_ahead
 from adpretrain_hf.images.augmented import AUGMENTATIONS, check_augmentation, choose_augmentation, with_copies
-from adpretrain_hf.images.batches import PreparedBatches
+from adpretrain_hf.images.batches import PreparedBatches, by_image
 from adpretrain_hf.images.decode import ImageSource, decode_image, read_image
 from adpretrain_hf.images.preprocessing import (
     PreparedImage,
@@ -24,4 +24,5 @@ from adpretrain_hf.images.sources import (
     open_images,
     walk_images,
 )
+from adpretrain_hf.images.tiles import TILE_REFERENCES, Tiles, Windows
 from adpretrain_hf.images.transfer import begin_copy, choose_device, to_device, to_host

@@ -1,16 +1,20 @@
 """Any number of images -> batches of prepared ones, decoded ahead in threads, in order and in bounded memory."""
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import replace
-from itertools import groupby, islice, zip_longest
+from itertools import chain, groupby, islice, zip_longest
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from adpretrain_hf.errors import InputError
-from adpretrain_hf.images.ahead import OnError, prepare_ahead
+from adpretrain_hf.images.ahead import THREADS, OnError, prepare_ahead
 from adpretrain_hf.images.preprocessing import PreparedImage, Preprocessor, check_prepared, is_prepared
 from adpretrain_hf.images.sources import named_sources
+from adpretrain_hf.images.tiles import Tiles
 
 
 class PreparedBatches:
@@ -23,12 +27,15 @@ class PreparedBatches:
         on_error: called with the name and the error of an image that cannot be used, which is then left out; by default
             the error is raised.
         categories: of the images, one for each in their order, or one text for all.
+        tiles: by category, how its images are cut into windows, which come one after the other and of which a batch has
+            ``batch_size``, and the rows and columns of windows that every image must have, if any.
 
     Attributes:
         total: the number of images, or None where it is not known before the end.
 
     Raises:
-        InputError: ``batch_size`` is not a positive integer, there is no image, or not one category for each.
+        InputError: ``batch_size`` is not a positive integer, there is no image, not one category for each, or tiles of
+            prepared ones.
         ImageError: an image cannot be used.
     """
 
@@ -39,10 +46,13 @@ class PreparedBatches:
         batch_size: int,
         on_error: OnError | None = None,
         categories: Iterable[str] = "",
+        tiles: Mapping[str, tuple[Tiles, tuple[int, ...]]] = MappingProxyType({}),
     ) -> None:
         if not isinstance(batch_size, (int, np.integer)) or isinstance(batch_size, bool) or batch_size < 1:
             raise InputError(f"batch_size is {batch_size!r}, expected an integer >= 1")
         if is_prepared(images):
+            if tiles:
+                raise InputError("images that are prepared cannot be cut into tiles: give them unprepared, or no tiles")
             check_prepared(images, preprocessor.config)
         named, self.total = named_sources(images)
         # Before any is read: an image that is left out takes its category along.
@@ -55,6 +65,16 @@ class PreparedBatches:
             )
         elif isinstance(images, list) and images and isinstance(images[0], PreparedImage):
             prepared = (replace(image, category=category) for image, _, category in sources)
+        elif tiles:
+
+            def cut(source: Any, name: str, category: str) -> list[PreparedImage]:
+                if category not in tiles:
+                    return [preprocessor.prepare(source, name, category)]
+                own, grid = tiles[category]
+                return preprocessor.prepare_windows(source, name, category, tiles=own, grid=grid)
+
+            ahead = min(2 * batch_size, THREADS + 1)  # large images: as many as there are cores to decode them
+            prepared = chain.from_iterable(prepare_ahead(cut, sources, ahead, on_error))
         else:
             prepared = prepare_ahead(preprocessor.prepare, sources, 2 * batch_size, on_error)
         self._batches = _group(prepared, batch_size)
@@ -86,3 +106,27 @@ def _group(images: Iterable[PreparedImage], batch_size: int) -> Iterator[list[Pr
     for _, alike in groupby(images, key=lambda image: image.pixels.shape):
         while batch := list(islice(alike, batch_size)):
             yield batch
+
+
+def by_image(
+    batches: Iterable[tuple[list[PreparedImage], list[Tensor]]],
+) -> Iterator[tuple[PreparedImage, list[Tensor]]]:
+    """Takes batches apart into images, with tensors that keep nothing else in memory; windows are put together.
+
+    Args:
+        batches: prepared images, in the order of ``PreparedBatches``, and tensors (B, ...).
+
+    Returns:
+        An iterator of images and their tensors (...); of images that are cut into T windows, (T, ...).
+    """
+    parts: list[list[Tensor]] = []
+    for batch, tensors in batches:
+        for row, image in enumerate(batch):
+            own = [tensor[row].clone(memory_format=torch.contiguous_format) for tensor in tensors]
+            if image.windows is None:
+                yield image, own
+                continue
+            parts.append(own)
+            if image.is_last:
+                yield image.whole(), [torch.stack(windows) for windows in zip(*parts, strict=True)]
+                parts = []

@@ -7,7 +7,7 @@ measurably. Which images can be read, and how, is in ``decode.py``.
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from adpretrain_hf.errors import ImageError, InputError
 from adpretrain_hf.images.ahead import THREADS, prepare_ahead
 from adpretrain_hf.images.decode import ImageSource, read_image
 from adpretrain_hf.images.sources import name_of, named_sources
+from adpretrain_hf.images.tiles import Tiles, Windows
 from adpretrain_hf.images.transfer import to_device
 
 MAX_ASPECT_RATIO = 20
@@ -37,6 +38,9 @@ class PreparedImage:
         box: top, left, height and width of the part of the image that ``pixels`` show, in the image's pixels.
         mean, std: that the pixels are normalised by.
         category: of the product that it shows, if it was told.
+        windows: where the windows of an image lie that is cut into tiles; this is one of them.
+        place: which, from 0, row by row.
+        identity: ``digest`` of the image that this is a window of.
     """
 
     pixels: Tensor
@@ -46,6 +50,18 @@ class PreparedImage:
     mean: Sequence[float] = ()
     std: Sequence[float] = ()
     category: str = ""
+    windows: Windows | None = None
+    place: int = 0
+    identity: str = ""
+
+    @property
+    def is_last(self) -> bool:
+        """Whether nothing more comes of this image."""
+        return self.windows is None or self.place == len(self.windows) - 1
+
+    def whole(self) -> "PreparedImage":
+        """The image that this is a window of, without pixels: (3, 0, 0)."""
+        return replace(self, pixels=self.pixels[:, :0, :0], box=(0, 0, *self.size))
 
     @property
     def tensor(self) -> Tensor:
@@ -64,15 +80,15 @@ class PreparedImage:
     @property
     def digest(self) -> str:
         """16 hex digits of every eighth pixel, equal for the same picture; empty on a GPU, which is not waited for."""
-        if self.pixels.device.type != "cpu":
-            return ""
+        if self.identity or self.pixels.device.type != "cpu":
+            return self.identity
         pixels = self.normalized(self.pixels[:, ::8, ::8]).float().contiguous().numpy().tobytes()
         return hashlib.blake2b(pixels, digest_size=8).hexdigest()
 
     @property
     def unseen(self) -> float:
-        """The share of the image's pixels that ``pixels`` do not show."""
-        return 1 - self.box[2] * self.box[3] / (self.size[0] * self.size[1])
+        """The share of the image's pixels that ``pixels`` do not show; windows together show all of it."""
+        return 0 if self.windows else 1 - self.box[2] * self.box[3] / (self.size[0] * self.size[1])
 
 
 class Preprocessor:
@@ -117,6 +133,43 @@ class Preprocessor:
         pixels = to_pixels(image).contiguous()
         return PreparedImage(pixels, name, (height, width), box, self.config.mean, self.config.std, category)
 
+    def prepare_windows(
+        self,
+        source: ImageSource,
+        name: str | None = None,
+        category: str = "",
+        *,
+        tiles: Tiles,
+        grid: tuple[int, ...] = (),
+    ) -> list[PreparedImage]:
+        """Reads an image, cuts it into windows, and prepares each whole, whatever ``resize_mode`` is.
+
+        Windows of ``image_size`` are not resampled.
+
+        Args:
+            source, name, category: see ``prepare``.
+            tiles: where the windows lie.
+            grid: rows and columns of windows that it must have, if any.
+
+        Raises:
+            ImageError: see ``prepare``, of each window; or another grid.
+        """
+        name = name or name_of(source)
+        image = read_image(source, name)
+        width, height = image.size
+        windows = tiles.windows(height, width)
+        self._check_size(windows.width, windows.height, f"a window of {name}")
+        if grid:
+            windows.check_grid(name, grid)
+        size, (mean, std) = (height, width), (self.config.mean, self.config.std)
+        identity = PreparedImage(to_pixels(image), name, size, (0, 0, *size), mean, std).digest
+        prepared = []
+        for place, box in enumerate(windows.boxes):
+            top, left, rows, columns = box
+            pixels = to_pixels(self._resize(image.crop((left, top, left + columns, top + rows)))[0]).contiguous()
+            prepared.append(PreparedImage(pixels, name, size, box, mean, std, category, windows, place, identity))
+        return prepared
+
     def crop(self, image: Image.Image) -> Image.Image:
         """What the network sees of an RGB image with ``resize_mode="crop"``, before it is normalised: S x S pixels."""
         return self._crop(image)[0]
@@ -130,7 +183,7 @@ class Preprocessor:
         if min(width, height) < patch:
             raise ImageError(f"{found}, smaller than one patch of {patch}: use a larger image")
         if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-            raise ImageError(f"{found}, longer than {MAX_ASPECT_RATIO} : 1: cut it into parts")
+            raise ImageError(f"{found}, longer than {MAX_ASPECT_RATIO} : 1: look at it in tiles")
 
     def _crop(
         self, image: Image.Image, resampling: Image.Resampling = Image.Resampling.BICUBIC

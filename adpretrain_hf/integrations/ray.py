@@ -28,7 +28,7 @@ from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.files import atomic_path
 from adpretrain_hf.images import ImageSource, ImageState, RunImages, is_same_state, to_host
 from adpretrain_hf.quantization import quantize
-from adpretrain_hf.scoring import anomaly_map, score_batch
+from adpretrain_hf.scoring import anomaly_map, score_images
 
 
 class ADPretrainScores:
@@ -75,6 +75,8 @@ class ADPretrainScores:
         self.layers = extractor.layers if self._with_features else ()
         side = extractor.image_size // extractor.config.patch_size
         level = np.full((extractor.config.hidden_size, side, side), np.nan, dtype=np.float32)
+        if any(bank.tiles for bank in self.extractor.references.values()):
+            level = level[None]
         self._no_row = [np.array(np.nan), *[level] * len(self.layers)]
         self.column, self.batch_size, self.read = column, batch_size, read
         self.category_column = category_column
@@ -106,16 +108,18 @@ class ADPretrainScores:
         return {**batch, **columns, "error": np.array([errors.get(name, "") for name in names], dtype=object)}
 
     def _rows(self, images: Any, **options: Any) -> Iterator[list[np.ndarray]]:
-        batches = self.extractor.stream_batches(images, **options)
+        batches, judgements = self.extractor.stream_batches(images, **options), self.extractor.judgements
         wanted = len(self.layers)  # the rest stays on the GPU
         results = ((batch, [anomaly_map(maps, batch[0].network_size), *maps[:wanted]]) for batch, maps in batches)
-        for batch, (anomaly, *levels) in to_host(results, self.extractor.device):
-            for place, scored in enumerate(score_batch(batch, anomaly)):
-                yield [np.array(scored.score), *(level[place].float().numpy() for level in levels)]
+        for scored, levels in score_images(to_host(results, self.extractor.device), judgements, options["on_error"]):
+            yield [np.array(scored.score), *(level.float().numpy() for level in levels)]
 
 
 class ADPretrainFeatures(ADPretrainScores):
-    """Adds a column ``layer<n>`` (C, h, w) of float32 for every level as well; NaN where an image cannot be used."""
+    """Adds a column ``layer<n>`` (C, h, w) of float32 for every level as well; NaN where an image cannot be used.
+
+    With tiles, (T, C, h, w) of an image's T windows, row by row.
+    """
 
     _with_features = True
 

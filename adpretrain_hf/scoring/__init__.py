@@ -7,9 +7,11 @@ from adpretrain_hf.scoring.maps import (
     AnomalyScores,
     ScoredImage,
     anomaly_map,
+    blend_windows,
     feature_norm,
     gaussian_smooth,
     place_map,
     score_batch,
+    score_images,
 )
 from adpretrain_hf.scoring.regions import Region, find_regions

@@ -1,7 +1,7 @@
 """FeatureNorm: the length of a pretrained feature is an anomaly score (paper, section 4; released ``feature_norm``)."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from adpretrain_hf.errors import ImageError, InputError
-from adpretrain_hf.images import OnError, PreparedImage
+from adpretrain_hf.images import OnError, PreparedImage, Windows, by_image
 from adpretrain_hf.scoring.decision import BY_MAXIMUM, Calibration, Judgement, required
 from adpretrain_hf.scoring.interest import check_size, network_mask
 from adpretrain_hf.scoring.regions import Region, find_regions
@@ -115,7 +115,8 @@ class ScoredImage:
 
     Attributes:
         image: the image as it was prepared.
-        anomaly: (H', W'), the map at the size of the network's input, on the CPU.
+        anomaly: (H', W'), the map at the size of the network's input, on the CPU; with tiles, at the resolution at
+            which the network sees the windows.
         score: its maximum, or as the judgement says.
         judgement: how the score was taken, and what it is compared with for a decision.
     """
@@ -169,7 +170,7 @@ def score_batch(
 def _score_alike(images: Sequence[PreparedImage], maps: Tensor, judgement: Judgement) -> list[ScoredImage]:
     counting = None
     if judgement.region is not None:
-        mask = network_mask(judgement.region, images[0].box, images[0].network_size)  # all have one size
+        mask = network_mask(judgement.region, images[0].box, (maps.shape[1], maps.shape[2]))  # all have one size
         maps, counting = maps.where(mask, 0), int(mask.sum())
     scores = judgement.image_scores(maps, counting).tolist()
     for image, score in zip(images, scores, strict=True):
@@ -190,6 +191,58 @@ def _fits(image: PreparedImage, region: str | None, on_error: OnError | None) ->
         on_error(image.name, error)
         return False
     return True
+
+
+def score_images(
+    batches: Iterable[tuple[list[PreparedImage], list[Tensor]]],
+    judgements: Mapping[str, Judgement] = MappingProxyType({}),
+    on_error: OnError | None = None,
+) -> Iterator[tuple[ScoredImage, list[Tensor]]]:
+    """Scores image by image what comes in batches; the maps of an image's windows become one.
+
+    Args:
+        batches: prepared images, maps (B, H', W') and other tensors (B, ...), on the CPU.
+        judgements, on_error: see ``score_batch``.
+
+    Returns:
+        An iterator of scored images and their other tensors, see ``by_image``.
+
+    Raises:
+        InputError: a score is not a finite number.
+    """
+    for image, (maps, *others) in by_image(batches):
+        anomaly = maps if image.windows is None else blend_windows(maps, image.windows)
+        for scored in score_batch([image], anomaly[None], judgements, on_error):
+            yield scored, others
+
+
+def blend_windows(maps: Tensor, windows: Windows) -> Tensor:
+    """Lays the maps of an image's windows into one, at their resolution.
+
+    Where windows overlap, the value is their mean, weighted by the distance from the edge of each: one fades into the
+    next. A window is laid to the nearest pixel of the map.
+
+    Args:
+        maps: (T, h, w), row by row.
+        windows: where they lie.
+
+    Returns:
+        (H', W'); T = 1 gives the map itself.
+    """
+    maps = maps.unflatten(0, windows.grid)
+    strips = _blend_along(maps.permute(1, 3, 0, 2), windows.lefts, windows.width)  # (W', rows, h)
+    return _blend_along(strips.permute(1, 2, 0), windows.tops, windows.height)
+
+
+def _blend_along(parts: Tensor, starts: Sequence[int], extent: int) -> Tensor:
+    """Parts (n, length, ...), each of so many pixels of the image from its start on, as one (total, ...)."""
+    number, length = parts.shape[:2]
+    first = torch.tensor([(start * length + extent // 2) // extent for start in starts])
+    places = (first[:, None] + torch.arange(length)).flatten()
+    weights = torch.minimum(torch.arange(1, length + 1), torch.arange(length, 0, -1)).to(parts.dtype).repeat(number)
+    weights /= weights.new_zeros(int(places[-1]) + 1).index_add_(0, places, weights)[places]
+    blended = parts.new_zeros(int(places[-1]) + 1, *parts.shape[2:])
+    return blended.index_add_(0, places, parts.flatten(0, 1) * weights.view(-1, *[1] * (parts.ndim - 2)))
 
 
 def place_map(anomaly: Tensor, size: tuple[int, int], box: tuple[int, int, int, int] | None = None) -> Tensor:
