@@ -1,7 +1,7 @@
-"""Any number of images through an extractor, in bounded memory: ``extract`` and ``score``, and both as streams."""
+"""Any number of images through an extractor, in bounded memory: ``extract``, ``score``, ``calibrate``, and streams."""
 
 import logging
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from functools import partial
 from typing import Any, Optional
 
@@ -11,28 +11,15 @@ from torch import Tensor
 
 from adpretrain_hf.cache import ParameterCache
 from adpretrain_hf.config import ADPretrainConfig
-from adpretrain_hf.coreset import choose_images, describe_images
-from adpretrain_hf.errors import InputError, one_of
+from adpretrain_hf.errors import InputError
 from adpretrain_hf.files import combined_digest, tensor_digest
-from adpretrain_hf.images import (
-    AUGMENTATIONS,
-    OnError,
-    PreparedBatches,
-    PreparedImage,
-    Preprocessor,
-    by_image,
-    choose_augmentation,
-    stack,
-    to_host,
-)
+from adpretrain_hf.images import OnError, PreparedBatches, PreparedImage, Preprocessor, by_image, stack, to_host
 from adpretrain_hf.projector import Projectors
-from adpretrain_hf.reference import ReferenceBank
+from adpretrain_hf.reference import Banks, ReferenceBank, RunNotice, check_category, say
 from adpretrain_hf.scoring import AnomalyScores, Calibration, Judgement, ScoredImage, anomaly_map, score_images
 
 _LOG = logging.getLogger(__name__)
-_UNSEEN = 0.02  # a share of an image that rounding does not explain
 Batches = Iterator[tuple[list[PreparedImage], list[Tensor]]]
-Banks = Mapping[str, ReferenceBank]
 Categories = Optional[Iterable[str]]
 
 
@@ -51,7 +38,6 @@ class StreamsMixin:
     _stamp_of: Callable[[ADPretrainConfig], str]
     _check_bank: Callable[[ReferenceBank], ReferenceBank]
     _chosen: Optional[str]
-    make_reference: Callable[..., ReferenceBank]
     _require_reference: Callable[[], ReferenceBank]
     _as_banks: Callable[..., Banks]
 
@@ -180,6 +166,40 @@ class StreamsMixin:
         maps = ((batch, [anomaly_map(features, batch[0].network_size)]) for batch, features in batches)
         return (scored for scored, _ in score_images(to_host(maps, self.device, batch_size), judgements, on_error))
 
+    def stream_batches(
+        self,
+        images: Any,
+        *,
+        references: Any = None,
+        categories: Categories = None,
+        layers: Optional[Sequence[str]] = None,
+        batch_size: int = 16,
+        progress: bool = True,
+        on_error: Optional[OnError] = None,
+        label: str = "extract",
+    ) -> Batches:
+        """Like ``stream``, batch by batch: the images and L maps (B, C, h, w), left on the extractor's device.
+
+        With tiles, the batches are of windows.
+
+        Args:
+            images, references, categories, layers, batch_size, progress, on_error: see ``stream``.
+            label: of the bar.
+        """
+        banks, categories = self._matched(references, categories)  # now, not at the first image
+        notice = RunNotice(banks)
+
+        def project(batch: list[PreparedImage], features: list[Tensor]) -> list[Tensor]:
+            windows = [image.place for image in batch]
+            per_image = [banks[image.category] for image in batch]
+            residuals = self.residuals(features, per_image, own=notice.own(batch), layers=layers, windows=windows)
+            return self.projectors(residuals, places)
+
+        places = self.config.places(layers)
+        tiles = {category: (bank.tiles, bank.grid) for category, bank in banks.items() if bank.tiles}
+        batches = PreparedBatches(images, self.preprocess, batch_size, on_error, categories, tiles)
+        return self._encode_batches(batches, progress, label, project, partial(self.encode, layers=layers))
+
     def calibrate(
         self,
         bank: ReferenceBank,
@@ -261,46 +281,12 @@ class StreamsMixin:
         judgement = bank.judgement
         if judgement.calibration is None or judgement.calibration.made_by == self.scoring_identity:
             return judgement
-        _say(
+        say(
             bank,
             "the reference's calibration was made by another extractor (projectors, precision and image size count): "
             "there are scores, and no decisions; calibrate it again",
         )
         return judgement.calibrated(None)
-
-    def stream_batches(
-        self,
-        images: Any,
-        *,
-        references: Any = None,
-        categories: Categories = None,
-        layers: Optional[Sequence[str]] = None,
-        batch_size: int = 16,
-        progress: bool = True,
-        on_error: Optional[OnError] = None,
-        label: str = "extract",
-    ) -> Batches:
-        """Like ``stream``, batch by batch: the images and L maps (B, C, h, w), left on the extractor's device.
-
-        With tiles, the batches are of windows.
-
-        Args:
-            images, references, categories, layers, batch_size, progress, on_error: see ``stream``.
-            label: of the bar.
-        """
-        banks, categories = self._matched(references, categories)  # now, not at the first image
-        notice = RunNotice(banks)
-
-        def project(batch: list[PreparedImage], features: list[Tensor]) -> list[Tensor]:
-            windows = [image.place for image in batch]
-            per_image = [banks[image.category] for image in batch]
-            residuals = self.residuals(features, per_image, own=notice.own(batch), layers=layers, windows=windows)
-            return self.projectors(residuals, places)
-
-        places = self.config.places(layers)
-        tiles = {category: (bank.tiles, bank.grid) for category, bank in banks.items() if bank.tiles}
-        batches = PreparedBatches(images, self.preprocess, batch_size, on_error, categories, tiles)
-        return self._encode_batches(batches, progress, label, project, partial(self.encode, layers=layers))
 
     def _matched(self, references: Any, categories: Categories) -> tuple[Banks, Iterable[str]]:
         """The banks of a run by category, and the categories of its images, each of which has a bank."""
@@ -317,36 +303,6 @@ class StreamsMixin:
         each = (check_category(category, banks) for category in categories)
         return banks, list(each) if isinstance(categories, Sized) else each  # of a list before any image is read
 
-    def _select(self, images: Any, count: int, batch_size: int, progress: bool) -> list[PreparedImage]:
-        """So many images that stand for all, in their order."""
-        if count < 1:
-            raise InputError(f"select is {count}, expected a number of images >= 1")
-        seen, described = list[PreparedImage](), list[Tensor]()
-        batches = PreparedBatches(images, self.preprocess, batch_size)
-        for batch, features in self._encode_batches(batches, progress, "select"):
-            seen += batch
-            described.append(describe_images(features))
-        chosen = choose_images(torch.cat(described), count).tolist() if seen else []
-        return [seen[place] for place in sorted(chosen)]
-
-    @torch.no_grad()
-    def _best_augmentation(self, images: list[PreparedImage], batch_size: int) -> str:
-        """What ``choose_augmentation`` takes for a bank of these images, each compared with the others."""
-        if len(images) < 3:
-            expected = "expected at least 3, of which each can be compared with the others"
-            raise InputError(f"augment_references is 'auto' with {len(images)} images, {expected}")
-        peaks = dict[str, Tensor]()
-        for name in AUGMENTATIONS:
-            bank = self.make_reference(images, augment_references=name, batch_size=batch_size)
-            parts, first = list[Tensor](), 0
-            batches = PreparedBatches(images, self.preprocess, batch_size)
-            for batch, features in self._encode_batches(batches, False, "auto"):
-                residuals = self.residuals(features, bank, own=range(first, first := first + len(batch)))
-                maps = anomaly_map(self.projectors(residuals), batch[0].network_size)
-                parts.append((maps.amax(dim=(1, 2)) / maps.mean(dim=(1, 2))).log())
-            peaks[name] = torch.cat(parts)
-        return choose_augmentation(peaks)
-
     @torch.no_grad()
     def _encode_batches(
         self,
@@ -360,57 +316,3 @@ class StreamsMixin:
             for batch in batches:
                 yield batch, then(batch, (encode or self.encode)(stack(batch, self.device)))
                 bar.update(sum(image.is_last for image in batch))
-
-
-def check_category(category: str, banks: Mapping[str, ReferenceBank]) -> str:
-    """Returns a category, if one of the banks is its own.
-
-    Raises:
-        InputError: none is; the message lists those that there are.
-    """
-    if category not in banks:
-        there = one_of(category, banks) if banks else "no references are set"
-        raise InputError(f"there is no reference of the category {category!r}: {there}")
-    return category
-
-
-class RunNotice:
-    """Looks at the images of a run for what makes their scores mean something else, and says it once for a bank.
-
-    Args:
-        banks: that images are compared with, by their category.
-    """
-
-    def __init__(self, banks: Mapping[str, ReferenceBank]) -> None:
-        self._banks = banks
-        self._places = {
-            category: {image.digest: place for place, image in enumerate(bank.images) if image.digest}
-            for category, bank in banks.items()
-        }
-
-    def own(self, batch: Sequence[PreparedImage]) -> list[int | None]:
-        """For each image which of its bank's images it is, or None; empty where none is, or cannot be left out."""
-        for image in batch:
-            if image.unseen > _UNSEEN:
-                text = "%s: %.0f %% of it are cut off and not looked at; with resize_mode='resize' nothing is"
-                _say(self._banks[image.category], text, image.name, 100 * image.unseen)
-        places = [self._place(image) for image in batch]
-        return places if any(place is not None for place in places) else []
-
-    def _place(self, image: PreparedImage) -> int | None:
-        places, bank = self._places[image.category], self._banks[image.category]
-        place = places.get(image.digest) if places else None
-        if place is None:
-            return None
-        if not bank.leaves_out:
-            _say(bank, "%s is a reference itself, and compared with itself: its score says nothing", image.name)
-            return None
-        _say(bank, "%s is a reference itself: such images are compared with the other references", image.name)
-        return place
-
-
-def _say(bank: ReferenceBank, text: str, *values: object) -> None:
-    """Logs a warning, once for a bank: a camera's frames are a run each."""
-    if text not in bank.said:
-        bank.said.add(text)
-        _LOG.warning(f"{text} (said once)", *values)

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from adpretrain_hf import ReferenceBank, coreset
-from adpretrain_hf.coreset import choose_core, choose_images, describe_images
+from adpretrain_hf import ReferenceBank
 from adpretrain_hf.errors import InputError
+from adpretrain_hf.reference import choose_core, choose_images, coreset, describe_images
 from tests.conftest import make_extractor, random_image
 
 

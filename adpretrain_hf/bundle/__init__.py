@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from adpretrain_hf.bundle.layout import LAYOUT, image_processor_settings, variants_among, write_config
 from adpretrain_hf.bundle.load import describe_bundle, read_preparation, read_projectors
 from adpretrain_hf.bundle.mixin import BundleMixin
-from adpretrain_hf.bundle.references import bank_files, read_references, write_references
 from adpretrain_hf.bundle.save import is_quantized, write_projectors
 
 if TYPE_CHECKING:

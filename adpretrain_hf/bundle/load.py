@@ -13,12 +13,11 @@ from torch import Tensor
 
 from adpretrain_hf.backbones import Backbone, load_backbone, load_same_backbone, load_saved_backbone
 from adpretrain_hf.bundle.layout import LAYOUT, files_in, prepared_as, read_config, variants_among
-from adpretrain_hf.bundle.references import read_references
 from adpretrain_hf.config import PRESETS, ADPretrainConfig
 from adpretrain_hf.errors import BundleError, InputError, MissingPathError
 from adpretrain_hf.files import check_finite, check_fit, read_safetensors
 from adpretrain_hf.projector import Projectors
-from adpretrain_hf.reference import ReferenceBank
+from adpretrain_hf.reference import ReferenceBank, read_references
 
 PathLike = str | os.PathLike[str]
 

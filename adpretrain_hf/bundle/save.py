@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from adpretrain_hf.backbones import Backbone
 from adpretrain_hf.bundle.layout import LAYOUT, files_in, read_config, variants_among, write_config
 from adpretrain_hf.bundle.load import Parts
-from adpretrain_hf.bundle.references import write_references
 from adpretrain_hf.config import ADPretrainConfig
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.files import atomic_path, remove, write_text
 from adpretrain_hf.projector import Projectors
+from adpretrain_hf.reference import write_references
 
 
 def save(

@@ -20,7 +20,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from adpretrain_hf.bundle import bank_files, write_references
 from adpretrain_hf.cli.arguments import INT8, tile_options
 from adpretrain_hf.cli.categories import categories_of
 from adpretrain_hf.cli.done import DoneList
@@ -29,7 +28,7 @@ from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.files import atomic_path, combined_digest, fitting_name, sha256_of, tensor_digest, write_text
 from adpretrain_hf.images import RunImages, list_images, open_images, read_image
 from adpretrain_hf.quantization import quantize
-from adpretrain_hf.reference import ReferenceBank, is_bank
+from adpretrain_hf.reference import ReferenceBank, bank_files, is_bank, write_references
 from adpretrain_hf.scoring import BY_MAXIMUM
 
 
@@ -173,6 +172,7 @@ def prepare(args: Namespace) -> tuple[RunImages, ADPretrainFeatureExtractor, dic
     extractor, settings = prepare_extractor(args)
     if args.references:
         images = replace(images, categories=categories_of(images.names, extractor.references, args.categories))
+        settings |= {"categories": sha256_of(args.categories)} if args.categories else {}
     return images, extractor, settings | images.settings
 
 
@@ -203,8 +203,7 @@ def prepare_extractor(args: Namespace) -> tuple[ADPretrainFeatureExtractor, dict
 def _reference_settings(args: Namespace) -> dict[str, Any]:
     """The identity of the references: of the files, for what is computed from them differs between machines."""
     if getattr(args, "references", None):
-        settings: dict[str, Any] = {"references": {path.stem: sha256_of(path) for path in bank_files(args.references)}}
-        return settings | ({"categories": sha256_of(args.categories)} if args.categories else {})
+        return {"references": {path.stem: sha256_of(path) for path in bank_files(args.references)}}
     if getattr(args, "categories", None):
         raise InputError(f"--categories {args.categories} is for --references, a folder of several products' banks")
     files = list_images(args.reference[0]) if args.reference[0].is_dir() else args.reference

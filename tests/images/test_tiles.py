@@ -275,7 +275,7 @@ def test_what_tiles_a_bank_has_is_not_chosen_again(extractor: ADPretrainFeatureE
     bank = extractor.make_reference(large_images(0), tiles=(2, 3))
     extractor.set_reference(bank, tiles=(2, 3), tile_reference="window")
     for other in ({"tiles": (2, 2)}, {"tile_reference": "all"}):
-        with pytest.raises(InputError, match=r"the bank was made with tiles Tiles\(rows=2.*leave it out, or make the"):
+        with pytest.raises(InputError, match=r"tile.*: a bank is as it was made \(.*Tiles\(rows=2.*: leave it out"):
             extractor.set_reference(bank, **other)
     with pytest.raises(InputError, match="tile_reference is 'some', expected one of"):
         extractor.make_reference(large_images(0), tiles=(2, 3), tile_reference="some")
@@ -328,7 +328,7 @@ def test_commands_follow_the_tiles(
     assert run("score", bundle, images, "--reference", normal, "--output", tmp_path / "again", *options) == 0
     for output in ("scores", "again"):
         settings = json.loads((tmp_path / output / "run.json").read_text())
-        assert settings["tiles"] == {"tile_size": 48, "overlap": 0.25} and settings["tile_reference"] == "all"
+        assert settings["tiles"] == {"": {"tile_size": 48, "overlap": 0.25, "tile_reference": "all"}}
         for image in expected:
             name = Path(image.image.name).name
             with np.load(tmp_path / output / "maps" / f"{name}.npz") as result:
@@ -344,7 +344,7 @@ def test_commands_follow_the_tiles(
 
     capsys.readouterr()
     assert run("score", bundle, images, "--reference", bank, "--output", tmp_path / "other", "--tiles", "2x3") == 1
-    assert "the bank was made with tiles Tiles(rows=None, columns=None, tile_size=48" in capsys.readouterr().err
+    assert "tiles=Tiles(rows=None, columns=None, tile_size=48" in capsys.readouterr().err
     assert run("score", bundle, images, "--reference", normal, "--output", tmp_path / "again", "--tiles", "2x3") == 1
     assert "holds results of other settings" in capsys.readouterr().err
     assert run("score", bundle, images, "--reference", normal, "--output", tmp_path / "x", "--tile-overlap", "0.1") == 1
@@ -408,7 +408,7 @@ def test_of_images_in_tiles_few_are_read_ahead(
             asked += 1
             yield random_image(asked, *LARGE)
 
-    batches = iter(PreparedBatches(images(), extractor.preprocess, 64, tiles=Tiles(8, 8, overlap=0)))
+    batches = iter(PreparedBatches(images(), extractor.preprocess, 64, tiles={"": (Tiles(8, 8, overlap=0), ())}))
     for done in range(1, 12):
         assert len(next(batches)) == 64 and asked <= done + 4
 

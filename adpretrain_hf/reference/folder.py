@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from adpretrain_hf.errors import InputError, MissingPathError
-from adpretrain_hf.reference import ReferenceBank
+from adpretrain_hf.reference.bank import ReferenceBank
 
 
 def read_references(folder: Path) -> dict[str, ReferenceBank]:

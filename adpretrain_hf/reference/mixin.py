@@ -1,0 +1,324 @@
+"""How an extractor makes and keeps its references."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any, Optional, TypeVar
+
+import torch
+from torch import Tensor
+
+from adpretrain_hf.config import ADPretrainConfig
+from adpretrain_hf.errors import InputError
+from adpretrain_hf.images import (
+    AUGMENTATIONS,
+    TILE_REFERENCES,
+    PreparedBatches,
+    PreparedImage,
+    Preprocessor,
+    Tiles,
+    check_augmentation,
+    choose_augmentation,
+    with_copies,
+)
+from adpretrain_hf.matching import to_rows
+from adpretrain_hf.projector import Projectors
+from adpretrain_hf.reference.bank import ReferenceBank, ReferenceImage, is_bank
+from adpretrain_hf.reference.coreset import choose_images, describe_images
+from adpretrain_hf.reference.folder import read_references
+from adpretrain_hf.reference.notice import check_category
+from adpretrain_hf.scoring import Judgement, anomaly_map, encode_region
+
+Banks = Mapping[str, ReferenceBank]
+Batches = Iterator[tuple[list[PreparedImage], list[Tensor]]]
+T = TypeVar("T", bound="ReferencesMixin")
+
+
+class ReferencesMixin:
+    """The part of ``ADPretrainFeatureExtractor`` that deals with references."""
+
+    config: ADPretrainConfig
+    preprocess: Preprocessor
+    projectors: Projectors
+    layers: tuple[str, ...]
+    device: Any
+    references: dict[str, ReferenceBank]
+    whole: Optional[ADPretrainConfig]
+    is_quantized: bool
+    encode: Callable[..., list[Tensor]]
+    residuals: Callable[..., list[Tensor]]
+    calibrate: Callable[..., ReferenceBank]
+    _chosen: Optional[str]
+    _encode_batches: Callable[..., Batches]
+
+    @property
+    def reference(self) -> Optional[ReferenceBank]:
+        """The bank that images are compared with whose category is not told: the only one, or the one chosen."""
+        return None if self._chosen is None else self.references[self._chosen]
+
+    @reference.setter
+    def reference(self, bank: Optional[ReferenceBank]) -> None:
+        self.references: dict[str, ReferenceBank] = {} if bank is None else {bank.category: bank}
+        self._chosen = None if bank is None else bank.category
+
+    def make_reference(
+        self,
+        images: Any,
+        *,
+        category: str = "",
+        tiles: Any = None,
+        tile_reference: Optional[str] = None,
+        augment_references: str = "none",
+        select: Optional[int] = None,
+        calibrate: Any = None,
+        image_score: str = "max",
+        top: float = 0.005,
+        region: Any = None,
+        ignore: Any = None,
+        batch_size: int = 16,
+        progress: bool = False,
+    ) -> ReferenceBank:
+        """Encodes normal images of one category as a bank, which says how images are looked at.
+
+        Args:
+            images: a few defect-free images: a folder, paths, PIL images, arrays, or a prepared float tensor
+                (K, 3, H, W). The published protocol takes 8.
+            category: name of the product, kept with the bank.
+            augment_references: copies of the images whose patches stand in the bank, too: ``"flips"``, ``"jitter"``
+                (small turns, a zoom, half a patch aside), ``"both"``, or ``"auto"``: what ``choose_augmentation`` of
+                ``images/augmented.py`` takes by leaving out one image after the other.
+            select: take so many of the images, or all if there are no more: those that are spread over all of them,
+                see ``coreset.choose_images``.
+            calibrate: more normal images, by whose scores decisions are made, see ``calibrate``; True for the
+                references themselves, each compared with the others.
+            image_score: ``"max"``, an image's score is the maximum of its map; ``"top"``, the mean of its highest
+                pixels, which small noise touches less.
+            top: their share.
+            region: the region of interest, which alone counts in maps and scores: a mask of the images' size (a path, a
+                PIL image or an array, 0 outside) or the corners ((x, y), ...) of a polygon. Reference patches of all of
+                the image stay, or what lies at the region's edge would look strange.
+            ignore: the same of what does not count.
+            batch_size: images at a time.
+            progress: show a bar.
+            tiles: (rows, columns) or ``Tiles``: images are cut into windows, here and wherever the bank is used.
+            tile_reference: what a window is then compared with: the references' windows at its place, ``"window"``,
+                where all images show the product in one pose (the default); or ``"all"`` of their windows.
+
+        Raises:
+            InputError: no images, tiles, an augmentation or an image score that there cannot be, a selection of none,
+                fewer than 3 images for ``"auto"``, or a region of another size than the images or without a pixel.
+            ImageError: an image cannot be used, or has other windows than the first one.
+        """
+        check_augmentation(augment_references)
+        judgement, tiles = Judgement(image_score, top), Tiles.of(tiles)
+        if tile_reference not in (None, *TILE_REFERENCES):
+            raise InputError(f"tile_reference is {tile_reference!r}, expected one of {TILE_REFERENCES}")
+        if tiles and (select is not None or augment_references == "auto"):
+            raise InputError("select and augment_references='auto' look at whole images: expected no tiles with them")
+        if calibrate is True and images is iter(images if hasattr(images, "__iter__") else ()):
+            raise InputError("calibrate=True reads the images twice: give a list, a folder or paths, not an iterator")
+        if select is not None:
+            images = self._select(images, select, batch_size, progress)
+        if augment_references == "auto":
+            images = [image for batch in PreparedBatches(images, self.preprocess, batch_size) for image in batch]
+            augment_references = self._best_augmentation(images, batch_size)
+
+        def encode(images: Tensor) -> list[Tensor]:
+            # Copies lie below their image, so that its patches are followed by theirs.
+            sets = [self.encode(copies) for copies in with_copies(images, augment_references)]
+            return [torch.cat(level, dim=2) for level in zip(*sets, strict=True)]
+
+        batches = PreparedBatches(images, self.preprocess, batch_size, tiles={"": (tiles, ())} if tiles else {})
+        encoded, known, counts, places = [], list[ReferenceImage](), list[int](), list[int]()
+        grid: tuple[int, ...] = ()
+        sizes = set[tuple[int, int]]()
+        for batch, features in self._encode_batches(batches, progress, "reference", encode=encode):
+            each = features[0][0, 0].numel()
+            encoded.append([to_rows(maps).split(each) for maps in features])
+            for image in batch:
+                if image.place == 0:
+                    known.append(ReferenceImage.of(image))
+                    sizes.add(image.size)
+                    counts.append(0)
+                counts[-1] += each
+                if image.windows and tile_reference != "all":
+                    grid = grid or image.windows.grid
+                    image.windows.check_grid(image.name, grid)
+                places.append(image.place if grid else 0)
+        if not encoded:
+            raise InputError("no reference images were given: expected at least one normal image")
+        if (region is not None or ignore is not None) and len(sizes) > 1:
+            raise InputError(f"a region of interest needs images of one size, got {sorted(sizes)} (H, W)")
+        judgement = replace(judgement, region=encode_region(region, ignore, next(iter(sizes))))
+        order = sorted(range(len(places)), key=places.__getitem__)
+        levels = (list(chain.from_iterable(level)) for level in zip(*encoded, strict=True))
+        patches = [torch.cat([rows[number] for number in order]) for rows in levels]
+        about: dict[str, Any] = {"fingerprint": self._fingerprint, "category": category, "num_images": len(known)}
+        about |= {"judgement": judgement, "image_patches": counts if len(set(counts)) > 1 else ()}
+        about |= {"tiles": tiles, "grid": grid}
+        about["augmentation"] = "" if augment_references == "none" else augment_references
+        bank = ReferenceBank(patches, images=known, **about)
+        if calibrate is None or calibrate is False:
+            return bank
+        normals = images if calibrate is True else calibrate
+        return self.calibrate(bank, normals, batch_size=batch_size, progress=progress)
+
+    def set_reference(self: T, images: Any = None, *, category: str = "", **options: Any) -> T:
+        """Sets the normal images that later calls compare with, and returns self.
+
+        Args:
+            images: what ``make_reference`` takes, a ``ReferenceBank``, or the path of a saved one
+                (``.safetensors``); without, one of the references that are set is chosen by its category.
+            category: name of the product, by which the reference is known, kept with a bank that is made.
+            options: of ``make_reference``, for a bank that is made; of a bank, ``calibrate`` and ``batch_size`` alone.
+
+        Raises:
+            InputError: no images, an option that cannot be used, a bank that another extractor made, or no reference of
+                the category.
+            ImageError: an image cannot be used.
+        """
+        if images is None:
+            self._chosen = check_category(category, self.references)
+            return self
+        bank = self._as_bank(images, category=category, **options)
+        return self.set_references({category or bank.category: bank})
+
+    def set_references(self: T, references: Any, *, batch_size: int = 16) -> T:
+        """Sets the normal images of several products, and returns self; images are then told by their categories.
+
+        Args:
+            references: ``{category: what set_reference takes}``, or a folder of banks, ``<category>.safetensors``.
+            batch_size: images at a time.
+            tiles, tile_reference: see ``make_reference``; a bank that is given brings its own.
+
+        Raises:
+            InputError: no references, or see ``set_reference``.
+            ImageError: an image cannot be used.
+        """
+        self.references = self._as_banks(references, batch_size)
+        self._chosen = next(iter(self.references)) if len(self.references) == 1 else None
+        return self
+
+    def add_reference(self: T, images: Any, *, category: Optional[str] = None, batch_size: int = 16) -> T:
+        """Adds normal images to those that are set, which are not encoded again, and returns self.
+
+        Args:
+            images: what ``set_reference`` takes.
+            category: of the reference that they are added to; that of ``reference`` by default.
+            batch_size: images at a time.
+
+        Raises:
+            InputError: no such reference, or see ``set_reference`` and ``ReferenceBank.__add__``.
+            ImageError: an image cannot be used.
+        """
+        if category is None:
+            self._require_reference()
+            category = str(self._chosen)
+        bank = self.references[check_category(category, self.references)]
+        more = self._as_bank(images, category=bank.category, batch_size=batch_size)
+        self.references = self.references | {category: bank + more}
+        return self
+
+    def _as_bank(self, images: Any, **options: Any) -> ReferenceBank:
+        if isinstance(images, (str, Path)) and is_bank(images):
+            images = ReferenceBank.load(images)
+        if not isinstance(images, ReferenceBank):
+            return self.make_reference(images, **options)
+        own = {"tiles": images.tiles, "tile_reference": images.tile_reference}
+        same = {
+            name
+            for name in own
+            if (Tiles.of(options[name]) if name == "tiles" and name in options else options.get(name))
+            in (None, own[name])
+        }
+        if making := sorted(options.keys() - {"category", "batch_size", "calibrate"} - same):
+            raise InputError(
+                f"{', '.join(making)}: a bank is as it was made ({images}): leave it out, or make the bank again from "
+                "the images"
+            )
+        bank, normals = self._check_bank(images), options.get("calibrate")
+        return bank if normals is None else self.calibrate(bank, normals, batch_size=options.get("batch_size", 16))
+
+    def _as_banks(self, references: Any, batch_size: int = 16) -> dict[str, ReferenceBank]:
+        if isinstance(references, (str, Path)):
+            references = read_references(Path(references))
+        if not isinstance(references, Mapping) or not references:
+            expected = "{category: bank or images}, or a folder of banks, <category>.safetensors"
+            raise InputError(f"got {type(references).__name__} as references of several products, expected {expected}")
+        return {
+            category: self._as_bank(one, category=category, batch_size=batch_size)
+            for category, one in references.items()
+        }
+
+    def _check_bank(self, bank: ReferenceBank) -> ReferenceBank:
+        """Returns a bank, on this extractor's device, if this extractor made it or it carries no stamp.
+
+        Of a bank of all the bundle's levels it takes those that are loaded.
+        """
+        if self.whole is not None and bank.fingerprint == self._stamp_of(self.whole):
+            bank = bank.of_levels(self.whole.places(self.layers), self._fingerprint)
+        if bank.fingerprint not in ("", self._fingerprint):
+            raise InputError(
+                f"the reference bank was made by another extractor: its fingerprint is {bank.fingerprint}, this "
+                f"extractor's is {self._fingerprint} (backbone, levels, image size, preparation and 8-bit layers "
+                "count). Make it again from the images: adpretrain reference, or set_reference"
+            )
+        shape = (len(bank.patches), bank.patches[0].shape[1])
+        if shape != (len(self.layers), self.config.hidden_size):
+            raise InputError(
+                f"the reference bank has {shape[0]} levels of {shape[1]} channels, this extractor "
+                f"{len(self.layers)} of {self.config.hidden_size}"
+            )
+        return bank.to(self.device)
+
+    def _require_reference(self) -> ReferenceBank:
+        if self.reference is None and self.references:
+            raise InputError(
+                f"references of several products are set ({', '.join(self.references)}): give categories, one for each "
+                "image, or choose one by set_reference(category=...)"
+            )
+        if self.reference is None:
+            raise InputError(
+                "no reference is set: call set_reference(images) with a few normal images of the product, or with a "
+                "saved bank, before asking for features or scores"
+            )
+        return self.reference
+
+    def _select(self, images: Any, count: int, batch_size: int, progress: bool) -> list[PreparedImage]:
+        """So many images that stand for all, in their order."""
+        if count < 1:
+            raise InputError(f"select is {count}, expected a number of images >= 1")
+        seen, described = list[PreparedImage](), list[Tensor]()
+        batches = PreparedBatches(images, self.preprocess, batch_size)
+        for batch, features in self._encode_batches(batches, progress, "select"):
+            seen += batch
+            described.append(describe_images(features))
+        chosen = choose_images(torch.cat(described), count).tolist() if seen else []
+        return [seen[place] for place in sorted(chosen)]
+
+    @torch.no_grad()
+    def _best_augmentation(self, images: list[PreparedImage], batch_size: int) -> str:
+        """What ``choose_augmentation`` takes for a bank of these images, each compared with the others."""
+        if len(images) < 3:
+            expected = "expected at least 3, of which each can be compared with the others"
+            raise InputError(f"augment_references is 'auto' with {len(images)} images, {expected}")
+        peaks = dict[str, Tensor]()
+        for name in AUGMENTATIONS:
+            bank = self.make_reference(images, augment_references=name, batch_size=batch_size)
+            parts, first = list[Tensor](), 0
+            batches = PreparedBatches(images, self.preprocess, batch_size)
+            for batch, features in self._encode_batches(batches, False, "auto"):
+                residuals = self.residuals(features, bank, own=range(first, first := first + len(batch)))
+                maps = anomaly_map(self.projectors(residuals), batch[0].network_size)
+                parts.append((maps.amax(dim=(1, 2)) / maps.mean(dim=(1, 2))).log())
+            peaks[name] = torch.cat(parts)
+        return choose_augmentation(peaks)
+
+    @property
+    def _fingerprint(self) -> str:
+        """What reference patches are stamped with: those of 8-bit layers are far from the others, at any size."""
+        return self._stamp_of(self.config)
+
+    def _stamp_of(self, config: ADPretrainConfig) -> str:
+        return config.fingerprint + ("-int8" if self.is_quantized else "")
