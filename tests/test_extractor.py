@@ -501,3 +501,16 @@ def test_resize_mode_is_chosen_at_loading(bundle, caplog):
     cropped = ADPretrainFeatureExtractor.from_pretrained(bundle)
     with pytest.raises(InputError, match="was made by another extractor"):
         cropped.set_reference(whole.reference)
+
+
+def test_decoding_is_chosen_at_loading(bundle, tmp_path):
+    random_image(3, 12, 10).resize((96, 80)).save(tmp_path / "image.jpg")
+    fast = ADPretrainFeatureExtractor.from_pretrained(bundle, decode="fast")
+    exact = ADPretrainFeatureExtractor.from_pretrained(bundle)
+    assert not torch.equal(fast.preprocess(tmp_path / "image.jpg"), exact.preprocess(tmp_path / "image.jpg"))
+    bank = fast.make_reference(random_image(4))
+    assert fast.set_reference(bank).score(tmp_path / "image.jpg").maps.shape == (1, 80, 96)
+    with pytest.raises(InputError, match="was made by another extractor"):
+        exact.set_reference(bank)
+    with pytest.raises(InputError, match="decode is 'quick', expected one of"):
+        ADPretrainFeatureExtractor.from_pretrained(bundle, decode="quick")

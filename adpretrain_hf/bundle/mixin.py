@@ -65,6 +65,7 @@ class BundleMixin(ModelHubMixin):
         device: str | torch.device | None = None,
         image_size: int | None = None,
         resize_mode: str | None = None,
+        decode: str | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
         cache_dir: PathLike | None = None,
@@ -83,6 +84,8 @@ class BundleMixin(ModelHubMixin):
             image_size: overrides the size that images are prepared to, in pixels.
             resize_mode: overrides how: ``"crop"`` to the centre square, as published, or ``"resize"``, which cuts
                 nothing off.
+            decode: overrides how JPEG files are decoded: ``"exact"``, or ``"fast"`` at a half, a quarter or an eighth
+                of their size.
             revision, token, cache_dir, local_files_only, force_download: for the Hub.
 
         Raises:
@@ -92,7 +95,7 @@ class BundleMixin(ModelHubMixin):
         """
         hub: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
         hub |= {"local_files_only": local_files_only, "force_download": force_download}
-        changes = {"image_size": image_size, "resize_mode": resize_mode}
+        changes = {"image_size": image_size, "resize_mode": resize_mode, "decode": decode}
         extractor: Any = cls(*load(pretrained_model_name_or_path, variant, dtype, changes, **hub))
         return extractor.to(choose_device(device))
 

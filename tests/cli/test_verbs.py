@@ -402,6 +402,20 @@ def test_variant_and_image_size_are_used(
     assert_equal(features, {name: level[0] for name, level in wanted(image_folder / "0.png").items()})
 
 
+def test_decode_fast_is_the_librarys(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images, bank, out = tmp_path / "jpegs", tmp_path / "bank.safetensors", tmp_path / "out"
+    images.mkdir()
+    for number in range(3):
+        random_image(number, 96, 80).save(images / f"{number}.jpg")
+    fast = ADPretrainFeatureExtractor.from_pretrained(bundle, decode="fast").set_reference(images / "0.jpg")
+    assert run("reference", bundle, images / "0.jpg", "--output", bank, "--decode", "fast") == 0
+    words = ("extract", bundle, images, "--reference", bank, "--output", out)
+    assert "was made by another extractor" in refused(capsys, *words)
+    assert run(*words, "--decode", "fast") == 0
+    for name, features in zip(("0.jpg", "1.jpg", "2.jpg"), fast.extract(images, progress=False), strict=True):
+        assert_equal(load_file(out / f"{name}.safetensors"), features)
+
+
 # info
 
 
