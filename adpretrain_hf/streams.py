@@ -1,7 +1,8 @@
 """Any number of images through an extractor, in bounded memory: ``extract`` and ``score``, and both as streams."""
 
+import operator
 from collections.abc import Callable, Generator, Iterator
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import torch
 from huggingface_hub.utils import tqdm
@@ -11,7 +12,7 @@ from adpretrain_hf.errors import InputError
 from adpretrain_hf.images import OnError, PreparedBatches, PreparedImage, Preprocessor, stack, to_host
 from adpretrain_hf.projector import Projectors
 from adpretrain_hf.reference import ReferenceBank, RunNotice
-from adpretrain_hf.scoring import AnomalyScores, ScoredImage, anomaly_map, score_batch
+from adpretrain_hf.scoring import AnomalyScores, ScoredImage, anomaly_map, maps_of, score_batch
 
 Batches = Iterator[tuple[list[PreparedImage], list[Tensor]]]
 
@@ -73,29 +74,41 @@ class StreamsMixin:
             for row, image in enumerate(batch)
         )
 
-    def score(self, images: Any, *, batch_size: int = 16, progress: bool = False) -> AnomalyScores:
+    def score(
+        self,
+        images: Any,
+        *,
+        maps: bool = True,
+        map_size: Optional[Union[int, tuple[int, int]]] = None,
+        batch_size: int = 16,
+        progress: bool = False,
+    ) -> AnomalyScores:
         """Scores images by the norm of their features (FeatureNorm; paper, section 4).
 
         Args:
             images, batch_size, progress: see ``extract``.
+            maps: False returns scores alone, in memory that does not grow with the images.
+            map_size: H and W of all maps in pixels, or one number for both; the images' own by default. A map takes 4
+                bytes a pixel: that of an image of 12 megapixels 48 MB, 100 of them 4.8 GB.
 
         Returns:
-            Anomaly maps at the images' own sizes, (B, H, W) or a list of (H, W) where sizes differ, and scores (B,),
-            both on the CPU. What a centre crop cuts off has the value 0.
+            Anomaly maps, (B, H, W) or a list of (H, W) where sizes differ, or None, and scores (B,), all on the CPU.
+            What a centre crop cuts off has the value 0.
 
         Raises:
-            InputError: no images, no reference is set, or NaN or infinite values in a prepared tensor.
+            InputError: no images, no reference is set, a ``map_size`` that is none, or NaN or infinite values in a
+                prepared tensor.
             ImageError: an image cannot be used.
         """
-        maps: list[Tensor] = []
+        size = None if map_size is None else _size(map_size)
+        results: list[ScoredImage] = []
         scores: list[float] = []
         for scored in self.score_stream(images, batch_size=batch_size, progress=progress):
-            maps.append(scored.full_size_map())
             scores.append(scored.score)
-        if not maps:
+            results += [scored] if maps else []
+        if not scores:
             raise InputError("no images were given: expected at least one")
-        same_size = len({anomaly.shape for anomaly in maps}) == 1
-        return AnomalyScores(torch.stack(maps) if same_size else maps, torch.tensor(scores))
+        return AnomalyScores(maps_of(results, size) if maps else None, torch.tensor(scores))
 
     def score_stream(
         self, images: Any, *, batch_size: int = 16, progress: bool = True, on_error: Optional[OnError] = None
@@ -150,3 +163,14 @@ class StreamsMixin:
             for batch in batches:
                 yield batch, then(batch, self.encode(stack(batch, self.device)))
                 bar.update(len(batch))
+
+
+def _size(map_size: Union[int, tuple[int, int]]) -> tuple[int, int]:
+    sides = map_size if isinstance(map_size, (tuple, list)) else (map_size, map_size)
+    try:
+        height, width = map(operator.index, sides)
+    except (TypeError, ValueError):
+        height = width = 0
+    if min(height, width) < 1:
+        raise InputError(f"map_size is {map_size!r}, expected an integer >= 1, or two: the height and the width")
+    return height, width

@@ -7,6 +7,7 @@ from adpretrain_hf.scoring.maps import (
     anomaly_map,
     feature_norm,
     gaussian_smooth,
+    maps_of,
     place_map,
     score_batch,
 )

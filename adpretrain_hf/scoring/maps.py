@@ -20,11 +20,12 @@ class AnomalyScores(NamedTuple):
     """What ``score`` returns.
 
     Attributes:
-        maps: anomaly maps at the images' own size: (B, H, W), or a list of B maps (H, W) where sizes differ.
+        maps: anomaly maps at the images' own size, or the one that was asked for: (B, H, W), or a list of B maps (H, W)
+            where sizes differ; None if none were asked for.
         scores: (B,), the maximum of each map before it is brought to the image's size.
     """
 
-    maps: Tensor | list[Tensor]
+    maps: Tensor | list[Tensor] | None
     scores: Tensor
 
 
@@ -84,7 +85,16 @@ class ScoredImage:
 
     def full_size_map(self) -> Tensor:
         """The map at the image's own size, (H, W)."""
-        return place_map(self.anomaly, self.image.size, self.image.box)
+        return self.map_at(self.image.size)
+
+    def map_at(self, size: tuple[int, int]) -> Tensor:
+        """The map of the whole image at a size (H, W); pixels that are partly cut off count as seen."""
+        top, left, height, width = self.image.box
+        (first_row, end_row), (first_column, end_column) = (
+            (start * new // old, -(-(start + extent) * new // old))
+            for start, extent, new, old in zip((top, left), (height, width), size, self.image.size, strict=True)
+        )
+        return place_map(self.anomaly, size, (first_row, first_column, end_row - first_row, end_column - first_column))
 
 
 def score_batch(images: Sequence[PreparedImage], maps: Tensor) -> list[ScoredImage]:
@@ -105,6 +115,17 @@ def score_batch(images: Sequence[PreparedImage], maps: Tensor) -> list[ScoredIma
     return [ScoredImage(*result) for result in zip(images, maps, scores, strict=True)]
 
 
+def maps_of(results: Sequence[ScoredImage], size: tuple[int, int] | None = None) -> Tensor | list[Tensor]:
+    """The maps of images, at their own sizes or at one (H, W): (B, H, W), or a list of (H, W) where sizes differ."""
+    sizes = [size or one.image.size for one in results]
+    if len(set(sizes)) > 1:
+        return [one.full_size_map() for one in results]
+    maps = results[0].anomaly.new_empty(len(results), *sizes[0])
+    for place, one in enumerate(results):  # to stack them, all would be in memory twice
+        maps[place] = one.map_at(sizes[0])
+    return maps
+
+
 def place_map(anomaly: Tensor, size: tuple[int, int], box: tuple[int, int, int, int] | None = None) -> Tensor:
     """Brings a map of the network's input to the size of the image it comes from.
 
@@ -120,4 +141,6 @@ def place_map(anomaly: Tensor, size: tuple[int, int], box: tuple[int, int, int, 
     if (height, width) == tuple(anomaly.shape) == tuple(size):
         return anomaly
     seen = F.interpolate(anomaly[None, None], size=(height, width), mode="bilinear", align_corners=False)[0, 0]
+    if (height, width) == tuple(size):  # padding copies also where there is nothing to add
+        return seen
     return F.pad(seen, (left, size[1] - left - width, top, size[0] - top - height))
