@@ -13,7 +13,7 @@ from adpretrain_hf.bundle import BundleMixin
 from adpretrain_hf.config import ADPretrainConfig, check_variant_name
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.feature_info import FeatureInfo
-from adpretrain_hf.images import PreparedBatches, Preprocessor, check_prepared, is_prepared, to_device
+from adpretrain_hf.images import PreparedBatches, Preprocessor, check_prepared, digests, is_prepared, to_device
 from adpretrain_hf.matching import to_rows
 from adpretrain_hf.projector import Projectors
 from adpretrain_hf.reference import ReferenceBank, is_bank, residuals_per_image
@@ -183,16 +183,16 @@ class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
             ImageError: an image cannot be used.
         """
         batches = PreparedBatches(images, self.preprocess, batch_size)
-        encoded, digests, counts = [], list[str](), list[int]()
+        encoded, names, counts = [], list[str](), list[int]()
         for batch, features in self._encode_batches(batches, progress, "reference"):
             encoded.append(features)
-            digests += [image.digest for image in batch]
+            names += digests(batch)
             counts += [features[0][0, 0].numel()] * len(batch)
         if not encoded:
             raise InputError("no reference images were given: expected at least one normal image")
         patches = [torch.cat([to_rows(maps) for maps in level]) for level in zip(*encoded, strict=True)]
-        about: dict[str, Any] = {"fingerprint": self._fingerprint, "category": category, "num_images": len(digests)}
-        return ReferenceBank(patches, images=digests, image_patches=counts if len(set(counts)) > 1 else (), **about)
+        about: dict[str, Any] = {"fingerprint": self._fingerprint, "category": category, "num_images": len(names)}
+        return ReferenceBank(patches, images=names, image_patches=counts if len(set(counts)) > 1 else (), **about)
 
     def set_reference(self, images: Any, *, category: str = "", batch_size: int = 16) -> "ADPretrainFeatureExtractor":
         """Sets the normal images that later calls compare with, and returns self.

@@ -13,7 +13,7 @@ from torch import Tensor
 from adpretrain_hf.coreset import choose_core
 from adpretrain_hf.errors import BundleError, InputError, MissingPathError
 from adpretrain_hf.files import atomic_path, check_names, read_safetensors
-from adpretrain_hf.images import PreparedImage
+from adpretrain_hf.images import PreparedImage, digests
 from adpretrain_hf.matching import nearest_residual, to_rows
 
 _LOG = logging.getLogger(__name__)
@@ -239,7 +239,7 @@ class RunNotice:
             if image.unseen > _UNSEEN:
                 text = "%s: %.0f %% of it are cut off and not looked at; with resize_mode='resize' nothing is"
                 self._say(text, image, 100 * image.unseen)
-        places = [self._places.get(image.digest) for image in batch] if self._places else []
+        places = [self._places.get(digest) for digest in digests(batch)] if self._places else []
         own = {place: image for place, image in zip(places, batch, strict=False) if place is not None}
         if not own:
             return []

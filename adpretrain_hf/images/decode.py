@@ -110,7 +110,8 @@ def read_picture(source: ImageSource, name: str, side: int | None = None) -> Pic
     if isinstance(source, bytes):
         return _upright(_open(_Bytes(source), name, side), name)
     if isinstance(source, Image.Image):
-        return _upright(Picture.whole(source), name)
+        picture = _upright(Picture.whole(source), name)
+        return picture._replace(image=source.copy()) if picture.image is source else picture  # it is the caller's
     if not isinstance(source, (str, Path)):
         expected = "a path, PIL image, array, uint8 tensor or a file's bytes"
         raise ImageError(f"{name} is a {type(source).__name__}, expected {expected}")
@@ -166,7 +167,7 @@ def _upright(picture: Picture, name: str) -> Picture:
         logger.warning("%s has EXIF data that cannot be read (%s): it is taken as it is stored", name, error)
         orientation = 1
     if orientation not in _TURNS:
-        return picture._replace(image=_to_rgb(image.copy(), name, black, white))
+        return picture._replace(image=_to_rgb(image, name, black, white))
     upright = picture.turned(image.transpose(_TURNS[orientation]), orientation)
     return upright._replace(image=_to_rgb(upright.image, name, black, white))
 
