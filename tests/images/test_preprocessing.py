@@ -20,7 +20,7 @@ from torch import Tensor
 
 from adpretrain_hf import ADPretrainConfig, ADPretrainFeatureExtractor
 from adpretrain_hf.errors import ImageError, InputError, MissingPathError
-from adpretrain_hf.images import Preprocessor, check_prepared, is_prepared, normalize, stack
+from adpretrain_hf.images import Preprocessor, check_prepared, digests, is_prepared, normalize, stack
 from adpretrain_hf.images.preprocessing import MAX_ASPECT_RATIO
 from adpretrain_hf.scoring import place_map
 from tests.conftest import GOLDEN, random_image
@@ -402,6 +402,11 @@ def test_pixels_are_kept_in_8_bits_and_normalised_as_a_batch() -> None:
         assert torch.equal(row, image.tensor)
         assert torch.equal(row, normalize(image.pixels, CROP.mean, CROP.std))
     assert images[0].digest == replace(images[0], pixels=images[0].tensor).digest != images[1].digest
+
+
+def test_digests_are_those_that_banks_were_stored_with() -> None:
+    images = [Preprocessor(CROP).prepare(random_image(seed, 40, 50)) for seed in (1, 2)]
+    assert digests(images) == [image.digest for image in images] == ["5d9c50870191dfe4", "6aa001361c0d94bb"]
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot say which cores a process may use")
