@@ -18,6 +18,7 @@ from adpretrain_hf.errors import BundleError, InputError
 FORMAT_VERSION = 1
 MODEL_TYPE = "adpretrain"  # by which transformers' AutoConfig tells kinds of models apart
 RESIZE_MODES = ("crop", "resize")
+DECODINGS = ("exact", "fast")
 
 
 def quarter_levels(depth: int) -> tuple[int, ...]:
@@ -57,6 +58,8 @@ class ADPretrainConfig:
         mean, std: normalisation of RGB values in [0, 1].
         resize_mode: ``"crop"``, the published centre crop to a square, or ``"resize"``, which keeps the whole
             image and its aspect ratio.
+        decode: ``"exact"``, or ``"fast"``: JPEG files are decoded at a half, a quarter or an eighth of their size where
+            that is still as large as the network's input; features change a little.
         num_heads: heads of the projectors' cross-attention (16 for every C in the released code).
         num_reference_tokens: learned reference tokens of a projector (2048 in the released code).
         normalize_tokens: scale every token to unit length before matching and subtracting. Off in the published
@@ -82,6 +85,7 @@ class ADPretrainConfig:
     mean: tuple[float, ...] = IMAGENET[0]
     std: tuple[float, ...] = IMAGENET[1]
     resize_mode: str = "crop"
+    decode: str = "exact"
     num_heads: int = 16
     num_reference_tokens: int = 2048
     normalize_tokens: bool = True
@@ -130,6 +134,7 @@ class ADPretrainConfig:
         yield one_each, "residual_scale", f"one finite factor > 0 for each of the {len(self.layers)} levels"
         yield _is_text(self.backbone), "backbone", "a non-empty text"
         yield self.resize_mode in RESIZE_MODES, "resize_mode", f"one of {RESIZE_MODES}"
+        yield self.decode in DECODINGS, "decode", f"one of {DECODINGS}"
         yield isinstance(self.normalize_tokens, bool), "normalize_tokens", "True or False"
         for name in ("backbone_revision", "backbone_digest", "backbone_saved_digest"):
             yield getattr(self, name) is None or _is_text(getattr(self, name)), name, "a non-empty text, or None"
@@ -255,6 +260,7 @@ class ADPretrainConfig:
         The projectors are left out, for a bank holds what goes into them.
         """
         names = ["hidden_size", "patch_size", "layers", "image_size", "mean", "std", "resize_mode", "normalize_tokens"]
+        names += ["decode"] if self.decode != "exact" else []  # as before there was a choice
         # Where the weights themselves are known, it does not matter under which name they came.
         names += ["backbone_digest"] if self.backbone_digest else ["backbone", "backbone_revision"]
         text = json.dumps({name: getattr(self, name) for name in names}, sort_keys=True)

@@ -16,6 +16,7 @@ _COLOURS = np.array(
 )  # fmt: skip
 _UNSEEN = (128, 128, 128)
 _NORMAL, _ANOMALOUS = (0, 158, 115), (213, 40, 0)  # a bluish green, told from the red without colour vision
+_BAND = 2**18  # pixels that are blended at a time
 _TILE, _CAPTION, _GAP, _COLUMNS = 128, 34, 10, 3
 
 
@@ -68,17 +69,27 @@ def overlay(
         image, anomaly, colours: the picture, its map, and the range of all.
         box: top, left, height and width of what the network saw; the rest is hatched. All of it by default.
     """
-    relative, colour = _colour(anomaly, colours)
-    weight = 0.75 * np.sqrt(relative)[..., None]
-    blended = (1 - weight) * np.asarray(image, dtype=np.float32) + weight * colour
+    pixels, rows = np.array(image), max(1, _BAND // anomaly.shape[1])
+    for start in range(0, len(anomaly), rows):  # in floats, a large image would take gigabytes
+        band = slice(start, start + rows)
+        relative, colour = _colour(anomaly[band], colours)
+        weight = 0.75 * np.sqrt(relative)[..., None]
+        pixels[band] = ((1 - weight) * pixels[band].astype(np.float32) + weight * colour).round()
     if box is not None:
-        top, left, height, width = box
-        rows, columns = np.indices(anomaly.shape)
-        pitch = max(8, min(anomaly.shape) // 32)
-        hatched = (rows + columns) % pitch < pitch / 4
-        hatched[top : top + height, left : left + width] = False
-        blended[hatched] = _UNSEEN
-    return Image.fromarray(blended.round().astype(np.uint8))
+        _hatch(pixels, box)
+    return Image.fromarray(pixels)
+
+
+def _hatch(pixels: np.ndarray, box: tuple[int, int, int, int]) -> None:
+    """Draws diagonal lines over an image (H, W, 3) outside a box."""
+    top, left, height, width = box
+    pitch = max(8, min(pixels.shape[:2]) // 32)
+    columns = np.arange(pixels.shape[1])
+    for row, line in enumerate(pixels):
+        hatched = (row + columns) % pitch < pitch / 4
+        if top <= row < top + height:
+            hatched[left : left + width] = False
+        line[hatched] = _UNSEEN
 
 
 def outlined(picture: Image.Image, anomaly: np.ndarray, threshold: float) -> Image.Image:

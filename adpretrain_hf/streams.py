@@ -1,9 +1,10 @@
 """Any number of images through an extractor, in bounded memory: ``extract``, ``score``, ``calibrate``, and streams."""
 
 import logging
+import operator
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from functools import partial
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import torch
 from huggingface_hub.utils import tqdm
@@ -16,7 +17,7 @@ from adpretrain_hf.files import combined_digest, tensor_digest
 from adpretrain_hf.images import OnError, PreparedBatches, PreparedImage, Preprocessor, by_image, stack, to_host
 from adpretrain_hf.projector import Projectors
 from adpretrain_hf.reference import Banks, ReferenceBank, RunNotice, check_category, say
-from adpretrain_hf.scoring import AnomalyScores, Calibration, Judgement, ScoredImage, anomaly_map, score_images
+from adpretrain_hf.scoring import AnomalyScores, Calibration, Judgement, ScoredImage, anomaly_map, maps_of, score_images
 
 _LOG = logging.getLogger(__name__)
 Batches = Iterator[tuple[list[PreparedImage], list[Tensor]]]
@@ -113,6 +114,8 @@ class StreamsMixin:
         *,
         references: Any = None,
         categories: Categories = None,
+        maps: bool = True,
+        map_size: Optional[Union[int, tuple[int, int]]] = None,
         batch_size: int = 16,
         progress: bool = False,
     ) -> AnomalyScores:
@@ -120,28 +123,31 @@ class StreamsMixin:
 
         Args:
             images, references, categories, batch_size, progress: see ``extract``.
+            maps: False returns scores alone, in memory that does not grow with the images.
+            map_size: H and W of all maps in pixels, or one number for both; the images' own by default. A map takes 4
+                bytes a pixel: that of an image of 12 megapixels 48 MB, 100 of them 4.8 GB.
 
         Returns:
-            Anomaly maps at the images' own sizes, (B, H, W) or a list of (H, W) where sizes differ, and scores (B,),
-            both on the CPU. What a centre crop cuts off has the value 0. Decisions, where the reference has a
-            calibration.
+            Anomaly maps, (B, H, W) or a list of (H, W) where sizes differ, or None, and scores (B,), all on the CPU.
+            What a centre crop cuts off has the value 0. Decisions, where the reference has a calibration.
 
         Raises:
-            InputError: no images, NaN or infinite values in a prepared tensor, or see ``extract``.
+            InputError: no images, a ``map_size`` that is none, NaN or infinite values in a prepared tensor, or see
+                ``extract``.
             ImageError: an image cannot be used.
         """
-        maps: list[Tensor] = []
+        size = None if map_size is None else _size(map_size)
+        results: list[ScoredImage] = []
         scores: list[float] = []
         calibrations: list[Calibration | None] = []
         run: dict[str, Any] = {"references": references, "categories": categories}
         for scored in self.score_stream(images, **run, batch_size=batch_size, progress=progress):
-            maps.append(scored.full_size_map())
             scores.append(scored.score)
             calibrations.append(scored.judgement.calibration)
-        if not maps:
+            results += [scored] if maps else []
+        if not scores:
             raise InputError("no images were given: expected at least one")
-        same_size = len({anomaly.shape for anomaly in maps}) == 1
-        return AnomalyScores(torch.stack(maps) if same_size else maps, torch.tensor(scores), calibrations)
+        return AnomalyScores(maps_of(results, size) if maps else None, torch.tensor(scores), calibrations)
 
     def score_stream(
         self,
@@ -316,3 +322,14 @@ class StreamsMixin:
             for batch in batches:
                 yield batch, then(batch, (encode or self.encode)(stack(batch, self.device)))
                 bar.update(sum(image.is_last for image in batch))
+
+
+def _size(map_size: Union[int, tuple[int, int]]) -> tuple[int, int]:
+    sides = map_size if isinstance(map_size, (tuple, list)) else (map_size, map_size)
+    try:
+        height, width = map(operator.index, sides)
+    except (TypeError, ValueError):
+        height = width = 0
+    if min(height, width) < 1:
+        raise InputError(f"map_size is {map_size!r}, expected an integer >= 1, or two: the height and the width")
+    return height, width

@@ -86,6 +86,7 @@ def test_unknown_preset_lists_the_known_ones():
         ("mean", (0.5, 0.5, float("nan")), "mean is .* expected 3 finite numbers"),
         ("std", (0.5, 0.0, 0.5), "std is .* expected 3 finite numbers > 0"),
         ("resize_mode", "stretch", r"resize_mode is 'stretch', expected one of \('crop', 'resize'\)"),
+        ("decode", "quick", r"decode is 'quick', expected one of \('exact', 'fast'\)"),
         ("normalize_tokens", "yes", "normalize_tokens is 'yes', expected True or False"),
         (
             "residual_scale",
@@ -209,11 +210,16 @@ def test_quarter_levels_end_at_the_last_block_and_rise(depth):
 
 def test_fingerprint_follows_what_shapes_a_token_and_nothing_else():
     config = ADPretrainConfig(**VALID)
-    for change in ({"image_size": 28}, {"layers": (3, 6)}, {"normalize_tokens": False}, {"resize_mode": "resize"}):
+    changes = [{"image_size": 28}, {"layers": (3, 6)}, {"normalize_tokens": False}, {"resize_mode": "resize"}]
+    for change in (*changes, {"decode": "fast"}):
         change |= {"residual_scale": ()}
         assert config.replace(**change).fingerprint != config.fingerprint
     assert config.replace(backbone="other").fingerprint != config.fingerprint
     assert config.replace(num_reference_tokens=8, default_variant="norm").fingerprint == config.fingerprint
+
+
+def test_fingerprint_of_exact_decoding_is_that_of_banks_from_before_there_was_a_choice():
+    assert ADPretrainConfig(**VALID, backbone_digest="00").fingerprint == "9269646c3518dddf"
 
 
 def test_fingerprint_goes_by_the_weights_where_they_are_known():

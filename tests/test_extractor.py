@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 
 import numpy as np
@@ -15,6 +16,7 @@ from adpretrain_hf import ADPretrainConfig, ADPretrainFeatureExtractor, Referenc
 from adpretrain_hf.backbones import Backbone
 from adpretrain_hf.bundle.released import from_released
 from adpretrain_hf.errors import ImageError, InputError
+from tests.benchmarks.peak_memory import peak_memory
 from tests.conftest import GOLDEN, PHOTOS, make_extractor, random_image
 from tests.tiny import save_tiny
 
@@ -686,3 +688,49 @@ def test_notices_know_the_bank_of_each_image(products, caplog):
     told = [record.getMessage() for record in caplog.records]
     assert told[0].startswith("image 0 is a reference itself: such images are compared with the other references")
     assert told[1].startswith("image 1 is a reference itself, and compared with itself") and len(told) == 2
+
+
+def test_decoding_is_chosen_at_loading(bundle, tmp_path):
+    random_image(3, 12, 10).resize((96, 80)).save(tmp_path / "image.jpg")
+    fast = ADPretrainFeatureExtractor.from_pretrained(bundle, decode="fast")
+    exact = ADPretrainFeatureExtractor.from_pretrained(bundle)
+    assert not torch.equal(fast.preprocess(tmp_path / "image.jpg"), exact.preprocess(tmp_path / "image.jpg"))
+    bank = fast.make_reference(random_image(4))
+    assert fast.set_reference(bank).score(tmp_path / "image.jpg").maps.shape == (1, 80, 96)
+    with pytest.raises(InputError, match="was made by another extractor"):
+        exact.set_reference(bank)
+    with pytest.raises(InputError, match="decode is 'quick', expected one of"):
+        ADPretrainFeatureExtractor.from_pretrained(bundle, decode="quick")
+
+
+class TestMaps:
+    def test_scores_alone(self, extractor):
+        images = [random_image(7), random_image(8, 60, 50)]
+        whole = extractor.set_reference(references()).score(images)
+        maps, scores = extractor.score(images, maps=False)
+        assert maps is None and torch.equal(scores, whole.scores)
+        with pytest.raises(InputError, match="no images were given"):
+            extractor.score(iter([]), maps=False)
+
+    @pytest.mark.parametrize(("map_size", "size"), [(24, (24, 24)), ((16, 20), (16, 20)), (np.int64(5), (5, 5))])
+    def test_of_one_size_for_images_of_several(self, extractor, map_size, size):
+        images = [random_image(7), random_image(8, 60, 30)]
+        result = extractor.set_reference(references()).score(images, map_size=map_size)
+        assert result.maps.shape == (2, *size)
+        assert torch.equal(result.scores, extractor.score(images).scores)
+        assert (result.maps[1, :, 0] == 0).all() and (result.maps[1, :, size[1] // 2] > 0).all()  # the crop
+
+    @pytest.mark.parametrize("map_size", [0, -1, 2.5, "224", (8,), (8, 0), (8, 8, 8), (2.5, 8)])
+    def test_another_size_is_refused(self, extractor, map_size):
+        with pytest.raises(InputError, match="map_size is .*, expected an integer >= 1, or two"):
+            extractor.set_reference(references()).score(random_image(7), map_size=map_size)
+
+    def test_they_are_in_memory_once(self, extractor):
+        images = torch.randn(8, 3, 32, 32)
+        extractor.set_reference(references()).score(images)
+        with peak_memory() as peak:
+            maps = extractor.score(images, map_size=(1500, 2000)).maps
+        if math.isnan(peak.megabytes):
+            pytest.skip("this system does not tell the peak of memory")
+        assert maps.nbytes == 96e6
+        assert peak.megabytes < 145

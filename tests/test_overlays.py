@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from adpretrain_hf.overlays import ColourRange, SheetEntry, colour_range, contact_sheet, heat_map, overlay
+from tests.benchmarks.peak_memory import peak_memory
 from tests.conftest import random_image
 
 QUICK = settings(max_examples=60, deadline=None, database=None)
@@ -142,6 +144,17 @@ def test_what_the_network_did_not_see_is_hatched() -> None:
     assert (drawn[:, 20:60] == (10, 20, 30)).all()
     hatched = (drawn == 128).all(axis=2)
     assert 0.2 < hatched[:, :20].mean() < 0.35 and 0.2 < hatched[:, 60:].mean() < 0.35
+
+
+def test_an_overlay_of_12_megapixels_takes_no_gigabytes() -> None:
+    image, anomaly = Image.new("RGB", (4000, 3000), "#646464"), np.zeros((3000, 4000), dtype=np.float32)
+    anomaly[2000:, 3000:] = 1
+    with peak_memory() as peak:
+        drawn = overlay(image, anomaly, UNIT, (0, 500, 3000, 3000))
+    if math.isnan(peak.megabytes):
+        pytest.skip("this system does not tell the peak of memory")
+    assert peak.megabytes < 250  # three of the picture's 36 or 48, and some
+    assert drawn.getpixel((1000, 1000)) == (100,) * 3 != drawn.getpixel((3300, 2500))
 
 
 def test_an_overlay_does_not_change_its_image() -> None:

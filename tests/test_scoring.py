@@ -22,6 +22,7 @@ from adpretrain_hf.scoring import (
     anomaly_map,
     feature_norm,
     gaussian_smooth,
+    maps_of,
     place_map,
     score_batch,
 )
@@ -208,6 +209,32 @@ def test_full_size_map() -> None:
     assert full.shape == (40, 60)
     torch.testing.assert_close(full[:, 10:50], torch.ones(40, 40))
     assert full[:, :10].count_nonzero() == full[:, 50:].count_nonzero() == 0
+
+
+@QUICK
+@given(
+    size=st.tuples(st.integers(20, 90), st.integers(20, 90)),
+    new=st.tuples(st.integers(1, 200), st.integers(1, 200)),
+    crop=st.booleans(),
+)
+def test_a_map_at_another_size_shows_the_same_part(size: tuple[int, int], new: tuple[int, int], crop: bool) -> None:
+    (height, width), short = size, min(size)
+    box = ((height - short) // 2, (width - short) // 2, short, short) if crop else (0, 0, height, width)
+    placed = ScoredImage(PreparedImage(torch.zeros(3, 8, 8), "a.png", size, box), torch.ones(8, 8), 1.0).map_at(new)
+    assert placed.shape == new
+    for axis, (start, extent) in enumerate(((box[0], box[2]), (box[1], box[3]))):
+        seen = placed.amax(1 - axis).nonzero()[:, 0]
+        assert seen[0] == math.floor(start / size[axis] * new[axis] + 1e-9)
+        assert seen[-1] + 1 == math.ceil((start + extent) / size[axis] * new[axis] - 1e-9)
+        assert len(seen) == seen[-1] + 1 - seen[0]
+
+
+def test_maps_of_images_of_several_sizes() -> None:
+    images = [PreparedImage(torch.zeros(3, 8, 8), "a.png", size, (0, 0, *size)) for size in ((40, 60), (30, 20))]
+    results = [ScoredImage(image, torch.rand(8, 8), 1.0) for image in images]
+    assert [tuple(one.shape) for one in maps_of(results)] == [(40, 60), (30, 20)]
+    assert torch.equal(maps_of(results[:1])[0], results[0].full_size_map())
+    assert torch.equal(maps_of(results, (16, 8)), torch.stack([one.map_at((16, 8)) for one in results]))
 
 
 def test_anomaly_scores_unpack() -> None:

@@ -69,6 +69,7 @@ class BundleMixin(ModelHubMixin):
         device: str | torch.device | None = None,
         image_size: int | None = None,
         resize_mode: str | None = None,
+        decode: str | None = None,
         references: bool = False,
         layers: Sequence[str] | None = None,
         revision: str | None = None,
@@ -89,6 +90,8 @@ class BundleMixin(ModelHubMixin):
             image_size: overrides the size that images are prepared to, in pixels.
             resize_mode: overrides how: ``"crop"`` to the centre square, as published, or ``"resize"``, which cuts
                 nothing off.
+            decode: overrides how JPEG files are decoded: ``"exact"``, or ``"fast"`` at a half, a quarter or an eighth
+                of their size.
             references: also load the bundle's reference banks, all of them; see ``set_references``.
             layers: names of the levels that are wanted, e.g. ``("layer9",)``, in their order; nothing is kept or
                 computed for the others. Banks of all levels fit, but scores are others than with all. All by default.
@@ -101,7 +104,7 @@ class BundleMixin(ModelHubMixin):
         """
         hub: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
         hub |= {"local_files_only": local_files_only, "force_download": force_download}
-        changes = {"image_size": image_size, "resize_mode": resize_mode}
+        changes = {"image_size": image_size, "resize_mode": resize_mode, "decode": decode}
         what: dict[str, Any] = {"references": references, "layers": layers}
         extractor: Any = cls(*load(pretrained_model_name_or_path, variant, dtype, changes, **what, **hub))
         return extractor.to(choose_device(device))

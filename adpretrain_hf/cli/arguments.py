@@ -21,6 +21,11 @@ def add_bundle(parser: argparse.ArgumentParser) -> None:
         choices=("crop", "resize"),
         help="crop: the centre square alone is looked at; resize: nothing is cut off; as the bundle says by default",
     )
+    parser.add_argument(
+        "--decode",
+        choices=("exact", "fast"),
+        help="fast: JPEGs are reduced while they are decoded, and features change a little; as the bundle says",
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ...; the GPU if there is one")
     parser.add_argument(
         "--dtype",

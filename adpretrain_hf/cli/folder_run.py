@@ -289,4 +289,5 @@ def finish(output: Path, number: int, errors: Mapping[str, str]) -> int:
 
 def _choices(args: Namespace) -> dict[str, Any]:
     """What decides which extractor a bundle is loaded as."""
-    return {name: getattr(args, name) for name in ("variant", "dtype", "image_size", "resize_mode", "revision")}
+    names = ("variant", "dtype", "image_size", "resize_mode", "decode", "revision")
+    return {name: getattr(args, name) for name in names}

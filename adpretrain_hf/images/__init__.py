@@ -8,6 +8,7 @@ from adpretrain_hf.images.preprocessing import (
     PreparedImage,
     Preprocessor,
     check_prepared,
+    digests,
     is_prepared,
     normalize,
     stack,

@@ -14,6 +14,7 @@ What images may be, and what is done with them:
 - Arrays are (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), tensors the same with the channels first; uint8 or uint16. Their
   colours are RGB: OpenCV's BGR is turned by ``array[..., ::-1]``.
 - Bytes are those of an image file, and so are what a buffer or an open file holds, from its beginning.
+- A JPEG file may be decoded at a half, a quarter or an eighth of its size, which is all that is done faster.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, NamedTuple, Union
 
 import numpy as np
 import torch
@@ -55,6 +56,34 @@ _DAMAGED = (OSError, RuntimeError, SyntaxError, ValueError, EOFError, IndexError
 _UNREADABLE = (*_DAMAGED, MemoryError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
+class Picture(NamedTuple):
+    """An image with its pixels, which may be fewer than it has: those of a JPEG that was reduced when it was decoded.
+
+    Attributes:
+        image: the pixels.
+        size: W and H of the image itself.
+        box: left, top, right and bottom of what ``image`` shows of it; beyond lies what fills a JPEG's last block.
+    """
+
+    image: Image.Image
+    size: tuple[int, int]
+    box: tuple[float, float, float, float]
+
+    @classmethod
+    def whole(cls, image: Image.Image) -> "Picture":
+        """An image with all of its pixels."""
+        return cls(image, image.size, (0, 0, *image.size))
+
+    def turned(self, image: Image.Image, orientation: int) -> "Picture":
+        """The picture whose pixels were turned upright, from that EXIF orientation."""
+        (width, height), (_, _, right, bottom) = self.size, self.box
+        if orientation > 4:
+            width, height, right, bottom = height, width, bottom, right
+        left = image.width - right if orientation in (2, 3, 6, 7) else 0
+        top = image.height - bottom if orientation in (3, 4, 7, 8) else 0
+        return Picture(image, (width, height), (left, top, left + right, top + bottom))
+
+
 def read_image(source: ImageSource, name: str) -> Image.Image:
     """Reads a path, the bytes of an image file, a PIL image, array or tensor as an upright RGB image.
 
@@ -64,16 +93,25 @@ def read_image(source: ImageSource, name: str) -> Image.Image:
         MissingPathError: no such file.
         ImageError: unreadable, or of a kind that is not supported.
     """
+    return read_picture(source, name).image
+
+
+def read_picture(source: ImageSource, name: str, side: int | None = None) -> Picture:
+    """Like ``read_image``; with ``side``, a JPEG's file is decoded at the least size whose shorter side is not below.
+
+    libjpeg then makes a half, a quarter or an eighth of the pixels of the same coefficients (``Image.draft``).
+    """
     if callable(source):
         source = source()
     if isinstance(source, (np.ndarray, Tensor)):
         array = _channels_last(source, name) if isinstance(source, Tensor) else source
-        return _to_rgb(_from_array(array, name), name)
+        return Picture.whole(_to_rgb(_from_array(array, name), name))
     source = encoded(source, name)
     if isinstance(source, bytes):
-        return decode_image(source, name)
+        return _upright(_open(_Bytes(source), name, side), name)
     if isinstance(source, Image.Image):
-        return _upright(source, name)
+        picture = _upright(Picture.whole(source), name)
+        return picture._replace(image=source.copy()) if picture.image is source else picture  # it is the caller's
     if not isinstance(source, (str, Path)):
         expected = "a path, PIL image, array, uint8 tensor or a file's bytes"
         raise ImageError(f"{name} is a {type(source).__name__}, expected {expected}")
@@ -81,7 +119,7 @@ def read_image(source: ImageSource, name: str) -> Image.Image:
         raise MissingPathError(f"no such image: {source}")
     if os.path.isdir(source):
         raise ImageError(f"{source} is a folder, expected an image")
-    return _upright(_open(Path(source), str(source)), name)
+    return _upright(_open(Path(source), str(source), side), name)
 
 
 def encoded(source: Any, name: str) -> Any:
@@ -110,11 +148,11 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     Raises:
         ImageError: unreadable, or of a kind that is not supported.
     """
-    return _upright(_open(_Bytes(data), name), name)
+    return _upright(_open(_Bytes(data), name), name).image
 
 
-def _upright(image: Image.Image, name: str) -> Image.Image:
-    black, white = 0, 65535
+def _upright(picture: Picture, name: str) -> Picture:
+    image, black, white = picture.image, 0, 65535
     if isinstance(image, TiffImageFile):
         check_tags(image, name)
         black, white = grey_range(image)
@@ -124,11 +162,14 @@ def _upright(image: Image.Image, name: str) -> Image.Image:
         raise ImageError(f"{name} cannot be decoded: {error}") from error
     try:
         Image.Exif().load(image.info.get("exif", b""))  # Pillow tells of damage the first time only, if at all
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except _UNREADABLE as error:
         logger.warning("%s has EXIF data that cannot be read (%s): it is taken as it is stored", name, error)
-        turn = None
-    return _to_rgb(image.copy() if turn is None else image.transpose(turn), name, black, white)
+        orientation = 1
+    if orientation not in _TURNS:
+        return picture._replace(image=_to_rgb(image, name, black, white))
+    upright = picture.turned(image.transpose(_TURNS[orientation]), orientation)
+    return upright._replace(image=_to_rgb(upright.image, name, black, white))
 
 
 class _Bytes(io.BytesIO):
@@ -137,17 +178,17 @@ class _Bytes(io.BytesIO):
         return f"of {len(self.getbuffer())} bytes"
 
 
-def _open(file: Path | io.BytesIO, name: str) -> Image.Image:
+def _open(file: Path | io.BytesIO, name: str, side: int | None = None) -> Picture:
     try:
-        return _load(file, name)
+        return _load(file, name, side)
     except Image.DecompressionBombError as error:
         advice = "If it can be trusted, set PIL.Image.MAX_IMAGE_PIXELS (--max-pixels)"
         raise ImageError(f"{name} is refused, for it would need too much memory: {error} {advice}") from error
     except _UNREADABLE as error:
         with contextlib.suppress(*_UNREADABLE):
-            image = _load(_without_metadata(file), name)
+            picture = _load(_without_metadata(file), name)
             logger.warning("%s has metadata that cannot be read (%s): they are passed over", name, error)
-            return image
+            return picture
         reason: object = error or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
             with contextlib.suppress(*_UNREADABLE):
@@ -155,7 +196,7 @@ def _open(file: Path | io.BytesIO, name: str) -> Image.Image:
         raise ImageError(f"{name} cannot be read as an image: {reason}") from error
 
 
-def _load(file: Path | io.BytesIO, name: str) -> Image.Image:
+def _load(file: Path | io.BytesIO, name: str, side: int | None = None) -> Picture:
     image: Image.Image = Image.open(file, formats=_FORMATS)
     pages: int | str = 1
     try:
@@ -165,10 +206,11 @@ def _load(file: Path | io.BytesIO, name: str) -> Image.Image:
         image = Image.open(file, formats=_FORMATS)  # the other stands at the damaged page
     if isinstance(image, TiffImageFile) and mixed_up(image):
         image = open_by_libtiff(file)
+    size, reduced = image.size, image.draft("RGB", (side, side)) if side else None
     image.load()
     if pages != 1 and image.format != "MPO":
         logger.warning("%s has several pages or frames (%s): only the first is read", name, pages)
-    return image
+    return Picture(image, size, reduced[1]) if reduced else Picture.whole(image)
 
 
 def _without_metadata(file: Path | io.BytesIO) -> io.BytesIO:

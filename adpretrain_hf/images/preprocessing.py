@@ -18,7 +18,7 @@ from torch import Tensor
 from adpretrain_hf.config import ADPretrainConfig
 from adpretrain_hf.errors import ImageError, InputError
 from adpretrain_hf.images.ahead import THREADS, prepare_ahead
-from adpretrain_hf.images.decode import ImageSource, read_image
+from adpretrain_hf.images.decode import ImageSource, Picture, read_picture
 from adpretrain_hf.images.sources import name_of, named_sources
 from adpretrain_hf.images.tiles import Tiles, Windows
 from adpretrain_hf.images.transfer import to_device
@@ -80,10 +80,7 @@ class PreparedImage:
     @property
     def digest(self) -> str:
         """16 hex digits of every eighth pixel, equal for the same picture; empty on a GPU, which is not waited for."""
-        if self.identity or self.pixels.device.type != "cpu":
-            return self.identity
-        pixels = self.normalized(self.pixels[:, ::8, ::8]).float().contiguous().numpy().tobytes()
-        return hashlib.blake2b(pixels, digest_size=8).hexdigest()
+        return digests([self])[0]
 
     @property
     def unseen(self) -> float:
@@ -97,7 +94,8 @@ class Preprocessor:
     Args:
         config: gives the size, ``resize_mode``, mean and std. ``"crop"``: the shorter side is resized to
             ``image_size``, then the centre square is cut out, as published. ``"resize"``: the shorter side becomes
-            ``image_size``, the longer one follows to the nearest multiple of the patch size; nothing is cut off.
+            ``image_size``, the longer one follows to the nearest multiple of the patch size; nothing is cut off. With
+            ``decode="fast"`` JPEG files are resized from the least size of theirs that libjpeg makes and that has them.
     """
 
     def __init__(self, config: ADPretrainConfig) -> None:
@@ -126,10 +124,10 @@ class Preprocessor:
             ImageError: it is missing, unreadable, too small, too long, or of a kind that is not supported.
         """
         name = name or name_of(source)
-        image = read_image(source, name)
-        width, height = image.size
+        picture = read_picture(source, name, self.config.image_size if self.config.decode == "fast" else None)
+        width, height = picture.size
         self._check_size(width, height, name)
-        image, box = (self._crop if self.config.resize_mode == "crop" else self._resize)(image)
+        image, box = (self._crop if self.config.resize_mode == "crop" else self._resize)(picture)
         pixels = to_pixels(image).contiguous()
         return PreparedImage(pixels, name, (height, width), box, self.config.mean, self.config.std, category)
 
@@ -155,7 +153,7 @@ class Preprocessor:
             ImageError: see ``prepare``, of each window; or another grid.
         """
         name = name or name_of(source)
-        image = read_image(source, name)
+        image = read_picture(source, name, None).image  # at full resolution, whatever decode is
         width, height = image.size
         windows = tiles.windows(height, width)
         self._check_size(windows.width, windows.height, f"a window of {name}")
@@ -166,17 +164,18 @@ class Preprocessor:
         prepared = []
         for place, box in enumerate(windows.boxes):
             top, left, rows, columns = box
-            pixels = to_pixels(self._resize(image.crop((left, top, left + columns, top + rows)))[0]).contiguous()
+            part = Picture.whole(image.crop((left, top, left + columns, top + rows)))
+            pixels = to_pixels(self._resize(part)[0]).contiguous()
             prepared.append(PreparedImage(pixels, name, size, box, mean, std, category, windows, place, identity))
         return prepared
 
     def crop(self, image: Image.Image) -> Image.Image:
         """What the network sees of an RGB image with ``resize_mode="crop"``, before it is normalised: S x S pixels."""
-        return self._crop(image)[0]
+        return self._crop(Picture.whole(image))[0]
 
     def crop_mask(self, mask: Image.Image) -> Image.Image:
         """The same part of a mask of the image, its values kept: S x S pixels, each the nearest one of the mask."""
-        return self._crop(mask, Image.Resampling.NEAREST)[0]
+        return self._crop(Picture.whole(mask), Image.Resampling.NEAREST)[0]
 
     def _check_size(self, width: int, height: int, name: str) -> None:
         found, patch = f"{name} is {width} x {height} pixels", self.config.patch_size
@@ -186,23 +185,36 @@ class Preprocessor:
             raise ImageError(f"{found}, longer than {MAX_ASPECT_RATIO} : 1: look at it in tiles")
 
     def _crop(
-        self, image: Image.Image, resampling: Image.Resampling = Image.Resampling.BICUBIC
+        self, picture: Picture, resampling: Image.Resampling = Image.Resampling.BICUBIC
     ) -> tuple[Image.Image, tuple[int, int, int, int]]:
-        side, (width, height) = self.config.image_size, image.size
+        side, (width, height) = self.config.image_size, picture.size
         short = min(width, height)
         # int() and round() as torchvision's Resize and CenterCrop have them.
         new_width, new_height = int(side * width / short), int(side * height / short)
         left, top = round((new_width - side) / 2), round((new_height - side) / 2)
-        resized = image.resize((new_width, new_height), resampling)
+        part = (left, top, left + side, top + side)
         first_row, rows = _seen(top, side, new_height, height)
         first_column, columns = _seen(left, side, new_width, width)
-        return resized.crop((left, top, left + side, top + side)), (first_row, first_column, rows, columns)
+        seen = (first_row, first_column, rows, columns)
+        return _resized(picture, (new_width, new_height), part, resampling), seen
 
-    def _resize(self, image: Image.Image) -> tuple[Image.Image, tuple[int, int, int, int]]:
-        patch, (width, height) = self.config.patch_size, image.size
+    def _resize(self, picture: Picture) -> tuple[Image.Image, tuple[int, int, int, int]]:
+        patch, (width, height) = self.config.patch_size, picture.size
         scale = self.config.image_size / min(width, height) / patch
         new_size = (round(width * scale) * patch, round(height * scale) * patch)
-        return image.resize(new_size, Image.Resampling.BICUBIC), (0, 0, height, width)
+        return _resized(picture, new_size, (0, 0, *new_size), Image.Resampling.BICUBIC), (0, 0, height, width)
+
+
+def _resized(
+    picture: Picture, size: tuple[int, int], part: tuple[int, int, int, int], resampling: Image.Resampling
+) -> Image.Image:
+    """A part of a picture that is resized to ``size``, W and H: left, top, right and bottom of it there."""
+    if picture.image.size == picture.size:  # as published: the part alone would be rounded otherwise here and there
+        return picture.image.resize(size, resampling).crop(part)
+    left, top, right, bottom = picture.box
+    across, down = (right - left) / size[0], (bottom - top) / size[1]
+    box = (left + across * part[0], top + down * part[1], left + across * part[2], top + down * part[3])
+    return picture.image.resize((part[2] - part[0], part[3] - part[1]), resampling, box)
 
 
 def _seen(start: int, extent: int, resized: int, original: int) -> tuple[int, int]:
@@ -218,6 +230,14 @@ def stack(batch: Sequence[PreparedImage], device: torch.device | None = None) ->
     if device is not None:
         pixels = to_device(pixels, device, pixels.dtype)
     return batch[0].normalized(pixels)
+
+
+def digests(batch: Sequence[PreparedImage]) -> list[str]:
+    """The digest of each image of one shape, in few calls: each may have to wait for the threads that decode."""
+    if batch[0].identity or batch[0].pixels.device.type != "cpu":
+        return [image.identity for image in batch]
+    pixels = batch[0].normalized(torch.stack([image.pixels[:, ::8, ::8] for image in batch])).float().numpy()
+    return [hashlib.blake2b(one.tobytes(), digest_size=8).hexdigest() for one in pixels]
 
 
 def to_pixels(image: Image.Image) -> Tensor:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from adpretrain_hf.errors import InputError, one_of
-from adpretrain_hf.images import PreparedImage
+from adpretrain_hf.images import PreparedImage, digests
 from adpretrain_hf.reference.bank import ReferenceBank
 
 _LOG = logging.getLogger(__name__)
@@ -43,12 +43,13 @@ class RunNotice:
             if image.unseen > _UNSEEN:
                 text = "%s: %.0f %% of it are cut off and not looked at; with resize_mode='resize' nothing is"
                 say(self._banks[image.category], text, image.name, 100 * image.unseen)
-        places = [self._place(image) for image in batch]
+        if not any(self._places.values()):
+            return []
+        places = [self._place(image, digest) for image, digest in zip(batch, digests(batch), strict=True)]
         return places if any(place is not None for place in places) else []
 
-    def _place(self, image: PreparedImage) -> int | None:
-        places, bank = self._places[image.category], self._banks[image.category]
-        place = places.get(image.digest) if places else None
+    def _place(self, image: PreparedImage, digest: str) -> int | None:
+        place, bank = self._places[image.category].get(digest), self._banks[image.category]
         if place is None:
             return None
         if not bank.leaves_out:

@@ -10,6 +10,7 @@ from adpretrain_hf.scoring.maps import (
     blend_windows,
     feature_norm,
     gaussian_smooth,
+    maps_of,
     place_map,
     score_batch,
     score_images,

@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from adpretrain_hf.errors import InputError
-from adpretrain_hf.scoring.interest import region_mask
+from adpretrain_hf.scoring.interest import region_at, region_mask
 
 IMAGE_SCORES = ("max", "top")
 _ROUNDING = 1e-9  # 0.29 x 100 is less than 29
@@ -178,8 +178,8 @@ class Judgement:
         return pixels.topk(max(1, round(self.top * (counting or pixels.shape[1]))), dim=1).values.mean(dim=1)
 
     def within(self, anomaly: Tensor) -> Tensor:
-        """A map at the image's own size, (H, W), with 0 where nothing counts."""
-        return anomaly if self.region is None else anomaly.where(region_mask(self.region), 0)
+        """A map of the whole image, (H, W), with 0 where nothing counts."""
+        return anomaly if self.region is None else anomaly.where(region_at(self.region, tuple(anomaly.shape)), 0)
 
 
 BY_MAXIMUM = Judgement()

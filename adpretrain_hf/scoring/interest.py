@@ -57,6 +57,14 @@ def region_mask(region: str) -> Tensor:
         raise InputError(f"the region of interest is damaged: {error}") from error
 
 
+def region_at(region: str, size: tuple[int, ...]) -> Tensor:
+    """The region of the whole image at a size (H, W), bool."""
+    mask = region_mask(region)
+    if tuple(mask.shape) == size:
+        return mask
+    return F.interpolate(mask[None, None].float(), size=size, mode="nearest-exact")[0, 0] > 0
+
+
 @lru_cache(maxsize=64)
 def network_mask(region: str, box: tuple[int, int, int, int], network_size: tuple[int, int]) -> Tensor:
     """The region as the network sees it, (H', W'), bool: the pixels of which at least half counts.

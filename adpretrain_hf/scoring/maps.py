@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,16 +27,17 @@ class AnomalyScores:
     Decisions need a reference with a calibration, see ``extractor.calibrate``, or raise InputError.
 
     Attributes:
-        maps: anomaly maps at the images' own size: (B, H, W), or a list of B maps (H, W) where sizes differ.
+        maps: anomaly maps at the images' own size, or the one that was asked for: (B, H, W), or a list of B maps (H, W)
+            where sizes differ; None if none were asked for.
         scores: (B,), by default the maximum of each map before it is brought to the image's size.
         calibrations: for each image what its product's normal images score, or None.
     """
 
-    maps: Tensor | list[Tensor]
+    maps: Tensor | list[Tensor] | None
     scores: Tensor
     calibrations: Sequence[Calibration | None] = ()
 
-    def __iter__(self) -> Iterator[Tensor | list[Tensor]]:
+    def __iter__(self) -> Iterator[Any]:
         return iter((self.maps, self.scores))
 
     @property
@@ -60,6 +62,8 @@ class AnomalyScores:
         self, alpha: float | None = None, *, min_area: int = 1, at_most: int | None = None
     ) -> list[list[Region]]:
         """For each image the regions above the pixel threshold of alpha; see ``find_regions``."""
+        if self.maps is None:
+            raise InputError("regions are found in maps, and there are none: score with maps=True")
         found = zip(self.maps, self._pairs(), strict=True)
         return [find_regions(one, own.pixel_threshold(alpha), min_area=min_area, at_most=at_most)
                 for one, (own, _) in found]  # fmt: skip
@@ -133,7 +137,17 @@ class ScoredImage:
 
     def full_size_map(self) -> Tensor:
         """The map at the image's own size, (H, W)."""
-        return self.judgement.within(place_map(self.anomaly, self.image.size, self.image.box))
+        return self.map_at(self.image.size)
+
+    def map_at(self, size: tuple[int, int]) -> Tensor:
+        """The map of the whole image at a size (H, W); pixels that are partly cut off count as seen."""
+        top, left, height, width = self.image.box
+        (first_row, end_row), (first_column, end_column) = (
+            (start * new // old, -(-(start + extent) * new // old))
+            for start, extent, new, old in zip((top, left), (height, width), size, self.image.size, strict=True)
+        )
+        box = (first_row, first_column, end_row - first_row, end_column - first_column)
+        return self.judgement.within(place_map(self.anomaly, size, box))
 
 
 def score_batch(
@@ -245,6 +259,17 @@ def _blend_along(parts: Tensor, starts: Sequence[int], extent: int) -> Tensor:
     return blended.index_add_(0, places, parts.flatten(0, 1) * weights.view(-1, *[1] * (parts.ndim - 2)))
 
 
+def maps_of(results: Sequence[ScoredImage], size: tuple[int, int] | None = None) -> Tensor | list[Tensor]:
+    """The maps of images, at their own sizes or at one (H, W): (B, H, W), or a list of (H, W) where sizes differ."""
+    sizes = [size or one.image.size for one in results]
+    if len(set(sizes)) > 1:
+        return [one.full_size_map() for one in results]
+    maps = results[0].anomaly.new_empty(len(results), *sizes[0])
+    for place, one in enumerate(results):  # to stack them, all would be in memory twice
+        maps[place] = one.map_at(sizes[0])
+    return maps
+
+
 def place_map(anomaly: Tensor, size: tuple[int, int], box: tuple[int, int, int, int] | None = None) -> Tensor:
     """Brings a map of the network's input to the size of the image it comes from.
 
@@ -260,4 +285,6 @@ def place_map(anomaly: Tensor, size: tuple[int, int], box: tuple[int, int, int, 
     if (height, width) == tuple(anomaly.shape) == tuple(size):
         return anomaly
     seen = F.interpolate(anomaly[None, None], size=(height, width), mode="bilinear", align_corners=False)[0, 0]
+    if (height, width) == tuple(size):  # padding copies also where there is nothing to add
+        return seen
     return F.pad(seen, (left, size[1] - left - width, top, size[0] - top - height))

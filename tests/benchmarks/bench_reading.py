@@ -1,32 +1,41 @@
-"""What a core does with a training image: bytes, and the time to decode and crop it.
+"""What a core does with an image: bytes, the time to decode and crop one for training, and to prepare it either way.
 
     python -m tests.benchmarks.bench_reading
 
-Images are those that training/synthetic draws, at RealIAD's resolutions; a network input of 224 px.
+Training images are those that training/synthetic draws, at RealIAD's resolutions. JPEGs that are
+prepared exactly and with ``decode="fast"``, in turn, are the photographs of tests/photos, side by side. A network input
+of 224 px.
 """
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable, Sequence
-from statistics import mean
+from itertools import cycle, product
+from pathlib import Path
+from statistics import mean, median
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from PIL import Image
 
 from adpretrain_hf import ADPretrainConfig
-from adpretrain_hf.images import read_image
+from adpretrain_hf.images import Preprocessor, list_images, read_image
 from training.data.real_iad import load_real_iad
 from training.data.samples import Item, Samples
 from training.data.table import read_encoded
 from training.references import ReferencePool
 from training.synthetic.generate import generate
 
+_PHOTOS = Path(__file__).parents[1] / "photos"
+
 
 def main() -> None:
-    """Prints one line for each resolution."""
+    """Prints one line for each resolution, and one for each size of JPEGs."""
     torch.set_num_threads(1)
+    _print_preparation()
     config = ADPretrainConfig.preset("dinov2-large")
     print("| resolution | bytes of an image | decode | decode, crop |\n|---|---|---|---|")
     for size in (256, 512, 1024):
@@ -38,6 +47,36 @@ def main() -> None:
             decode = _seconds(lambda data: read_image(data, "image"), encoded)
             crops = _seconds(samples.__getitem__, [Item(number, 0, 8) for number in range(len(dataset))])
         print(f"| {size} px | {mean(map(len, encoded)) / 1e3:.0f} kB | {1e3 * decode:.1f} ms | {1e3 * crops:.1f} ms |")
+
+
+def _print_preparation() -> None:
+    config = ADPretrainConfig.preset("dinov2-large")
+    exact, fast = (Preprocessor(config.replace(decode=how)).prepare for how in ("exact", "fast"))
+    print("| JPEG, quality 90 | bytes | exact | fast | ratio |\n|---|---|---|---|---|")
+    for size in ((1000, 800), (4000, 3000)):
+        data = _photographs(*size)
+        times = [(_thread_seconds(exact, data), _thread_seconds(fast, data)) for _ in range(20)]
+        slow, quick = (median(column) for column in zip(*times, strict=True))
+        cells = (f"{len(data) / 1e3:.0f} kB", f"{1e3 * slow:.1f} ms", f"{1e3 * quick:.1f} ms", f"{slow / quick:.1f}")
+        print(f"| {size[0]} x {size[1]} | {' | '.join(cells)} |")
+    print()
+
+
+def _photographs(width: int, height: int) -> bytes:
+    """The photographs of tests/photos, side by side, as a JPEG."""
+    whole, photographs = Image.new("RGB", (width, height)), cycle(map(Image.open, list_images(_PHOTOS)))
+    for place in product(range(0, width, 102), range(0, height, 102)):
+        whole.paste(next(photographs), place)
+    buffer = io.BytesIO()
+    whole.save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def _thread_seconds(call: Callable[[Any], object], argument: Any) -> float:
+    """Of this thread, whatever else the machine does."""
+    start = time.thread_time()
+    call(argument)
+    return time.thread_time() - start
 
 
 def _seconds(call: Callable[[Any], object], arguments: Sequence[Any]) -> float:

@@ -498,10 +498,7 @@ def test_the_top_score_is_chosen_where_the_bank_is_made(
     top = ("--image-score", "top", "--top", 0.1)
     where = ("score", bundle, image_folder / "0.png", "--no-overlays", "--reference")
     assert run(*where, bank, "--output", tmp_path / "a", *top) == 1
-    assert (
-        "says itself how its product is judged: image_score, top can be given where a bank is made"
-        in capsys.readouterr().err
-    )
+    assert "image_score, top: a bank is as it was made" in capsys.readouterr().err
     assert run("reference", bundle, normal, "--output", tmp_path / "top.safetensors", *top) == 0
     assert run(*where, tmp_path / "top.safetensors", "--output", tmp_path / "b") == 0
     assert run(*where, normal, "--output", tmp_path / "c", *top) == 0
@@ -602,6 +599,20 @@ def test_images_are_added_to_a_bank(
     assert ReferenceBank.load(both).patches[0].dtype == torch.float32
     again = refused(capsys, "reference", bundle, new, "--add-to", every, "--output", both)
     assert f"both reference banks have the images {new.name}: remove them from one" in again
+
+
+def test_decode_fast_is_the_librarys(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images, bank, out = tmp_path / "jpegs", tmp_path / "bank.safetensors", tmp_path / "out"
+    images.mkdir()
+    for number in range(3):
+        random_image(number, 96, 80).save(images / f"{number}.jpg")
+    fast = ADPretrainFeatureExtractor.from_pretrained(bundle, decode="fast").set_reference(images / "0.jpg")
+    assert run("reference", bundle, images / "0.jpg", "--output", bank, "--decode", "fast") == 0
+    words = ("extract", bundle, images, "--reference", bank, "--output", out)
+    assert "was made by another extractor" in refused(capsys, *words)
+    assert run(*words, "--decode", "fast") == 0
+    for name, features in zip(("0.jpg", "1.jpg", "2.jpg"), fast.extract(images, progress=False), strict=True):
+        assert_equal(load_file(out / f"{name}.safetensors"), features)
 
 
 # info

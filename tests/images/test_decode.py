@@ -21,6 +21,7 @@ from PIL import Image, UnidentifiedImageError, features
 
 from adpretrain_hf.errors import ImageError, InputError, MissingPathError
 from adpretrain_hf.images import list_images, named_sources, read_image
+from adpretrain_hf.images.decode import read_picture
 from adpretrain_hf.images.sources import SUFFIXES, name_of
 from tests.conftest import random_image
 
@@ -156,6 +157,58 @@ def test_exif_orientation_of_other_modes(tmp_path: Path, mode: str, orientation:
 def test_an_unknown_orientation_leaves_the_image_as_stored(tmp_path: Path) -> None:
     random_image(0).save(tmp_path / "odd.png", exif=with_orientation(9))
     np.testing.assert_array_equal(pixels_of(tmp_path / "odd.png"), np.asarray(random_image(0)))
+
+
+# JPEGs that are reduced while they are decoded
+
+JPEGS = {
+    "baseline": encoded(random_image(5, 150, 131), "JPEG"),
+    "progressive": encoded(random_image(5, 150, 131), "JPEG", progressive=True),
+    "no chroma subsampling": encoded(random_image(5, 150, 131), "JPEG", subsampling=0),
+    "grey": encoded(random_image(5, 150, 131).convert("L"), "JPEG"),
+    "CMYK": encoded(random_image(5, 150, 131).convert("CMYK"), "JPEG"),
+    "two pictures": encoded(random_image(5, 150, 131), "MPO", save_all=True, append_images=[random_image(6, 150, 131)]),
+}
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+@pytest.mark.parametrize(("side", "factor"), [(132, 1), (131, 1), (66, 1), (65, 2), (33, 2), (32, 4), (16, 8), (1, 8)])
+def test_a_reduced_jpeg_is_the_draft_of_pillow_and_knows_its_size(
+    tmp_path: Path, kind: str, side: int, factor: int
+) -> None:
+    (tmp_path / "image.jpg").write_bytes(JPEGS[kind])
+    draft = Image.open(io.BytesIO(JPEGS[kind]))
+    draft.draft("RGB", (150 // factor, 131 // factor))
+    for source in (tmp_path / "image.jpg", JPEGS[kind], lambda: JPEGS[kind]):
+        image, size, box = read_picture(source, "image.jpg", side)
+        assert image.size == (-(-150 // factor), -(-131 // factor)) and min(image.size) >= min(side, 131)
+        assert image.mode == "RGB" and size == (150, 131) and box == (0, 0, 150 / factor, 131 / factor)
+        np.testing.assert_array_equal(np.asarray(image), np.asarray(draft.convert("RGB")))
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_a_reduced_jpeg_is_upright_with_its_filled_up_edge_where_it_came_to_lie(orientation: int) -> None:
+    image, size, box = read_picture(
+        encoded(random_image(5, 150, 131), "JPEG", exif=with_orientation(orientation)), "image.jpg", 16
+    )
+    draft = Image.open(io.BytesIO(JPEGS["baseline"]))
+    draft.draft("RGB", (16, 16))
+    np.testing.assert_array_equal(np.asarray(image), UPRIGHT[orientation](np.asarray(draft)))
+    covered = np.zeros((131, 150), dtype=bool)  # of eighths of pixels, what is of the image
+    covered = np.pad(~covered, ((0, 5), (0, 2)))
+    rows, columns = np.nonzero(UPRIGHT[orientation](covered))
+    assert size == UPRIGHT[orientation](np.zeros((131, 150))).shape[::-1]
+    assert box == (columns.min() / 8, rows.min() / 8, (columns.max() + 1) / 8, (rows.max() + 1) / 8)
+
+
+def test_what_is_no_jpeg_file_is_read_with_all_its_pixels(tmp_path: Path) -> None:
+    image = random_image(5, 150, 131)
+    opened = Image.open(io.BytesIO(JPEGS["baseline"]))  # the caller's: it may be needed whole
+    sources = [encoded(image, "PNG"), encoded(image, "WEBP", lossless=True), encoded(image, "TIFF"), np.array(image)]
+    for source in (*sources, image, opened):
+        picture = read_picture(source, "image", 16)
+        assert picture.image.size == picture.size == (150, 131) and picture.box == (0, 0, 150, 131)
+        np.testing.assert_array_equal(np.asarray(picture.image), pixels_of(source))
 
 
 # 16 bits

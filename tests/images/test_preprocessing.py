@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from adpretrain_hf import ADPretrainConfig, ADPretrainFeatureExtractor
 from adpretrain_hf.errors import ImageError, InputError, MissingPathError
-from adpretrain_hf.images import Preprocessor, check_prepared, is_prepared, normalize, stack
+from adpretrain_hf.images import Preprocessor, check_prepared, digests, is_prepared, normalize, stack
 from adpretrain_hf.images.preprocessing import MAX_ASPECT_RATIO
 from adpretrain_hf.scoring import place_map
 from tests.conftest import GOLDEN, random_image
@@ -168,6 +169,59 @@ def test_images_of_different_shapes_do_not_make_one_batch() -> None:
     assert Preprocessor(CROP)(images).shape == (2, 3, 32, 32)
     with pytest.raises(InputError, match=r"different shapes \[\(3, 32, 40\), \(3, 32, 72\)\].*resize_mode='crop'"):
         Preprocessor(RESIZE)(images)
+
+
+# JPEGs that are reduced while they are decoded
+
+
+def jpeg(image: Image.Image, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(("width", "height"), [(150, 131), (64, 64), (288, 520), (63, 90), (4000, 3000)])
+@pytest.mark.parametrize("config", [CROP, RESIZE])
+def test_a_fast_jpeg_is_the_draft_of_pillow_resized_to_the_same_place(
+    config: ADPretrainConfig, width: int, height: int
+) -> None:
+    data = jpeg(random_image(0, width // 8, height // 8).resize((width, height), Image.Resampling.BICUBIC))
+    exact, fast = (Preprocessor(config.replace(decode=how)).prepare(data) for how in ("exact", "fast"))
+    assert (fast.size, fast.box, fast.pixels.shape) == (exact.size, exact.box, exact.pixels.shape)
+    draft = Image.open(io.BytesIO(data))
+    _, whole = draft.draft("RGB", (32, 32))
+    # Of both modes the whole image is resized here, and the crop is taken of it.
+    short, patch = min(width, height), config.patch_size
+    if config is CROP:
+        new_size = (32 * width // short, 32 * height // short)
+    else:
+        new_size = tuple(round(32 * side / short / patch) * patch for side in (width, height))
+    rows, columns = exact.network_size
+    left, top = round((new_size[0] - columns) / 2), round((new_size[1] - rows) / 2)
+    resized = draft.resize(new_size, Image.Resampling.BICUBIC, whole).crop((left, top, left + columns, top + rows))
+    difference = fast.pixels.permute(1, 2, 0).int() - torch.from_numpy(np.array(resized)).int()
+    assert difference.abs().max() <= (1 if config is CROP else 0)  # where a crop begins between two pixels
+    assert (fast.pixels.int() - exact.pixels.int()).abs().float().mean() < 6
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_fast_jpeg_is_upright_and_nothing_of_it_is_shifted(orientation: int) -> None:
+    """At an eighth, 273 x 265 pixels are 34.1 x 33.1: of a ramp each grey level would show where the rest is."""
+    across, down = np.meshgrid(np.linspace(0, 255, 273), np.linspace(0, 255, 265))
+    image = Image.fromarray(np.stack([across, down, 255 - across], axis=-1).astype(np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = jpeg(image, quality=100, exif=exif)
+    exact, fast = (Preprocessor(CROP.replace(decode=how)).prepare(data) for how in ("exact", "fast"))
+    assert (fast.size, fast.box) == (exact.size, exact.box)
+    assert (fast.pixels.int() - exact.pixels.int()).abs().max() <= 3
+
+
+def test_files_that_are_no_jpegs_are_read_exactly(tmp_path: Path) -> None:
+    random_image(0, 400, 300).save(tmp_path / "image.png")
+    exact, fast = (Preprocessor(CROP.replace(decode=how)) for how in ("exact", "fast"))
+    for source in (tmp_path / "image.png", random_image(0, 400, 300), np.array(random_image(0, 400, 300))):
+        assert torch.equal(fast(source), exact(source))
 
 
 # What is refused
@@ -348,6 +402,11 @@ def test_pixels_are_kept_in_8_bits_and_normalised_as_a_batch() -> None:
         assert torch.equal(row, image.tensor)
         assert torch.equal(row, normalize(image.pixels, CROP.mean, CROP.std))
     assert images[0].digest == replace(images[0], pixels=images[0].tensor).digest != images[1].digest
+
+
+def test_digests_are_those_that_banks_were_stored_with() -> None:
+    images = [Preprocessor(CROP).prepare(random_image(seed, 40, 50)) for seed in (1, 2)]
+    assert digests(images) == [image.digest for image in images] == ["5d9c50870191dfe4", "6aa001361c0d94bb"]
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot say which cores a process may use")
