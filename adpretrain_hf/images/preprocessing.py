@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from adpretrain_hf.config import ADPretrainConfig
+from adpretrain_hf.config import ADPretrainConfig, nearest_multiples
 from adpretrain_hf.errors import ImageError, InputError
 from adpretrain_hf.images.ahead import THREADS, prepare_ahead
 from adpretrain_hf.images.decode import ImageSource, read_image
@@ -77,9 +77,9 @@ class Preprocessor:
     """Prepares images for one extractor.
 
     Args:
-        config: gives the size, ``resize_mode``, mean and std. ``"crop"``: the shorter side is resized to
-            ``image_size``, then the centre square is cut out, as published. ``"resize"``: the shorter side becomes
-            ``image_size``, the longer one follows to the nearest multiple of the patch size; nothing is cut off.
+        config: gives the size, ``resize_mode``, mean and std. ``"resize"``: the shorter side becomes ``image_size``,
+            the longer one follows to the nearest multiple of the patch size; nothing is cut off. ``"crop"``: the
+            shorter side is resized to ``image_size``, then the centre square is cut out, as published.
     """
 
     def __init__(self, config: ADPretrainConfig) -> None:
@@ -111,17 +111,25 @@ class Preprocessor:
         image = read_image(source, name)
         width, height = image.size
         self._check_size(width, height, name)
-        image, box = (self._crop if self.config.resize_mode == "crop" else self._resize)(image)
+        image, box = self._fit(image)
         pixels = to_pixels(image).contiguous()
         return PreparedImage(pixels, name, (height, width), box, self.config.mean, self.config.std)
 
-    def crop(self, image: Image.Image) -> Image.Image:
-        """What the network sees of an RGB image with ``resize_mode="crop"``, before it is normalised: S x S pixels."""
-        return self._crop(image)[0]
+    def network_size(self, height: int, width: int) -> tuple[int, int]:
+        """H' and W' that an image of a height and width is prepared to."""
+        side, patch = self.config.image_size, self.config.patch_size
+        if self.config.resize_mode == "crop":
+            return side, side
+        scale = side / min(height, width) / patch
+        return round(height * scale) * patch, round(width * scale) * patch
 
-    def crop_mask(self, mask: Image.Image) -> Image.Image:
-        """The same part of a mask of the image, its values kept: S x S pixels, each the nearest one of the mask."""
-        return self._crop(mask, Image.Resampling.NEAREST)[0]
+    def seen(self, image: Image.Image) -> Image.Image:
+        """What the network sees of an RGB image, before it is normalised: H' x W' pixels."""
+        return self._fit(image)[0]
+
+    def seen_mask(self, mask: Image.Image) -> Image.Image:
+        """The same part of a mask of the image, its values kept: each pixel is the nearest one of the mask."""
+        return self._fit(mask, Image.Resampling.NEAREST)[0]
 
     def _check_size(self, width: int, height: int, name: str) -> None:
         found, patch = f"{name} is {width} x {height} pixels", self.config.patch_size
@@ -130,10 +138,13 @@ class Preprocessor:
         if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
             raise ImageError(f"{found}, longer than {MAX_ASPECT_RATIO} : 1: cut it into parts")
 
-    def _crop(
+    def _fit(
         self, image: Image.Image, resampling: Image.Resampling = Image.Resampling.BICUBIC
     ) -> tuple[Image.Image, tuple[int, int, int, int]]:
         side, (width, height) = self.config.image_size, image.size
+        if self.config.resize_mode == "resize":
+            new_height, new_width = self.network_size(height, width)
+            return image.resize((new_width, new_height), resampling), (0, 0, height, width)
         short = min(width, height)
         # int() and round() as torchvision's Resize and CenterCrop have them.
         new_width, new_height = int(side * width / short), int(side * height / short)
@@ -142,12 +153,6 @@ class Preprocessor:
         first_row, rows = _seen(top, side, new_height, height)
         first_column, columns = _seen(left, side, new_width, width)
         return resized.crop((left, top, left + side, top + side)), (first_row, first_column, rows, columns)
-
-    def _resize(self, image: Image.Image) -> tuple[Image.Image, tuple[int, int, int, int]]:
-        patch, (width, height) = self.config.patch_size, image.size
-        scale = self.config.image_size / min(width, height) / patch
-        new_size = (round(width * scale) * patch, round(height * scale) * patch)
-        return image.resize(new_size, Image.Resampling.BICUBIC), (0, 0, height, width)
 
 
 def _seen(start: int, extent: int, resized: int, original: int) -> tuple[int, int]:
@@ -201,7 +206,8 @@ def check_prepared(images: Tensor, config: ADPretrainConfig) -> Tensor:
     if shape[0] == 0:
         raise InputError("got a batch of 0 images, expected at least one")
     if min(shape[2:]) < patch_size or shape[2] % patch_size or shape[3] % patch_size:
-        expected = f"a height and width that are multiples of the patch size {patch_size}"
+        near = " x ".join(f"({nearest_multiples(side, patch_size)})" for side in shape[2:])
+        expected = f"a height and width that are multiples of the patch size {patch_size}, {near}"
         advice = "resize them, or give them unprepared"
         raise InputError(f"got images of {shape[2]} x {shape[3]} pixels, expected {expected}: {advice}")
     if images.device.type == "cpu" and not torch.compiler.is_compiling():

@@ -495,7 +495,7 @@ def test_the_two_best_and_the_two_worst_are_shown(
     assert whole.masks is not None
     assert np.array_equal(shown.masks, whole.masks[shown.indices])
     assert np.array_equal(shown.maps, whole.maps[shown.indices].astype(np.float16))
-    crop = extractor.preprocess.crop(Image.open(eight_images[6].image))
+    crop = extractor.preprocess.seen(Image.open(eight_images[6].image))
     assert np.array_equal(shown.images[1], np.array(crop))
 
 
