@@ -193,8 +193,8 @@ def test_new_makes_a_bundle_whose_features_are_the_residuals(
     options = ("--levels", "2,4", "--image-size", 40, "--reference-tokens", 8, "--resize-mode", "crop")
     assert run("new", "--backbone", tiny_folder, "--output", output, *options, "--upstream", "org/tiny") == 0
     assert capsys.readouterr() == (
-        f"{output}: org/tiny, levels 2, 4, 32 channels, 40 px, 8 reference tokens; its projectors are the "
-        "identity: nothing is trained\n",
+        f"{output}: org/tiny, levels 2, 4, 32 channels, 40 px, the centre square, 8 reference tokens; its "
+        "projectors are the identity: nothing is trained\n",
         "",
     )
     config = json.loads((output / "config.json").read_text(encoding="utf-8"))

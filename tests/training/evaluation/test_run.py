@@ -230,15 +230,14 @@ def test_lists_go_by_data_set_where_two_have_a_category(make_plan: MakePlan, sma
     assert len(run(make_plan(**values, output=str(tmp_path / "other")))) == 4
 
 
-def test_images_of_one_shape_need_not_be_square(make_plan: MakePlan, wide_folder: Path, tmp_path: Path) -> None:
-    make_extractor(wide_folder, resize_mode="resize").save_pretrained(tmp_path / "bundle")
+def test_images_of_one_shape_need_not_be_square(make_plan: MakePlan, tmp_path: Path) -> None:
     for name in ("train/good/0", "train/good/1", "test/good/0", "test/bad/0"):
         (tmp_path / "tree/nut" / name).parent.mkdir(parents=True, exist_ok=True)
         random_image(len(name), 40, 60).save(tmp_path / "tree/nut" / f"{name}.png")
     data = {"folder": str(tmp_path / "tree")}
-    plan = make_plan(data=data, bundle=str(tmp_path / "bundle"), features="raw", shots=[2])
+    plan = make_plan(data=data, features="raw", shots=[2], image_size=64, resize_mode="resize")
     (result,) = run(plan)
-    assert load_shown(plan.output, result.cell).images.shape == (1, 48, 32, 3)
+    assert load_shown(plan.output, result.cell).images.shape == (1, 96, 64, 3)
 
 
 def test_a_training_batch_leaves_no_trace_in_features_of_several_categories(two_variants: Path) -> None:
