@@ -19,7 +19,7 @@ from torch import Tensor
 
 from adpretrain_hf import ADPretrainFeatureExtractor
 from adpretrain_hf.errors import InputError
-from tests.conftest import GOLDEN, make_extractor, random_image
+from tests.conftest import GOLDEN, random_image
 from tests.training.evaluation.conftest import MakePlan
 from tests.training.real_iad_tree import RealIADClass
 from training.evaluation import anomalib_models
