@@ -17,7 +17,7 @@ SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 .PHONY: demo test test-all test-gpu bench bench-gpu lint format clean
 
 demo: $(VENV)/.installed
-	$(BIN)/python -m adpretrain_hf.cli demo --output demo
+	$(BIN)/python -m adpretrain_hf.cli demo --image-size 224 --output demo
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)

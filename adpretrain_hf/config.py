@@ -28,10 +28,11 @@ def quarter_levels(depth: int) -> tuple[int, ...]:
 
 def _published(backbone: str, width: int, patch: int, depth: int, **more: Any) -> dict[str, Any]:
     sizes = {"backbone": backbone, "hidden_size": width, "patch_size": patch, "layers": quarter_levels(depth)}
-    return sizes | {"normalize_tokens": False} | more
+    return sizes | {"normalize_tokens": False, "resize_mode": "crop"} | more
 
 
 _CLIP_STATISTICS = {"mean": CLIP[0], "std": CLIP[1]}
+_UNPUBLISHED = {"normalize_tokens": True, "resize_mode": "resize"}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "dinov2-base": _published("facebook/dinov2-base", 768, 14, 12),
@@ -39,8 +40,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "clip-base": _published("open_clip:ViT-B-16-quickgelu/openai", 768, 16, 12, **_CLIP_STATISTICS),
     "clip-large": _published("open_clip:ViT-L-14-quickgelu/openai", 1024, 14, 24, **_CLIP_STATISTICS),
     "imagebind": _published("imagebind:imagebind_huge.pth", 1280, 14, 32, **_CLIP_STATISTICS),
-    "dinov2-small": _published("facebook/dinov2-small", 384, 14, 12, normalize_tokens=True),
-    "dinov2-giant": _published("facebook/dinov2-giant", 1536, 14, 40, normalize_tokens=True),
+    "dinov2-small": _published("facebook/dinov2-small", 384, 14, 12, **_UNPUBLISHED),
+    "dinov2-giant": _published("facebook/dinov2-giant", 1536, 14, 40, **_UNPUBLISHED),
 }
 
 
@@ -56,8 +57,8 @@ class ADPretrainConfig:
         layers: the levels: after which blocks, counted from 1, tokens are taken.
         image_size: side that images are prepared to, in pixels; a multiple of ``patch_size``.
         mean, std: normalisation of RGB values in [0, 1].
-        resize_mode: ``"crop"``, the published centre crop to a square, or ``"resize"``, which keeps the whole
-            image and its aspect ratio.
+        resize_mode: ``"resize"``, which keeps the whole image and its aspect ratio, or ``"crop"``, the published centre
+            crop to a square, as presets of the released checkpoints have it.
         decode: ``"exact"``, or ``"fast"``: JPEG files are decoded at a half, a quarter or an eighth of their size where
             that is still as large as the network's input; features change a little.
         num_heads: heads of the projectors' cross-attention (16 for every C in the released code).
@@ -84,7 +85,7 @@ class ADPretrainConfig:
     image_size: int = 224
     mean: tuple[float, ...] = IMAGENET[0]
     std: tuple[float, ...] = IMAGENET[1]
-    resize_mode: str = "crop"
+    resize_mode: str = "resize"
     decode: str = "exact"
     num_heads: int = 16
     num_reference_tokens: int = 2048
@@ -124,7 +125,8 @@ class ADPretrainConfig:
         for name in ("hidden_size", "patch_size", "image_size", "num_heads", "num_reference_tokens"):
             value = getattr(self, name)
             yield _is_int(value) and value >= 1, name, "an integer >= 1"
-        yield self.image_size % self.patch_size == 0, "image_size", f"a multiple of patch_size={self.patch_size}"
+        fits, near = self.image_size % self.patch_size == 0, nearest_multiples(self.image_size, self.patch_size)
+        yield fits, "image_size", f"a multiple of patch_size={self.patch_size}: {near}"
         yield self.hidden_size % self.num_heads == 0, "num_heads", f"a divisor of hidden_size={self.hidden_size}"
         yield len(self.mean) == 3 and all(map(_is_finite, self.mean)), "mean", "3 finite numbers"
         yield len(self.std) == 3 and _are_factors(self.std), "std", "3 finite numbers > 0"
@@ -171,8 +173,8 @@ class ADPretrainConfig:
         Raises:
             InputError: not a vision transformer that is supported, not reachable, or an override out of range.
         """
-        if source in PRESETS:
-            return cls.preset(source, **overrides)
+        if source in PRESETS:  # the whole image, whatever is published: what is made of it is new
+            return cls.preset(source, **{"resize_mode": "resize"} | overrides)
         spec = describe(source, revision=overrides.get("backbone_revision"), **(hub or {}))
         derived = {
             "backbone": without_path(str(Path(source).resolve()) if Path(source).is_dir() else source),
@@ -276,6 +278,12 @@ def check_variant_name(name: str) -> str:
     plain = _is_text(name) and all(c.isascii() and (c.isalnum() or c in "-_") for c in name)
     _require(plain, "variant", name, "letters, digits, '-' and '_', e.g. 'angle' or 'norm'")
     return name
+
+
+def nearest_multiples(value: int, patch_size: int) -> str:
+    """The multiples of the patch size around a number of pixels, for people: ``"322 or 336"``."""
+    below = value // patch_size * patch_size
+    return f"{below} or {below + patch_size}" if below else f"{patch_size}"
 
 
 def _numbers(name: str, value: Any, convert: Callable[[Any], Any]) -> tuple[Any, ...]:

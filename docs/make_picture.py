@@ -44,7 +44,8 @@ def main(output: Path) -> None:
 
 def score_product() -> dict[str, ScoredImage]:
     """Every test image's result, by its kind and number, e.g. ``wire/000``."""
-    extractor = ADPretrainFeatureExtractor.from_pretrained(ROOT / "hub_cards" / "adpretrain-dinov2-small", device="cpu")
+    bundle = ROOT / "hub_cards" / "adpretrain-dinov2-small"
+    extractor = ADPretrainFeatureExtractor.from_pretrained(bundle, device="cpu", image_size=224)
     extractor.set_reference(PRODUCT / "train" / "good")
     paths = list_images(PRODUCT / "test")
     names = [path.relative_to(PRODUCT / "test").with_suffix("").as_posix() for path in paths]

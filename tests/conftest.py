@@ -168,7 +168,8 @@ def image_folder(tmp_path: Path) -> Path:
 
 def make_extractor(folder: Path, seed: int = 1, **overrides: object) -> ADPretrainFeatureExtractor:
     """An extractor on a backbone's folder, its projectors random instead of the identity."""
-    settings = {"image_size": 32, "num_reference_tokens": 24, "num_heads": 4} | overrides
+    # The crop makes one batch of images of any shape.
+    settings = {"image_size": 32, "resize_mode": "crop", "num_reference_tokens": 24, "num_heads": 4} | overrides
     torch.manual_seed(seed)
     extractor = ADPretrainFeatureExtractor.from_backbone(str(folder), **settings)
     with torch.no_grad():

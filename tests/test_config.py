@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from adpretrain_hf import ADPretrainConfig
 from adpretrain_hf.backbones import CLIP, IMAGENET
 from adpretrain_hf.backbones.sources import split_source
+from adpretrain_hf.bundle.released import FOLDERS
 from adpretrain_hf.config import PRESETS, quarter_levels
 from adpretrain_hf.errors import BundleError, InputError
 from tests.conftest import GOLDEN
@@ -79,7 +80,7 @@ def test_unknown_preset_lists_the_known_ones():
         ("backbone_digest", ["a"], "backbone_digest is .*expected a non-empty text, or None"),
         ("format_version", True, "format_version is True, this version"),
         ("reported_scores", {"angle": {"img_auc": float("nan")}}, "reported_scores is .*finite number"),
-        ("image_size", 225, "image_size is 225, expected a multiple of patch_size=14"),
+        ("image_size", 225, "image_size is 225, expected a multiple of patch_size=14: 224 or 238"),
         ("num_heads", 5, "num_heads is 5, expected a divisor of hidden_size=64"),
         ("num_reference_tokens", 0, "num_reference_tokens is 0, expected an integer >= 1"),
         ("mean", (0.5, 0.5), r"mean is \(0.5, 0.5\), expected 3 finite numbers"),
@@ -179,7 +180,16 @@ def test_from_backbone_takes_statistics_that_lie_beside_the_weights(tmp_path):
 
 
 def test_from_backbone_takes_a_preset_by_name():
-    assert ADPretrainConfig.from_backbone("clip-base") == ADPretrainConfig.preset("clip-base")
+    whole = ADPretrainConfig.from_backbone("clip-base")
+    assert whole.resize_mode == "resize"
+    assert whole.replace(resize_mode="crop") == ADPretrainConfig.preset("clip-base")
+
+
+def test_released_checkpoints_keep_the_published_crop_and_all_else_is_the_whole_image():
+    modes = {name: ADPretrainConfig.preset(name).resize_mode for name in PRESETS}
+    ours = {"dinov2-small": "resize", "dinov2-giant": "resize"}
+    assert modes == dict.fromkeys(FOLDERS, "crop") | ours
+    assert ADPretrainConfig(**VALID).resize_mode == "resize"
 
 
 def test_from_backbone_refuses_a_level_beyond_the_depth():
@@ -210,7 +220,7 @@ def test_quarter_levels_end_at_the_last_block_and_rise(depth):
 
 def test_fingerprint_follows_what_shapes_a_token_and_nothing_else():
     config = ADPretrainConfig(**VALID)
-    changes = [{"image_size": 28}, {"layers": (3, 6)}, {"normalize_tokens": False}, {"resize_mode": "resize"}]
+    changes = [{"image_size": 28}, {"layers": (3, 6)}, {"normalize_tokens": False}, {"resize_mode": "crop"}]
     for change in (*changes, {"decode": "fast"}):
         change |= {"residual_scale": ()}
         assert config.replace(**change).fingerprint != config.fingerprint

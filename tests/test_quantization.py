@@ -19,8 +19,8 @@ def extractors() -> list[ADPretrainFeatureExtractor]:
     """The embedded bundle in float32 and in 8 bits, each with references that it encoded itself."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # what PyTorch says of its own plans is not for our users
-        quantised = quantize(ADPretrainFeatureExtractor.from_pretrained(BUNDLE, variant="norm"))
-    plain = ADPretrainFeatureExtractor.from_pretrained(BUNDLE, variant="norm")
+        quantised = quantize(ADPretrainFeatureExtractor.from_pretrained(BUNDLE, variant="norm", image_size=224))
+    plain = ADPretrainFeatureExtractor.from_pretrained(BUNDLE, variant="norm", image_size=224)
     return [one.set_reference(PHOTOS / "brick/train/good") for one in (plain, quantised)]
 
 

@@ -159,7 +159,7 @@ def test_commands_on_the_repositorys_data_run_as_printed(checkout, capsys):
 
 @pytest.mark.slow
 def test_readme_says_what_the_demo_says(checkout, capsys):
-    assert main(["demo"]) == 0
+    assert main(["demo", "--image-size", "224"]) == 0
     out = capsys.readouterr().out
     caught = dict(re.findall(r"(\w+): normal images score up to .*; (\d+ of \d+) defective", out))
     text = " ".join(README.read_text(encoding="utf-8").split())

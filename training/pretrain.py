@@ -208,11 +208,14 @@ def make_extractor(settings: PretrainSettings) -> ADPretrainFeatureExtractor:
     device = choose_device(settings.device)
     torch.manual_seed(settings.seed)
     if settings.init_from:
-        return ADPretrainFeatureExtractor.from_pretrained(settings.init_from, device=device)
+        return ADPretrainFeatureExtractor.from_pretrained(
+            settings.init_from, device=device, image_size=settings.image_size or None, resize_mode="crop"
+        )
     chosen: Any = {"backbone": settings.upstream, "image_size": settings.image_size, "layers": settings.levels}
     extractor = ADPretrainFeatureExtractor.from_backbone(
         settings.backbone or "dinov2-base",
         device="cpu",  # a seed draws other weights on a GPU
+        resize_mode="crop",  # as images to train on are prepared
         num_reference_tokens=settings.reference_tokens,
         normalize_tokens=settings.normalize_tokens,
         **{name: value for name, value in chosen.items() if value},

@@ -57,7 +57,7 @@ class PretrainSettings:
     backbone: str = _setting("", "preset, transformers id or folder, open_clip:<arch>/<weights>, ...: dinov2-base")
     init_from: str = _setting("", "bundle (id or folder) whose backbone and projectors are trained on")
     upstream: str = _setting("", "id on the Hub to record as the origin, where the backbone is a folder")
-    image_size: int = _setting(0, "side in pixels; that of the backbone's configuration by default")
+    image_size: int = _setting(0, "side in pixels; that of the backbone's or bundle's configuration by default")
     levels: tuple[int, ...] = _setting((), "blocks counted from 1; the quarters of the depth by default")
     reference_tokens: int = _setting(2048, "learned reference tokens of a projector")
     init_scale: float = _setting(1.0, "of the projectors' start: 1 as published, 0 the identity")
@@ -114,7 +114,7 @@ class PretrainSettings:
         self._require(self.tracker in trackers, "tracker", f"one of {', '.join(trackers)}")
         parts = self.accumulate
         self._require(self.batch_size % parts == 0, "batch_size", f"a multiple of accumulate={parts}")
-        fixed = ("backbone", "upstream", "image_size", "levels")
+        fixed = ("backbone", "upstream", "levels")
         given = [name for name in fixed if self.init_from and getattr(self, name)]
         self._require(not given, "init_from", f"no --{' and --'.join(given)} beside it: the bundle has its own")
 

@@ -82,7 +82,7 @@ def write_config(folder: Path, config: ADPretrainConfig) -> None:
 
 
 def prepared_as(config: ADPretrainConfig, folder: Path) -> ADPretrainConfig:
-    """A configuration with the size, mean and std of a folder's ``preprocessor_config.json``.
+    """A configuration with the size, mode, mean and std of a folder's ``preprocessor_config.json``.
 
     Raises:
         BundleError: the file is damaged, or tells another kind of preparation.
@@ -91,7 +91,8 @@ def prepared_as(config: ADPretrainConfig, folder: Path) -> ADPretrainConfig:
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
         own = image_processor_settings(config) | told
-        config = config.replace(image_size=own["size"]["shortest_edge"], mean=own["image_mean"], std=own["image_std"])
+        size, mode = own["size"]["shortest_edge"], own["resize_mode"]
+        config = config.replace(image_size=size, resize_mode=mode, mean=own["image_mean"], std=own["image_std"])
     except (ValueError, TypeError, KeyError) as error:
         raise BundleError(f"{path} does not tell the preparation of a bundle: {error}") from error
     settings = image_processor_settings(config)
@@ -111,6 +112,7 @@ def image_processor_settings(config: ADPretrainConfig) -> dict[str, Any]:
         "image_processor_type": IMAGE_PROCESSOR_TYPE,
         "do_convert_rgb": True,
         "do_resize": True,
+        "resize_mode": config.resize_mode,
         "size": {"shortest_edge": side},
         "resample": 3,
         "do_center_crop": True,

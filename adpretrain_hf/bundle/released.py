@@ -125,6 +125,7 @@ def convert(
     default = next(iter(released))
     fixed: dict[str, Any] = {
         "normalize_tokens": False,
+        "resize_mode": "crop",
         "default_variant": default,
         "num_reference_tokens": released[default][0]["l1_proj.x_ref"].shape[1],
         "reported_scores": {variant: scores for variant, (_, scores) in released.items()},

@@ -15,12 +15,7 @@ def add_bundle(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", help="a bundle: a folder, or an id on the Hub")
     parser.add_argument("--variant", help="which projectors, e.g. angle or norm; the bundle's default if not given")
     parser.add_argument("--revision", help="branch, tag or commit of the bundle on the Hub")
-    parser.add_argument("--image-size", type=positive, help="side in pixels that images are prepared to")
-    parser.add_argument(
-        "--resize-mode",
-        choices=("crop", "resize"),
-        help="crop: the centre square alone is looked at; resize: nothing is cut off; as the bundle says by default",
-    )
+    add_preparation(parser, "as the bundle says")
     parser.add_argument(
         "--decode",
         choices=("exact", "fast"),
@@ -40,6 +35,19 @@ def add_bundle(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="refuse images of more than twice as many pixels, as PIL.Image.MAX_IMAGE_PIXELS does; 89478485 by default",
     )
+
+
+def add_preparation(parser: argparse.ArgumentParser, default: str) -> None:
+    """How images are prepared, and what it is by default, in words."""
+    size = f"shorter side in pixels that images are prepared to, a multiple of the patch size; {default} by default"
+    parser.add_argument("--image-size", type=positive, help=size)
+    mode = f"resize: nothing is cut off; crop: the centre square alone is looked at; {default} by default"
+    parser.add_argument("--resize-mode", choices=("resize", "crop"), help=mode)
+
+
+def preparation(args: argparse.Namespace) -> dict[str, Any]:
+    """What of that was given, as fields of the configuration."""
+    return {name: value for name in ("image_size", "resize_mode") if (value := getattr(args, name)) is not None}
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:

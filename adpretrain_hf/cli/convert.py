@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from adpretrain_hf.cli.arguments import Values, positive
+from adpretrain_hf.cli.arguments import Values, add_preparation, positive, preparation
 from adpretrain_hf.cli.new import check_free, describe
 
 HELP = "make a bundle from the authors' released checkpoints"
@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from-hub", metavar="REPOSITORY", help="fetch both from the Hub: xcyao00/ADPretrain")
     levels = "blocks counted from 1, where the backbone is no preset"
     parser.add_argument("--levels", action=Values, type=positive, help=levels)
+    add_preparation(parser, "the published 224, and crop,")
     parser.add_argument("--upstream", help="id on the Hub to record as the origin, where the backbone is a folder")
 
 
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     if args.from_hub:
         checkpoints = fetch_released(args.backbone, args.from_hub)
     overrides = {"layers": args.levels, "backbone": args.upstream}
-    overrides = {name: value for name, value in overrides.items() if value is not None}
+    overrides = {name: value for name, value in overrides.items() if value is not None} | preparation(args)
     config = convert(args.backbone, checkpoints, args.output, **overrides)
     print(f"{args.output}: {describe(config)}, variants {', '.join(checkpoints)}")
     return 0

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adpretrain_hf.cli.arguments import add_preparation, preparation
 from adpretrain_hf.errors import InputError, MissingPathError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="categories as in MVTecAD: <category>/train/good, <category>/test/<type>",
     )
     parser.add_argument("--output", type=Path, default=Path("demo"), help="folder of the results")
+    add_preparation(parser, "as the bundle says")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     categories = sorted(path.parent.parent for path in args.photos.glob("*/train/good"))
     if not categories:
         raise InputError(f"no <category>/train/good below {args.photos}: expected MVTecAD's layout")
-    extractor = ADPretrainFeatureExtractor.from_pretrained(args.bundle)
+    extractor = ADPretrainFeatureExtractor.from_pretrained(args.bundle, **preparation(args))
     table, sheet = args.output / "scores.csv", args.output / "contact_sheet.png"
     entries: dict[Row, SheetEntry] = {}
     for category in categories:

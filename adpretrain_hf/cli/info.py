@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from adpretrain_hf.cli.arguments import add_preparation, preparation
+
 HELP = "say what a bundle or a reference bank is"
 EXAMPLES = """\
   adpretrain info hub_cards/adpretrain-dinov2-small
@@ -16,6 +18,7 @@ EXAMPLES = """\
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what only this verb takes, and what it shares."""
     parser.add_argument("path", help="a bundle (folder or id on the Hub), or a .safetensors bank")
+    add_preparation(parser, "as the bundle says")
     parser.add_argument("--json", action="store_true", help="as JSON")
 
 
@@ -31,8 +34,9 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(_bank_facts(bank), indent=2) if args.json else bank)
         return 0
     config, names = describe_bundle(args.path)
+    config = config.replace(**preparation(args))
     facts = config.to_dict() | {
-        "fingerprint": config.fingerprint,
+        "fingerprint": config.fingerprint,  # of reference banks, which fit one size and mode
         "variants": variants_among(names, config),
         "backbone_included": any(name.startswith(f"{LAYOUT.backbone}/") for name in names),
         "references": [Path(name).stem for name in names if re.fullmatch(r"references/[^/]+\.safetensors", name)],

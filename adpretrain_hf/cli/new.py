@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adpretrain_hf.cli.arguments import DTYPES, Values, positive, seed
+from adpretrain_hf.cli.arguments import DTYPES, Values, add_preparation, positive, preparation, seed
 
 if TYPE_CHECKING:
     from adpretrain_hf.config import ADPretrainConfig
@@ -26,8 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder of the bundle")
     levels = "blocks counted from 1, e.g. 3 6 9 12; the quarters by default"
     parser.add_argument("--levels", action=Values, type=positive, help=levels)
-    parser.add_argument("--image-size", type=positive, help="side in pixels that images are prepared to")
-    parser.add_argument("--resize-mode", choices=("crop", "resize"), help="centre crop, or the whole image")
+    add_preparation(parser, "the backbone's size, and resize,")
     parser.add_argument("--reference-tokens", type=positive, help="learned reference tokens of a projector")
     parser.add_argument("--upstream", help="id on the Hub to record as the origin, where the backbone is a folder")
     parser.add_argument("--revision", help="commit of the backbone on the Hub")
@@ -42,10 +41,9 @@ def run(args: argparse.Namespace) -> int:
 
     from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 
-    overrides = {"layers": args.levels, "image_size": args.image_size, "resize_mode": args.resize_mode}
-    overrides |= {"backbone": args.upstream, "backbone_revision": args.revision}
+    overrides = {"layers": args.levels, "backbone": args.upstream, "backbone_revision": args.revision}
     overrides |= {"num_reference_tokens": args.reference_tokens}
-    overrides = {name: value for name, value in overrides.items() if value is not None}
+    overrides = {name: value for name, value in overrides.items() if value is not None} | preparation(args)
     check_free(args.output)
     torch.manual_seed(args.seed)
     extractor = ADPretrainFeatureExtractor.from_backbone(
@@ -67,7 +65,8 @@ def check_free(output: Path) -> None:
 
 def describe(config: "ADPretrainConfig") -> str:
     """A configuration in one line."""
+    whole = "the whole image" if config.resize_mode == "resize" else "the centre square"
     return (
         f"{config.backbone}, levels {', '.join(map(str, config.layers))}, {config.hidden_size} channels, "
-        f"{config.image_size} px, {config.num_reference_tokens} reference tokens"
+        f"{config.image_size} px, {whole}, {config.num_reference_tokens} reference tokens"
     )

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from adpretrain_hf.config import ADPretrainConfig
+from adpretrain_hf.config import ADPretrainConfig, nearest_multiples
 from adpretrain_hf.errors import ImageError, InputError
 from adpretrain_hf.images.ahead import THREADS, prepare_ahead
 from adpretrain_hf.images.decode import ImageSource, Picture, read_picture
@@ -92,9 +92,9 @@ class Preprocessor:
     """Prepares images for one extractor.
 
     Args:
-        config: gives the size, ``resize_mode``, mean and std. ``"crop"``: the shorter side is resized to
-            ``image_size``, then the centre square is cut out, as published. ``"resize"``: the shorter side becomes
-            ``image_size``, the longer one follows to the nearest multiple of the patch size; nothing is cut off. With
+        config: gives the size, ``resize_mode``, mean and std. ``"resize"``: the shorter side becomes ``image_size``,
+            the longer one follows to the nearest multiple of the patch size; nothing is cut off. ``"crop"``: the
+            shorter side is resized to ``image_size``, then the centre square is cut out, as published. With
             ``decode="fast"`` JPEG files are resized from the least size of theirs that libjpeg makes and that has them.
     """
 
@@ -127,7 +127,7 @@ class Preprocessor:
         picture = read_picture(source, name, self.config.image_size if self.config.decode == "fast" else None)
         width, height = picture.size
         self._check_size(width, height, name)
-        image, box = (self._crop if self.config.resize_mode == "crop" else self._resize)(picture)
+        image, box = self._fit(picture)
         pixels = to_pixels(image).contiguous()
         return PreparedImage(pixels, name, (height, width), box, self.config.mean, self.config.std, category)
 
@@ -169,13 +169,18 @@ class Preprocessor:
             prepared.append(PreparedImage(pixels, name, size, box, mean, std, category, windows, place, identity))
         return prepared
 
-    def crop(self, image: Image.Image) -> Image.Image:
-        """What the network sees of an RGB image with ``resize_mode="crop"``, before it is normalised: S x S pixels."""
-        return self._crop(Picture.whole(image))[0]
+    def network_size(self, height: int, width: int) -> tuple[int, int]:
+        """H' and W' that an image of a height and width is prepared to."""
+        side = self.config.image_size
+        return (side, side) if self.config.resize_mode == "crop" else self._whole_size(height, width)
 
-    def crop_mask(self, mask: Image.Image) -> Image.Image:
-        """The same part of a mask of the image, its values kept: S x S pixels, each the nearest one of the mask."""
-        return self._crop(Picture.whole(mask), Image.Resampling.NEAREST)[0]
+    def seen(self, image: Image.Image) -> Image.Image:
+        """What the network sees of an RGB image, before it is normalised: H' x W' pixels."""
+        return self._fit(Picture.whole(image))[0]
+
+    def seen_mask(self, mask: Image.Image) -> Image.Image:
+        """The same part of a mask of the image, its values kept: each pixel is the nearest one of the mask."""
+        return self._fit(Picture.whole(mask), Image.Resampling.NEAREST)[0]
 
     def _check_size(self, width: int, height: int, name: str) -> None:
         found, patch = f"{name} is {width} x {height} pixels", self.config.patch_size
@@ -184,9 +189,11 @@ class Preprocessor:
         if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
             raise ImageError(f"{found}, longer than {MAX_ASPECT_RATIO} : 1: look at it in tiles")
 
-    def _crop(
+    def _fit(
         self, picture: Picture, resampling: Image.Resampling = Image.Resampling.BICUBIC
     ) -> tuple[Image.Image, tuple[int, int, int, int]]:
+        if self.config.resize_mode == "resize":
+            return self._resize(picture, resampling)
         side, (width, height) = self.config.image_size, picture.size
         short = min(width, height)
         # int() and round() as torchvision's Resize and CenterCrop have them.
@@ -198,11 +205,18 @@ class Preprocessor:
         seen = (first_row, first_column, rows, columns)
         return _resized(picture, (new_width, new_height), part, resampling), seen
 
-    def _resize(self, picture: Picture) -> tuple[Image.Image, tuple[int, int, int, int]]:
-        patch, (width, height) = self.config.patch_size, picture.size
-        scale = self.config.image_size / min(width, height) / patch
-        new_size = (round(width * scale) * patch, round(height * scale) * patch)
-        return _resized(picture, new_size, (0, 0, *new_size), Image.Resampling.BICUBIC), (0, 0, height, width)
+    def _resize(
+        self, picture: Picture, resampling: Image.Resampling = Image.Resampling.BICUBIC
+    ) -> tuple[Image.Image, tuple[int, int, int, int]]:
+        width, height = picture.size
+        new_height, new_width = self._whole_size(height, width)
+        part = (0, 0, new_width, new_height)
+        return _resized(picture, (new_width, new_height), part, resampling), (0, 0, height, width)
+
+    def _whole_size(self, height: int, width: int) -> tuple[int, int]:
+        patch = self.config.patch_size
+        scale = self.config.image_size / min(height, width) / patch
+        return round(height * scale) * patch, round(width * scale) * patch
 
 
 def _resized(
@@ -276,7 +290,8 @@ def check_prepared(images: Tensor, config: ADPretrainConfig) -> Tensor:
     if shape[0] == 0:
         raise InputError("got a batch of 0 images, expected at least one")
     if min(shape[2:]) < patch_size or shape[2] % patch_size or shape[3] % patch_size:
-        expected = f"a height and width that are multiples of the patch size {patch_size}"
+        near = " x ".join(f"({nearest_multiples(side, patch_size)})" for side in shape[2:])
+        expected = f"a height and width that are multiples of the patch size {patch_size}, {near}"
         advice = "resize them, or give them unprepared"
         raise InputError(f"got images of {shape[2]} x {shape[3]} pixels, expected {expected}: {advice}")
     if images.device.type == "cpu" and not torch.compiler.is_compiling():

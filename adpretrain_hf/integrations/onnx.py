@@ -33,7 +33,7 @@ class FeaturesAndMap(nn.Module):
 
 @torch.no_grad()
 def export_onnx(
-    extractor: ADPretrainFeatureExtractor, path: str | Path, *, image_size: tuple[int, int] | None = None
+    extractor: ADPretrainFeatureExtractor, path: str | Path, *, image_size: int | tuple[int, int] | None = None
 ) -> Path:
     """Writes an extractor as an ONNX model, with the reference bank that is set as a constant in it.
 
@@ -44,7 +44,8 @@ def export_onnx(
     Args:
         extractor: with a reference set.
         path: of the file, e.g. ``"screw.onnx"``.
-        image_size: H and W of the images, in pixels; the extractor's square by default.
+        image_size: H and W of the images, in pixels, or both in one number; the extractor's square by default. Of whole
+            images that are not square they are ``extractor.preprocess(image).shape[-2:]``.
 
     Returns:
         The path.
@@ -58,7 +59,8 @@ def export_onnx(
         raise InputError("no reference is set: call set_reference(images) before export_onnx, which exports it along")
     if find_spec("onnxscript") is None:
         raise InputError("onnxscript is not installed: install it by `pip install adpretrain-hf[onnx]`")
-    height, width = image_size or (extractor.image_size, extractor.image_size)
+    size = image_size or extractor.image_size
+    height, width = (size, size) if isinstance(size, int) else size
     # Two, for an example of one would make the exporter take the size of the batch for a constant.
     example = torch.zeros(2, 3, height, width, dtype=extractor.dtype, device=extractor.device)
     program = torch.onnx.export(

@@ -39,6 +39,8 @@ class ADPretrainTransformer(TransformerMixin, BaseEstimator):
         num_patches: how many of the longest patches of a level the magnitudes are averaged over.
         batch_size: images at a time.
         device: where to compute; the GPU if there is one, and the CPU otherwise, by default.
+        image_size: side in pixels that images are prepared to; the bundle's by default.
+        resize_mode: ``"resize"``, the whole image, or ``"crop"``, its centre square; the bundle's by default.
 
     Attributes:
         extractor_: the extractor, with its reference bank; it is pickled along.
@@ -54,9 +56,12 @@ class ADPretrainTransformer(TransformerMixin, BaseEstimator):
         num_patches: int = 1,
         batch_size: int = 16,
         device: str | torch.device | None = None,
+        image_size: int | None = None,
+        resize_mode: str | None = None,
     ) -> None:
         self.bundle, self.variant, self.device, self.batch_size = bundle, variant, device, batch_size
         self.num_references, self.num_patches = num_references, num_patches
+        self.image_size, self.resize_mode = image_size, resize_mode
 
     def fit(self, images: Any, y: object = None) -> "ADPretrainTransformer":
         """Loads the bundle and takes the references from normal images; ``y`` is not used.
@@ -72,7 +77,8 @@ class ADPretrainTransformer(TransformerMixin, BaseEstimator):
         images = _indexable(images)
         number = min(self.num_references, len(images))
         self.reference_indices_ = np.arange(number) * len(images) // number
-        extractor = ADPretrainFeatureExtractor.from_pretrained(self.bundle, variant=self.variant, device=self.device)
+        given = {name: getattr(self, name) for name in ("variant", "device", "image_size", "resize_mode")}
+        extractor = ADPretrainFeatureExtractor.from_pretrained(self.bundle, **given)
         self.extractor_ = extractor.set_reference(_take(images, self.reference_indices_), batch_size=self.batch_size)
         return self
 

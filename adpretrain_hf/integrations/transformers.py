@@ -269,8 +269,8 @@ class ADPretrainImageProcessor(BaseImageProcessor):
 
         Args:
             pretrained_model_name_or_path: a folder, or the id of a repository.
-            arguments: ``image_size``, which overrides the bundle's, in pixels; ``revision``, ``token``, ``cache_dir``,
-                ``local_files_only``, ``force_download`` for the Hub.
+            arguments: ``image_size``, in pixels, and ``resize_mode``, which override the bundle's; ``revision``,
+                ``token``, ``cache_dir``, ``local_files_only``, ``force_download`` for the Hub.
 
         Raises:
             MissingPathError: no such folder or repository.
@@ -280,10 +280,10 @@ class ADPretrainImageProcessor(BaseImageProcessor):
         given = _checked(arguments, {})
         if "_from_pipeline" in arguments:  # which passes the model's arguments to its processor as well
             given = {name: value for name, value in given.items() if name not in _OF_MODELS}
-        size = given.pop("image_size", None)
+        chosen = {name: given.pop(name) for name in ("image_size", "resize_mode") if name in given}
         asked = {name: given.pop(name) for name in cls.valid_kwargs.__annotations__.keys() & given.keys()}
         config = read_preparation(pretrained_model_name_or_path, **given)
-        config = config if size is None else config.replace(image_size=size)
+        config = config.replace(**chosen)
         settings = image_processor_settings(config)
         if refused := sorted(name for name, value in asked.items() if settings.get(name) != value):
             raise InputError(

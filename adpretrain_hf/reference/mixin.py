@@ -262,7 +262,9 @@ class ReferencesMixin:
             raise InputError(
                 f"the reference bank was made by another extractor: its fingerprint is {bank.fingerprint}, this "
                 f"extractor's is {self._fingerprint} (backbone, levels, image size, preparation and 8-bit layers "
-                "count). Make it again from the images: adpretrain reference, or set_reference"
+                f"count; here image_size={self.config.image_size}, resize_mode={self.config.resize_mode!r}). Make it "
+                "again from the images: adpretrain reference, or set_reference; or load the extractor with the "
+                "image_size and the resize_mode that it was made with"
             )
         shape = (len(bank.patches), bank.patches[0].shape[1])
         if shape != (len(self.layers), self.config.hidden_size):

@@ -55,7 +55,7 @@ def _compare(what: str, distances: dict[str, float]) -> Row:
 
 
 def _tokens(device: str) -> Tensor:
-    extractor = ADPretrainFeatureExtractor.from_pretrained(BUNDLE, device=device)
+    extractor = ADPretrainFeatureExtractor.from_pretrained(BUNDLE, device=device, image_size=224)
     with TemporaryDirectory() as folder:
         generate(folder, categories=4, normals=8, size=256)
         paths = sorted(Path(folder).glob("realiad_256/*/OK/**/*.jpg"))

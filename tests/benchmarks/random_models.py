@@ -29,7 +29,9 @@ def random_extractor(size: str, device: str = "cpu") -> ADPretrainFeatureExtract
 
 def tiny_extractor() -> ADPretrainFeatureExtractor:
     """One that costs next to nothing, where the subject is what goes on around the network."""
-    config = ADPretrainConfig.preset("dinov2-small").replace(hidden_size=32, layers=(2, 4), residual_scale=(1.0, 1.0))
+    config = ADPretrainConfig.preset("dinov2-small").replace(
+        hidden_size=32, layers=(2, 4), residual_scale=(1.0, 1.0), resize_mode="crop"
+    )
     return ADPretrainFeatureExtractor(config, Backbone(_vit(**TINY), config.layers))
 
 

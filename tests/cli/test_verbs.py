@@ -197,16 +197,16 @@ def test_new_makes_a_bundle_whose_features_are_the_residuals(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "new"
-    options = ("--levels", "2,4", "--image-size", 40, "--reference-tokens", 8, "--resize-mode", "resize")
+    options = ("--levels", "2,4", "--image-size", 40, "--reference-tokens", 8, "--resize-mode", "crop")
     assert run("new", "--backbone", tiny_folder, "--output", output, *options, "--upstream", "org/tiny") == 0
     assert capsys.readouterr() == (
-        f"{output}: org/tiny, levels 2, 4, 32 channels, 40 px, 8 reference tokens; its projectors are the "
-        "identity: nothing is trained\n",
+        f"{output}: org/tiny, levels 2, 4, 32 channels, 40 px, the centre square, 8 reference tokens; its "
+        "projectors are the identity: nothing is trained\n",
         "",
     )
     config = json.loads((output / "config.json").read_text(encoding="utf-8"))
     assert config["backbone"] == "org/tiny" and config["layers"] == [2, 4] and config["format_version"] == 1
-    assert config["image_size"] == 40 and config["num_reference_tokens"] == 8 and config["resize_mode"] == "resize"
+    assert config["image_size"] == 40 and config["num_reference_tokens"] == 8 and config["resize_mode"] == "crop"
     extractor = ADPretrainFeatureExtractor.from_pretrained(output).set_reference(random_image(1))
     features = extractor(random_image(2))
     encoded = extractor.encode(extractor.preprocess(random_image(2)))
@@ -218,7 +218,7 @@ def test_new_takes_the_quarters_and_the_backbones_own_size_by_default(tiny_folde
     assert run("new", "--backbone", tiny_folder, "--output", tmp_path / "new", "--reference-tokens", 8) == 0
     config = json.loads((tmp_path / "new" / "config.json").read_text(encoding="utf-8"))
     assert (config["layers"], config["image_size"]) == ([1, 2, 3, 4], 224)
-    assert config["backbone"] == tiny_folder.name and config["resize_mode"] == "crop"
+    assert config["backbone"] == tiny_folder.name and config["resize_mode"] == "resize"
 
 
 def test_new_writes_the_precision_it_is_told(tiny_folder: Path, tmp_path: Path) -> None:

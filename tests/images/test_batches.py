@@ -26,7 +26,8 @@ from adpretrain_hf.images.transfer import begin_copy, late
 from tests.conftest import random_image
 
 QUICK = settings(max_examples=40, deadline=None, database=None)
-CROP = Preprocessor(ADPretrainConfig(backbone="tiny", hidden_size=32, patch_size=8, layers=(1,), image_size=32))
+CONFIG = ADPretrainConfig(backbone="tiny", hidden_size=32, patch_size=8, layers=(1,), image_size=32, resize_mode="crop")
+CROP = Preprocessor(CONFIG)
 RESIZE = Preprocessor(CROP.config.replace(resize_mode="resize"))
 
 

@@ -27,7 +27,7 @@ from tests.conftest import GOLDEN, random_image
 
 QUICK = settings(max_examples=60, deadline=None, database=None)
 PHOTO = GOLDEN / "photo.png"
-CROP = ADPretrainConfig(backbone="tiny", hidden_size=32, patch_size=8, layers=(1,), image_size=32)
+CROP = ADPretrainConfig(backbone="tiny", hidden_size=32, patch_size=8, layers=(1,), image_size=32, resize_mode="crop")
 RESIZE = CROP.replace(resize_mode="resize")
 
 AS: dict[str, Callable[[Path], object]] = {

@@ -108,10 +108,20 @@ def test_hyperparameters_are_the_arguments(detector, bundle):
     given = {"bundle": str(bundle), "levels": [2, 4], "features": "residual", "references": 4} | DETECTORS[detector]
     assert given.items() <= model.hparams.items()
     own = set(inspect.signature(detector).parameters) - {"common"}
-    assert set(model.hparams) == own | {"variant", "levels", "features", "references"}
+    assert set(model.hparams) == own | {"variant", "levels", "features", "references", "image_size", "resize_mode"}
+    assert (model.hparams["image_size"], model.hparams["resize_mode"]) == (32, "crop")
     again = detector(**model.hparams, evaluator=False, visualizer=False)
     assert again.features.layers == ["layer2", "layer4"]
     assert again.hparams == model.hparams
+
+
+def test_another_size_and_whole_images_are_arguments_that_are_kept(bundle, tmp_path):
+    for place in range(3):
+        random_image(place, 96, 48).save(tmp_path / f"{place}.png")
+    model = make(ADPretrainFeatureNorm, bundle, references=str(tmp_path), image_size=48, resize_mode="resize")
+    batches = engine(tmp_path / "run").predict(model, data_path=str(tmp_path))
+    assert {batch.anomaly_map.shape[-2:] for batch in batches} == {(48, 96)}
+    assert (model.hparams["image_size"], model.hparams["resize_mode"]) == (48, "resize")
 
 
 @each_detector
@@ -388,7 +398,7 @@ def test_photographs_are_told_apart(tmp_path):
         num_workers=0,
     )
     run = engine(tmp_path, limit_val_batches=0)
-    model = ADPretrainPatchcore(str(BUNDLE), visualizer=False)
+    model = ADPretrainPatchcore(str(BUNDLE), image_size=224, visualizer=False)
     run.fit(model, datamodule=data)
     results = run.test(model, datamodule=data, verbose=False)[0]
     assert results["image_AUROC"] > 0.9

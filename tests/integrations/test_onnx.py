@@ -132,6 +132,8 @@ class TestOnnx:
             InputError, match=r"got images of 30 x 32 pixels, expected .* multiples of the patch size 8"
         ):
             export_onnx(extractor, tmp_path / "a.onnx", image_size=(30, 32))
+        with pytest.raises(InputError, match=r"the patch size 8, \(24 or 32\) x \(24 or 32\)"):
+            export_onnx(extractor, tmp_path / "a.onnx", image_size=30)
         assert not list(tmp_path.iterdir())
 
 

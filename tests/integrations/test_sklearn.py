@@ -85,10 +85,15 @@ class TestDescriptors:
         extractor = ADPretrainFeatureExtractor.from_pretrained(tmp_path)
         np.testing.assert_allclose(given[1], longest(extractor(shapes[1], [*shapes[:1], *shapes[2:]])), atol=1e-6)
 
+    def test_size_and_mode_are_arguments(self, fitted):
+        transformer = clone(fitted).set_params(image_size=64, resize_mode="resize").fit(images(0, 2))
+        assert transformer.extractor_.preprocess(random_image(1, 40, 80)).shape == (1, 3, 128, 64)
+
 
 class TestEstimator:
     def test_can_be_cloned(self, fitted):
         arguments = {"variant": "norm", "num_references": 5, "num_patches": 2, "batch_size": 4, "device": "cpu"}
+        arguments |= {"image_size": 64, "resize_mode": "resize"}
         transformer = ADPretrainTransformer("acme/tiny", **arguments)
         assert transformer.get_params() == {"bundle": "acme/tiny"} | arguments
         assert vars(clone(transformer)) == vars(transformer) == transformer.get_params()  # nothing was loaded
@@ -183,6 +188,6 @@ class TestDetectors:
 def photographs():
     """Descriptors by the embedded bundle, of normal photographs and of those to test, and which show a defect."""
     test = sorted((PHOTOS / "brick" / "test").rglob("*.jpg"))
-    transformer = ADPretrainTransformer(BUNDLE)
+    transformer = ADPretrainTransformer(BUNDLE, image_size=224)
     normal = transformer.fit_transform(PHOTOS / "brick" / "train" / "good")
     return normal, transformer.transform(test), np.array([path.parent.name != "good" for path in test])

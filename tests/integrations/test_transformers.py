@@ -281,6 +281,15 @@ class TestImageProcessor:
         processor = AutoImageProcessor.from_pretrained(bundle, image_size=64)
         assert processor(random_image(1)).pixel_values.shape == (1, 3, 64, 64)
 
+    def test_another_mode_is_kept_beside_a_bundle_that_has_its_own(self, own_bundle):
+        wide = random_image(1, 90, 45)
+        processor = AutoImageProcessor.from_pretrained(own_bundle, resize_mode="resize")
+        processor.save_pretrained(own_bundle)
+        for again in (processor, AutoImageProcessor.from_pretrained(own_bundle)):
+            assert again(wide).pixel_values.shape == (1, 3, 32, 64)
+        model = AutoModel.from_pretrained(own_bundle, resize_mode="resize")
+        assert model.config.resize_mode == model.extractor.config.resize_mode == "resize"
+
     def test_saves_what_the_bundle_holds(self, bundle, tmp_path):
         AutoImageProcessor.from_pretrained(bundle).save_pretrained(tmp_path / "saved")
         saved, own = (json.loads((f / "preprocessor_config.json").read_text()) for f in (tmp_path / "saved", bundle))

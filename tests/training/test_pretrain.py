@@ -179,6 +179,7 @@ def test_other_backbones_sizes_and_levels_are_flags(flags, tmp_path, family):
     assert main([*words, "--levels", "2", "3", "--epochs", "1", "--accumulate", "2"]) == 0
     extractor = ADPretrainFeatureExtractor.from_pretrained(tmp_path / "run" / "bundle")
     assert (extractor.layers, extractor.image_size) == (("layer2", "layer3"), 48)
+    assert extractor.config.resize_mode == "resize"  # trained on squares, used on whole images
 
 
 def test_needs_resume_to_go_on(whole, flags, capsys):
@@ -530,10 +531,7 @@ def test_settings_that_differ_name_their_flags():
         ({"ema": 1.0}, "--ema is 1.0, expected a number from 0 to below 1"),
         ({"patch_labels": "both"}, "--patch-labels is 'both', expected coverage or published"),
         ({"tracker": "none of these"}, "--tracker is .*, expected one of tensorboard, wandb, mlflow, none"),
-        (
-            {"init_from": "org/bundle", "levels": (1,), "image_size": 32},
-            "expected no --image_size and --levels beside it",
-        ),
+        ({"init_from": "org/bundle", "levels": (1,), "image_size": 32}, "expected no --levels beside it"),
     ],
 )
 def test_settings_out_of_range_name_their_flag(change, message):

@@ -212,20 +212,16 @@ def seen_mask(entry: Mapping[str, Any] | None, prepared: PreparedImage, preproce
     Raises:
         ImageError: the mask cannot be read, or is not of its image's size.
     """
-    height, width = prepared.network_size
     if entry is None:
-        return torch.zeros(height, width, dtype=torch.bool)
+        return torch.zeros(prepared.network_size, dtype=torch.bool)
     mask = read_mask(entry)
     if mask.size[::-1] != prepared.size:
         raise ImageError(
             f"the mask {entry['path']} has {mask.size[0]} x {mask.size[1]} pixels, its image {prepared.name} "
             f"{prepared.size[1]} x {prepared.size[0]}: expected the same"
         )
-    if preprocess.config.resize_mode == "crop":
-        mask = preprocess.crop_mask(mask)  # to the pixel; PreparedImage.box is rounded
-    else:
-        mask = mask.resize((width, height), Image.Resampling.NEAREST)
-    return torch.from_numpy(np.asarray(mask) > 0)
+    # To the pixel; PreparedImage.box is rounded.
+    return torch.from_numpy(np.asarray(preprocess.seen_mask(mask)) > 0)
 
 
 def refuse(names: Sequence[str], what: str, remedy: str) -> None:

@@ -128,7 +128,7 @@ class EncodedImages:
         if image.network_size != self.size:
             raise InputError(
                 f"prepared images of different shapes {sorted({self.size, image.network_size})} cannot be compared, "
-                f"such as {image.name}: take a bundle with resize_mode='crop', or images of one shape"
+                f"such as {image.name}: give --resize-mode crop, or images of one shape"
             )
 
     def _keep(self, place: int, mask: Tensor | None, digest: bytes, tokens: Tensor) -> None:

@@ -105,6 +105,8 @@ class Plan:
         references: a JSON file ``{category: [paths]}`` whose first ``shots`` are the references; drawn without it.
         epochs: for detectors, passes over the training images instead of their default.
         set: for detectors, settings of their models instead of the defaults, by name.
+        image_size: side in pixels that images are prepared to; the bundle's by default.
+        resize_mode: ``crop`` or ``resize``, as ``ADPretrainConfig`` has it; the bundle's by default.
         batch_size: images at a time.
         workers: processes that read images; 0 reads them in the program itself.
         device: ``cpu``, ``cuda``, ``cuda:1``, ...; the first GPU, if there is one, by default.
@@ -128,6 +130,8 @@ class Plan:
     references: str | None = None
     epochs: Mapping[str, int] = field(default_factory=dict)
     set: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    image_size: int | None = None
+    resize_mode: Literal["crop", "resize"] | None = None
     batch_size: int = 8
     workers: int = 0
     device: str | None = None
@@ -155,6 +159,11 @@ class Plan:
             raise InputError("references: the protocol few-shot draws its own, by the seed")
         if self.protocol == "few-shot" and min(self.shots) < 2:
             raise InputError("shots: the protocol few-shot takes each reference against the others, expected >= 2")
+
+    @property
+    def preparation(self) -> dict[str, Any]:
+        """How images are prepared, where it is not as the bundle says; arguments of ``from_pretrained``."""
+        return {"image_size": self.image_size, "resize_mode": self.resize_mode}
 
     def epochs_of(self, detector: str) -> int:
         """How often a detector sees the training images."""

@@ -157,7 +157,10 @@ class Evaluation:
         return torch.tensor([places[sample] for sample in samples])
 
     def _load(self, variant: str | None) -> ADPretrainFeatureExtractor:
-        return ADPretrainFeatureExtractor.from_pretrained(self.plan.bundle, variant=variant, device=self.device)
+        plan = self.plan
+        return ADPretrainFeatureExtractor.from_pretrained(
+            plan.bundle, variant=variant, device=self.device, **plan.preparation
+        )
 
     def _of_category(self, cell: Cell) -> tuple[EncodedImages, dict[Sample, int]]:
         key = cell.data_set, cell.category
@@ -225,7 +228,8 @@ class Evaluation:
         models.seed(first.seed)
         without = dict.fromkeys(("pre_processor", "post_processor", "evaluator", "visualizer"), False)
         with models.quietly():
-            model = kind.make(plan.bundle, variant=first.variant or None, features=first.features, **own, **without)
+            own = {"features": first.features, **plan.preparation, **own}
+            model = kind.make(plan.bundle, variant=first.variant or None, **own, **without)
         extractor = model.features.extractor
         extractor.set_submodule("backbone", EncodedBackbone(extractor.backbone, list(map(self.encoded, drawn))))
         banks = {cell: self._references(cell, images) for cell, images in drawn.items()}

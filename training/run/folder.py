@@ -94,19 +94,21 @@ class RunFolder:
             progress: at the end of the run.
             training: names of the categories that were trained on.
         """
+        # Trained on squares, it is used on whole images: what was measured of the embedded bundle.
+        config = extractor.config.replace(resize_mode="resize")
         commands = [run["command"] for run in json.loads((self.path / "run.json").read_text(encoding="utf-8"))]
         card = card_text(
-            extractor.config,
+            config,
             trained=True,
-            training=_training_text(settings, extractor.config, progress, training, commands),
+            training=_training_text(settings, config, progress, training, commands),
             results=_results_text(settings, progress),
         )
         write_text(self.bundle / LAYOUT.card, card)
         backbone = copy.deepcopy(extractor.backbone).to("cpu", torch.float16)
         chosen = {variant: best["epoch"] for variant, best in progress.best.items()}
-        default = extractor.config.default_variant
+        default = config.default_variant
         aliases = [variant for variant in chosen if variant != default and chosen[variant] == chosen.get(default)]
-        config = extractor.config.replace(variant_aliases=tuple(aliases))
+        config = config.replace(variant_aliases=tuple(aliases))
         for variant in chosen.keys() - set(aliases):
             projectors = read_projectors(self._variant_file(variant), config, torch.float16)
             ADPretrainFeatureExtractor(config, backbone, projectors, variant).save_pretrained(self.bundle)

@@ -32,6 +32,9 @@ class DetectorArguments(TypedDict):
         levels: block numbers, some of the bundle's; by default those that are published for the detector.
         features: ``"raw"``, ``"residual"`` or ``"pretrained"``, the default; see ``DetectorFeatures``.
         references: how many normal training images to take (8), a folder of images, or a saved bank (``.safetensors``).
+        image_size: side in pixels that images are prepared to; the bundle's by default.
+        resize_mode: ``"resize"``, whole images, which then have one shape, and for GLASS and UniAD are square; or
+            ``"crop"``, their centre squares; the bundle's by default.
         pre_processor, post_processor, evaluator, visualizer: see anomalib; the pre-processor is the bundle's.
     """
 
@@ -40,6 +43,8 @@ class DetectorArguments(TypedDict):
     levels: NotRequired[Sequence[int] | None]
     features: NotRequired[str]
     references: NotRequired[int | str]
+    image_size: NotRequired[int | None]
+    resize_mode: NotRequired[str | None]
     pre_processor: NotRequired[nn.Module | bool]
     post_processor: NotRequired[nn.Module | bool]
     evaluator: NotRequired[Evaluator | bool]
@@ -64,6 +69,7 @@ class ADPretrainDetector(AnomalibModule):
     _variant: ClassVar[str] = "norm"  # that is published for the detector
     _last_levels: ClassVar[int] = 0  # how many of the last ones are published for it; 0 for all
     _features_at: ClassVar[str] = "model.feature_extractor"  # where in the model the features are
+    _square: ClassVar[bool] = False  # whether it is built for one square grid of patches
 
     @classmethod
     def load(cls, bundle: str, common: DetectorArguments) -> tuple[DetectorFeatures, dict[str, Any]]:
@@ -73,6 +79,7 @@ class ADPretrainDetector(AnomalibModule):
         """
         components = dict.fromkeys(("pre_processor", "post_processor", "evaluator", "visualizer"), True)
         defaults = {"variant": cls._variant, "levels": None, "features": "pretrained", "references": 8} | components
+        defaults |= {"image_size": None, "resize_mode": None}
         for name in common:
             if name not in defaults:
                 raise TypeError(f"{cls.__name__}.__init__() got an unexpected keyword argument {name!r}")
@@ -82,22 +89,25 @@ class ADPretrainDetector(AnomalibModule):
         if not isinstance(bundle, str):
             # Checkpoints hold the arguments of a model as plain data.
             raise InputError(f"bundle is {bundle!r}, expected the id of a repository or a folder, as a string")
-        extractor = cls._load_variant(bundle, common["variant"] if given else None)
+        prepared = {"image_size": common["image_size"], "resize_mode": common["resize_mode"]}
+        extractor = cls._load_variant(bundle, common["variant"] if given else None, **prepared)
+        # As they are, for a checkpoint is loaded as what it was, whatever becomes of the bundle's defaults.
         common["variant"] = extractor.variant
+        common["image_size"], common["resize_mode"] = extractor.config.image_size, extractor.config.resize_mode
         levels = extractor.config.layers[-cls._last_levels :] if common["levels"] is None else common["levels"]
         arguments = {name: value for name, value in common.items() if name in components}
         if arguments["pre_processor"] is True:
-            arguments["pre_processor"] = ADPretrainPreProcessor(extractor.config)
+            arguments["pre_processor"] = ADPretrainPreProcessor(extractor.config, square=cls._square)
         return DetectorFeatures(extractor, common["features"], levels), arguments
 
     @classmethod
-    def _load_variant(cls, bundle: str, asked: str | None) -> ADPretrainFeatureExtractor:
+    def _load_variant(cls, bundle: str, asked: str | None, **prepared: Any) -> ADPretrainFeatureExtractor:
         """A bundle with the variant that is asked for, else that for this detector, else its default."""
         if asked is None:
             config, files = describe_bundle(bundle)
             asked = cls._variant if cls._variant in variants_among(files, config) else None
         # Lightning moves it to where it trains.
-        extractor = ADPretrainFeatureExtractor.from_pretrained(bundle, variant=asked, device="cpu")
+        extractor = ADPretrainFeatureExtractor.from_pretrained(bundle, variant=asked, device="cpu", **prepared)
         if asked is None:
             said = "%s has no variant %r, which is published for %s: taking %r"
             _LOG.warning(said, bundle, cls._variant, cls.__name__, extractor.variant)
@@ -159,10 +169,11 @@ class ADPretrainDetector(AnomalibModule):
         input_size: tuple[int, int] | None = None,
         **kwargs: Any,
     ) -> Path:
-        """Exports as anomalib does, for images of the bundle's size unless another one is given."""
+        """Exports as anomalib does, for images of the shape that were seen, or else of the bundle's square."""
         side = self.features.extractor.config.image_size
+        seen = self.pre_processor.shape if isinstance(self.pre_processor, ADPretrainPreProcessor) else None
         kwargs.setdefault("opset_version", 18)  # anomalib asks for 14, which today's exporter cannot write
-        return super().to_onnx(export_root, model_file_name, input_size or (side, side), **kwargs)
+        return super().to_onnx(export_root, model_file_name, input_size or seen or (side, side), **kwargs)
 
     def _ensure_reference(self) -> None:
         """Sets the references, if none are: from files or, in training, to some of its images."""

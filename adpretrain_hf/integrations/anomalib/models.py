@@ -157,7 +157,7 @@ class ADPretrainGlass(ADPretrainDetector, Glass):
         svd: 1 for the hypersphere hypothesis, 0 for the manifold one.
     """
 
-    _last_levels, _features_at = 2, "model.forward_modules.feature_aggregator"
+    _last_levels, _features_at, _square = 2, "model.forward_modules.feature_aggregator", True
 
     def __init__(
         self,
@@ -259,6 +259,8 @@ class ADPretrainUniad(ADPretrainDetector):
         hidden_dim, num_layers, jitter_scale: see ``UniadModel``.
         lr: learning rate of AdamW.
     """
+
+    _square = True
 
     def __init__(
         self,

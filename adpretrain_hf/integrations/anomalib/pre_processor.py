@@ -11,7 +11,7 @@ from PIL import Image
 from PIL.ExifTags import Base
 from torch import Tensor
 from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Resize
-from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
+from torchvision.transforms.v2.functional import pil_to_tensor, resize, to_pil_image
 from torchvision.tv_tensors import Mask
 
 from adpretrain_hf.config import ADPretrainConfig
@@ -33,32 +33,31 @@ def _reading_again(name: str) -> Callable[..., None]:
 
 
 class ADPretrainPreProcessor(PreProcessor):
-    """Resizes 8-bit pixels by PIL's bicubic filter, crops the centre, normalises: the numbers of ``preprocess``.
+    """Resizes 8-bit pixels by PIL's bicubic filter, crops where the bundle does, normalises, as ``preprocess`` does.
 
     anomalib's data modules take the resizing over and apply it to each image on its own, so images of different sizes
-    make one batch. They read files by ``convert("RGB")``, which saturates 16 bits, passes over EXIF orientation and
-    drops alpha: files of more than plain 8-bit grey or RGB are read again by the package's reader, so that these are
-    the same pixels as those of the references and of ``score``. An exported model holds what ONNX can express: bicubic
-    resizing of floats without antialiasing. Feed it images of ``image_size`` for exact scores.
+    make one batch, if they are prepared to one shape; the others are refused, for anomalib itself would stretch them.
+    It reads files by ``convert("RGB")``, which saturates 16 bits, passes over EXIF orientation, drops alpha: files of
+    more than plain 8-bit grey or RGB are read again by the package's reader, so that these are the same pixels as those
+    of the references and of ``score``. An exported model holds what ONNX can express: bicubic resizing of floats
+    without antialiasing. Feed it images of the size that they are prepared to for exact scores.
 
     Args:
         config: of the extractor.
-
-    Raises:
-        InputError: the configuration says ``resize_mode="resize"``, whose images have different shapes.
+        square: whether all images have to come to squares, as for a detector that is built for one grid of patches.
     """
 
-    def __init__(self, config: ADPretrainConfig) -> None:
-        if config.resize_mode != "crop":
-            raise InputError(
-                f"resize_mode is {config.resize_mode!r}: anomalib's batches need images of one shape, expected 'crop', "
-                "or a pre_processor of your own"
-            )
+    def __init__(self, config: ADPretrainConfig, *, square: bool = False) -> None:
         normalize = Normalize(mean=config.mean, std=config.std)
-        super().__init__(Compose([ExactResize(config), normalize]))
-        resize = Resize(config.image_size, interpolation=InterpolationMode.BICUBIC, antialias=False)
-        self.export_transform = Compose([resize, ExportableCenterCrop(config.image_size), normalize])
-        self._prepare = Preprocessor(config)
+        exact = ExactResize(config, (config.image_size, config.image_size) if square else None)
+        super().__init__(Compose([exact, normalize]))
+        self.export_transform = Compose([*_exportable(config), normalize])
+        self._prepare, self._exact = Preprocessor(config), exact
+
+    @property
+    def shape(self) -> tuple[int, int] | None:
+        """H' and W' that images are prepared to, once one has been."""
+        return self._exact.shape
 
     on_train_batch_start = _reading_again("on_train_batch_start")
     on_validation_batch_start = _reading_again("on_validation_batch_start")
@@ -74,10 +73,13 @@ class ADPretrainPreProcessor(PreProcessor):
 
         Raises:
             ImageError: a file cannot be read, or is of a kind that is not supported.
+            InputError: one is prepared to another shape, as one that EXIF turns by a quarter.
         """
         for row, path in enumerate(paths or []):
             if path and not _is_plain(path):
-                images[row] = self._prepare.prepare(path).tensor.to(images)
+                image = self._prepare.prepare(path)
+                _check_shape(image.network_size, (images.shape[-2], images.shape[-1]), path)
+                images[row] = image.tensor.to(images)
         return images
 
     def checkpoint_config(self) -> dict[str, Any]:
@@ -99,26 +101,70 @@ def _is_plain(path: str) -> bool:
 
 
 class ExactResize(Resize):
-    """Resizes and crops as ``Preprocessor.crop`` does; leaves alone what has that size already.
+    """Resizes and crops as ``Preprocessor.seen`` does; leaves alone what has that size already.
+
+    Args:
+        config: of the extractor.
+        shape: H' and W' that all images have to come to; by default those of the first.
+    """
+
+    def __init__(self, config: ADPretrainConfig, shape: tuple[int, int] | None = None) -> None:
+        super().__init__((config.image_size, config.image_size), interpolation=InterpolationMode.BICUBIC)
+        self._prepare, self.shape = Preprocessor(config), shape
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Images (..., 3, H, W), floats in [0, 1], or masks (..., H, W) to those of H' x W' pixels.
+
+        Raises:
+            InputError: images of one shape after images of another.
+        """
+        if not isinstance(inpt, Tensor):
+            return inpt
+        height, width = inpt.shape[-2:]
+        size = self._prepare.network_size(height, width)
+        self.shape = self.shape or size
+        _check_shape(size, self.shape, f"an image of {height} x {width} pixels")
+        if (height, width) == size:
+            return inpt
+        if isinstance(inpt, Mask):
+            flat = (inpt != 0).byte().cpu().reshape(-1, 1, height, width)
+            seen = [pil_to_tensor(self._prepare.seen_mask(to_pil_image(mask))) for mask in flat]
+        else:
+            # anomalib divides 8-bit pixels by 255: this gets them back.
+            flat = (inpt * 255).round().clamp(0, 255).byte().cpu().reshape(-1, *inpt.shape[-3:])
+            seen = [pil_to_tensor(self._prepare.seen(to_pil_image(image))) / 255 for image in flat]
+        joined = torch.stack(seen).reshape(*inpt.shape[:-2], *size)
+        return (Mask(joined) if isinstance(inpt, Mask) else joined).to(inpt)
+
+
+class WholeResize(Resize):
+    """Resizes whole images as ONNX can express it, without antialiasing.
 
     Args:
         config: of the extractor.
     """
 
     def __init__(self, config: ADPretrainConfig) -> None:
-        super().__init__((config.image_size, config.image_size), interpolation=InterpolationMode.BICUBIC)
+        super().__init__(config.image_size, interpolation=InterpolationMode.BICUBIC, antialias=False)
         self._prepare = Preprocessor(config)
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Images (..., 3, H, W), floats in [0, 1], or masks (..., H, W) to those of S x S pixels."""
-        if not isinstance(inpt, Tensor) or [*inpt.shape[-2:]] == self.size:
-            return inpt
-        if isinstance(inpt, Mask):
-            flat = (inpt != 0).byte().cpu().reshape(-1, 1, *inpt.shape[-2:])
-            crops = [pil_to_tensor(self._prepare.crop_mask(to_pil_image(mask))) for mask in flat]
-        else:
-            # anomalib divides 8-bit pixels by 255: this gets them back.
-            flat = (inpt * 255).round().clamp(0, 255).byte().cpu().reshape(-1, *inpt.shape[-3:])
-            crops = [pil_to_tensor(self._prepare.crop(to_pil_image(image))) / 255 for image in flat]
-        joined = torch.stack(crops).reshape(*inpt.shape[:-2], *self.size)
-        return (Mask(joined) if isinstance(inpt, Mask) else joined).to(inpt)
+        """Images (..., 3, H, W) to those of H' x W' pixels."""
+        size = self._prepare.network_size(inpt.shape[-2], inpt.shape[-1])
+        return resize(inpt, [*size], InterpolationMode.BICUBIC, antialias=False)
+
+
+def _exportable(config: ADPretrainConfig) -> list[Resize | ExportableCenterCrop]:
+    if config.resize_mode == "resize":
+        return [WholeResize(config)]
+    shorter = Resize(config.image_size, interpolation=InterpolationMode.BICUBIC, antialias=False)
+    return [shorter, ExportableCenterCrop(config.image_size)]
+
+
+def _check_shape(size: tuple[int, int], expected: tuple[int, int], name: str) -> None:
+    if size != expected:
+        (h, w), (height, width) = size, expected
+        raise InputError(
+            f"{name} is prepared to {h} x {w}, expected {height} x {width}: with resize_mode='resize' anomalib's "
+            "batches, and some detectors, need images of that one shape. Take resize_mode='crop'"
+        )

@@ -208,7 +208,9 @@ def test_a_batch_that_cannot_be_shared_is_refused():
 # Samples: views and labels, the same in any worker; unreadable ones replaced and counted
 
 
-CONFIG = ADPretrainConfig(backbone="tiny", hidden_size=32, patch_size=8, layers=(1, 2), image_size=64)
+CONFIG = ADPretrainConfig(
+    backbone="tiny", hidden_size=32, patch_size=8, layers=(1, 2), image_size=64, resize_mode="crop"
+)
 
 
 @pytest.fixture

@@ -147,7 +147,9 @@ def test_masks_lie_on_what_they_mark(tiny_folder: Path, mode: str, size: tuple[i
 
 def test_images_of_different_shapes_are_refused(tiny_folder: Path, paths: list[Path]) -> None:
     Image.new("RGB", (64, 200)).save(paths[3])
-    with pytest.raises(InputError, match=r"different shapes .* cannot be compared, such as .*: take a bundle with"):
+    with pytest.raises(
+        InputError, match=r"different shapes .* cannot be compared, such as .*: give --resize-mode crop"
+    ):
         encode(make_extractor(tiny_folder, resize_mode="resize"), paths).encode(range(NUMBER))
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from adpretrain_hf import ADPretrainFeatureExtractor
 from adpretrain_hf.errors import InputError
-from tests.conftest import GOLDEN, make_extractor, random_image
+from tests.conftest import GOLDEN, random_image
 from tests.training.evaluation.conftest import MakePlan
 from tests.training.real_iad_tree import RealIADClass
 from training.evaluation import anomalib_models
@@ -230,15 +230,14 @@ def test_lists_go_by_data_set_where_two_have_a_category(make_plan: MakePlan, sma
     assert len(run(make_plan(**values, output=str(tmp_path / "other")))) == 4
 
 
-def test_images_of_one_shape_need_not_be_square(make_plan: MakePlan, wide_folder: Path, tmp_path: Path) -> None:
-    make_extractor(wide_folder, resize_mode="resize").save_pretrained(tmp_path / "bundle")
+def test_images_of_one_shape_need_not_be_square(make_plan: MakePlan, tmp_path: Path) -> None:
     for name in ("train/good/0", "train/good/1", "test/good/0", "test/bad/0"):
         (tmp_path / "tree/nut" / name).parent.mkdir(parents=True, exist_ok=True)
         random_image(len(name), 40, 60).save(tmp_path / "tree/nut" / f"{name}.png")
     data = {"folder": str(tmp_path / "tree")}
-    plan = make_plan(data=data, bundle=str(tmp_path / "bundle"), features="raw", shots=[2])
+    plan = make_plan(data=data, features="raw", shots=[2], image_size=64, resize_mode="resize")
     (result,) = run(plan)
-    assert load_shown(plan.output, result.cell).images.shape == (1, 48, 32, 3)
+    assert load_shown(plan.output, result.cell).images.shape == (1, 96, 64, 3)
 
 
 def test_a_training_batch_leaves_no_trace_in_features_of_several_categories(two_variants: Path) -> None:
@@ -495,7 +494,7 @@ def test_the_two_best_and_the_two_worst_are_shown(
     assert whole.masks is not None
     assert np.array_equal(shown.masks, whole.masks[shown.indices])
     assert np.array_equal(shown.maps, whole.maps[shown.indices].astype(np.float16))
-    crop = extractor.preprocess.crop(Image.open(eight_images[6].image))
+    crop = extractor.preprocess.seen(Image.open(eight_images[6].image))
     assert np.array_equal(shown.images[1], np.array(crop))
 
 
