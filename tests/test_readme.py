@@ -148,7 +148,7 @@ def extras() -> set[str]:
 def test_commands_on_the_repositorys_data_run_as_printed(checkout, capsys):
     here = ("hub_cards/", "gravel.safetensors")
     run = [line for line in commands(ROOT / "docs" / "command_line.md") if any(name in line for name in here)]
-    assert [line.split()[1] for line in run] == ["score", "reference", "info", "extract", "info"]
+    assert [line.split()[1] for line in run] == ["score", "reference", "info", "reference", "extract", "info"]
     assert set(run) >= {line for line in commands(README) if line.startswith("adpretrain ")}
     for line in run:
         assert main(shlex.split(line)[1:]) == 0, line

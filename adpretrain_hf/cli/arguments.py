@@ -164,6 +164,8 @@ def tile_options(args: argparse.Namespace) -> dict[str, Any]:
     from adpretrain_hf.errors import InputError
     from adpretrain_hf.images import Tiles
 
+    if "tiles" not in args:
+        return {}
     rows, columns = args.tiles or (None, None)
     if rows is None and args.tile_size is None:
         if args.tile_overlap is not None or args.tile_reference is not None:

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from adpretrain_hf import __version__
-from adpretrain_hf.cli import convert, demo, extract, info, new, push, reference, score, watch
+from adpretrain_hf.cli import convert, demo, export, extract, info, new, push, reference, score, watch
 from adpretrain_hf.errors import check_environment, run_program
 
-MODULES = (score, watch, extract, reference, info, demo, new, convert, push)
+MODULES = (score, watch, extract, reference, export, info, demo, new, convert, push)
 VERBS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 
 

@@ -24,7 +24,7 @@ from adpretrain_hf.errors import BundleError
 from adpretrain_hf.scoring import place_map
 from tests.conftest import ROOT, make_extractor, random_image
 
-COMMANDS = ("score", "watch", "extract", "reference", "info", "demo", "new", "convert", "push")
+COMMANDS = ("score", "watch", "extract", "reference", "export", "info", "demo", "new", "convert", "push")
 HEAVY = ("PIL", "huggingface_hub", "numpy", "safetensors", "torch", "transformers")
 
 

@@ -49,7 +49,8 @@ def test_levels_that_are_not_asked_for_are_not_computed(extractor, images, refer
     done = []
     original = nearest_residual
     monkeypatch.setattr(
-        "adpretrain_hf.reference.nearest_residual", lambda level, *rest: done.append("match") or original(level, *rest)
+        "adpretrain_hf.reference.bank.nearest_residual",
+        lambda level, *rest: done.append("match") or original(level, *rest),
     )
     for number, projector in enumerate(extractor.projectors):
         projector.register_forward_hook(lambda *_, number=number: done.append(number))
@@ -184,7 +185,7 @@ def test_bank_of_another_extractor_is_refused(extractor):
 
 def _like(extractor):
     config = extractor.config
-    return {name: getattr(config, name) for name in ("image_size", "num_reference_tokens", "num_heads")}
+    return {name: getattr(config, name) for name in ("image_size", "resize_mode", "num_reference_tokens", "num_heads")}
 
 
 def test_without_anomalib_says_what_to_install():

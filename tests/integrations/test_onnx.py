@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ import torch
 
 from adpretrain_hf import ADPretrainFeatureExtractor, matching
 from adpretrain_hf.errors import InputError
-from adpretrain_hf.integrations.onnx import FeaturesAndMap, export_onnx
+from adpretrain_hf.integrations.onnx import FeaturesAndScores, export_onnx
+from adpretrain_hf.quantization import quantize
 from tests.conftest import make_extractor, random_image
 from tests.tiny import FAMILIES, save_tiny
 
@@ -19,8 +21,12 @@ CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
 @pytest.fixture(scope="module")
 def extractor(tiny_folder):
-    """Two levels, and used before: what a first forward leaves behind must not disturb an export."""
-    extractor = make_extractor(tiny_folder, layers=(1, 2)).set_reference([random_image(1), random_image(2)])
+    """Two levels, calibrated, and used before: what a first forward leaves behind must not disturb an export."""
+    extractor = make_extractor(tiny_folder, layers=(1, 2))
+    settings = {"category": "screw", "image_score": "top", "top": 0.01}
+    bank = extractor.make_reference([random_image(1), random_image(2)], **settings)
+    normals = [random_image(seed) for seed in range(100, 110)]
+    extractor.set_reference(extractor.calibrate(bank, normals, false_alarms=0.5))
     extractor(torch.randn(1, 3, 32, 32))
     return extractor
 
@@ -78,7 +84,7 @@ class TestTorch:
         onnxruntime = pytest.importorskip("onnxruntime")
         images = torch.randn(2, 3, 32, 32)
         torch.onnx.export(
-            FeaturesAndMap(extractor), (images,), tmp_path / "old.onnx", dynamo=False, input_names=["images"]
+            FeaturesAndScores(extractor), (images,), tmp_path / "old.onnx", dynamo=False, input_names=["images"]
         )
         given = onnxruntime.InferenceSession(tmp_path / "old.onnx").run(None, {"images": images.numpy()})
         torch.testing.assert_close(torch.as_tensor(given[0]), extractor(images)["layer1"], **CLOSE)
@@ -89,15 +95,43 @@ class TestOnnx:
     def test_equals_the_extractor(self, extractor, session, number):
         images = torch.randn(number, 3, 32, 32)
         with torch.no_grad():
-            expected = FeaturesAndMap(extractor)(images)
-        for values, tensor in zip(session.run(None, {"images": images.numpy()}), expected, strict=True):
+            expected = FeaturesAndScores(extractor, extractor.reference.judgement)(images, torch.tensor(0.5))
+        given = session.run(None, {"images": images.numpy(), "threshold": np.array(0.5, dtype=np.float32)})
+        for values, tensor in zip(given, expected, strict=True):
             np.testing.assert_allclose(values, tensor.numpy(), **CLOSE)
 
-    def test_the_map_gives_the_scores(self, extractor, session):
-        images = [random_image(seed) for seed in (4, 5, 6)]  # no references, which a graph does not recognise
-        given = session.run(["anomaly_map"], {"images": extractor.preprocess(images).numpy()})[0]
-        expected = extractor.score(images).scores
-        np.testing.assert_allclose(given.max(axis=(1, 2)), expected.numpy(), **CLOSE)
+    def test_scores_and_decisions_are_the_extractors(self, extractor, session):
+        images = [random_image(seed) for seed in range(4, 24)]  # no references, which a graph does not recognise
+        prepared = {"images": extractor.preprocess(images).numpy()}
+        expected = extractor.score(images)
+        scores, anomalous = session.run(["score", "anomalous"], prepared)
+        np.testing.assert_allclose(scores, expected.scores.numpy(), **CLOSE)
+        assert 0 < anomalous.sum() < 20
+        assert anomalous.tolist() == expected.is_anomalous().tolist()
+        for threshold, number in ((0.0, 20), (9.0, 0)):
+            given = prepared | {"threshold": np.array(threshold, dtype=np.float32)}
+            assert session.run(["anomalous"], given)[0].sum() == number
+
+    def test_the_metadata_tell_how_images_are_prepared_and_judged(self, extractor, session):
+        about, own = json.loads(session.get_modelmeta().custom_metadata_map["adpretrain"]), extractor.config
+        assert about == {
+            "category": "screw",
+            "variant": "angle",
+            "image_score": "top",
+            "image_size": 32,
+            "patch_size": 8,
+            "resize_mode": "crop",
+            "mean": [*own.mean],
+            "std": [*own.std],
+            "fingerprint": own.fingerprint,
+            "calibration": {
+                "images": 10,
+                "threshold": extractor.reference.judgement.calibration.threshold(),
+                "false_alarms": 0.5,
+                "scale": extractor.reference.judgement.calibration.scale,
+                "approximate": False,
+            },
+        }
 
     def test_names_and_shapes(self, session):
         shapes = {value.name: value.shape for value in (*session.get_inputs(), *session.get_outputs())}
@@ -108,7 +142,10 @@ class TestOnnx:
             "layer1": [batch, 32, 4, 4],
             "layer2": [batch, 32, 4, 4],
             "anomaly_map": [batch, 32, 32],
+            "score": [batch],
+            "anomalous": [batch],
         }
+        assert [value.name for value in session.get_overridable_initializers()] == ["threshold"]
 
     def test_one_whole_file(self, onnx_file):
         assert [path.name for path in onnx_file.parent.iterdir()] == ["tiny.onnx"]
@@ -122,8 +159,13 @@ class TestOnnx:
         path = export_onnx(extractor, tmp_path / "large.onnx", image_size=(24, 40))
         assert sorted(file.name for file in tmp_path.iterdir()) == ["large.onnx", "large.onnx.data"]
         images = torch.randn(1, 3, 24, 40)
-        (given,) = onnxruntime.InferenceSession(path).run(["layer1"], {"images": images.numpy()})
+        session = onnxruntime.InferenceSession(path)
+        (given,) = session.run(["layer1"], {"images": images.numpy()})
         np.testing.assert_allclose(given, extractor(images)["layer1"].numpy(), **CLOSE)
+        # without a calibration there is nothing to decide by
+        assert [value.name for value in session.get_outputs()] == ["layer1", "anomaly_map", "score"]
+        assert session.get_overridable_initializers() == []
+        assert "calibration" not in json.loads(session.get_modelmeta().custom_metadata_map["adpretrain"])
 
     def test_what_cannot_be_exported_is_refused(self, extractor, tiny_folder, tmp_path):
         with pytest.raises(InputError, match=r"no reference is set: call set_reference\(images\) before export_onnx"):
@@ -134,6 +176,16 @@ class TestOnnx:
             export_onnx(extractor, tmp_path / "a.onnx", image_size=(30, 32))
         with pytest.raises(InputError, match=r"the patch size 8, \(24 or 32\) x \(24 or 32\)"):
             export_onnx(extractor, tmp_path / "a.onnx", image_size=30)
+        with pytest.raises(InputError, match="a false-alarm rate of 0.01 cannot be promised by 10 calibration images"):
+            export_onnx(extractor, tmp_path / "a.onnx", false_alarms=0.01)
+        other = make_extractor(tiny_folder, layers=(1, 2), seed=2).set_reference(extractor.reference)
+        with pytest.raises(InputError, match="no calibration that was made by this extractor"):
+            export_onnx(other, tmp_path / "a.onnx", false_alarms=0.1)
+        with pytest.raises(InputError, match="layers of 8 bits cannot be exported"):
+            export_onnx(quantize(other).set_reference([random_image(1)]), tmp_path / "a.onnx")
+        half = make_extractor(tiny_folder).bfloat16().set_reference([random_image(1)])
+        with pytest.raises(InputError, match="ONNX has no bfloat16 for all of it: export float32 or float16"):
+            export_onnx(half, tmp_path / "a.onnx")
         assert not list(tmp_path.iterdir())
 
 

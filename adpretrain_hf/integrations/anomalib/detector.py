@@ -197,7 +197,7 @@ class ADPretrainDetector(AnomalibModule):
         step = max(len(normal) / number, 1)
         items = [dataset[normal[int(place * step)]] for place in range(min(number, len(normal)))]
         images = torch.stack([self._prepare(item.image[None], [item.image_path])[0] for item in items])
-        return images.to(self.device), [str(item.image_path) for item in items]
+        return images, [str(item.image_path) for item in items]
 
     def _prepare(self, images: Tensor, paths: Sequence[str | None] | None) -> Tensor:
         # anomalib does this in a hook of its batches, which these images do not pass through.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.reference import ReferenceBank
+from adpretrain_hf.scoring import BY_MAXIMUM, Calibration, Judgement
 
 _LOG = logging.getLogger(__name__)
 
@@ -64,6 +65,18 @@ class DetectorFeatures(nn.Module):
         """Whether a reference bank must be set before images can be given."""
         return self.kind != "raw"
 
+    @property
+    def judgement(self) -> Judgement:
+        """How an image's score is taken of its map."""
+        bank = self.extractor.reference
+        return BY_MAXIMUM if bank is None else bank.judgement
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What normal images score by the norm of these features, where the reference's calibration is of them."""
+        bank, is_whole = self.extractor.reference, self.kind == "pretrained" and self.layers == [*self.extractor.layers]
+        return self.extractor._judgement_of(bank).calibration if is_whole and bank is not None else None
+
     @torch.no_grad()
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Prepared images (B, 3, H, W) to ``{"layer<n>": (B, C, h, w)}``.
@@ -107,7 +120,10 @@ class DetectorFeatures(nn.Module):
         """The reference bank, as the state dict holds it."""
         bank = self.extractor.reference
         fields = ("patches", "fingerprint", "category", "num_images", "compacted", "image_patches", "augmentation")
-        return {} if bank is None else {"names": [*self.names]} | {name: getattr(bank, name) for name in fields}
+        if bank is None:
+            return {}
+        known = {"names": [*self.names], "judgement": bank.judgement.to_dict()}
+        return known | {name: getattr(bank, name) for name in fields}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Takes over the reference bank that a state dict holds.

@@ -1,6 +1,6 @@
 """The detectors: anomalib's own with our features in the place of their backbone's, and two that it does not have."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ from anomalib.data import Batch, InferenceBatch
 from anomalib.models import Cflow, Glass, Padim, Patchcore
 from anomalib.models.image.cflow.utils import cflow_head
 from anomalib.models.image.glass.components import Preprocessing
+from anomalib.post_processing import PostProcessor
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
@@ -16,7 +17,8 @@ from adpretrain_hf.integrations.anomalib.core_set import CoreSet
 from adpretrain_hf.integrations.anomalib.detector import ADPretrainDetector, DetectorArguments
 from adpretrain_hf.integrations.anomalib.features import DetectorFeatures
 from adpretrain_hf.integrations.anomalib.uniad import UniadModel
-from adpretrain_hf.scoring import anomaly_map
+from adpretrain_hf.reference import is_bank
+from adpretrain_hf.scoring import Calibration, anomaly_map
 
 # Stands in until ours is in its place: anomalib builds one by name.
 _BACKBONE: dict[str, Any] = {"backbone": "resnet18", "layers": ["layer1"], "pre_trained": False}
@@ -210,9 +212,10 @@ class MapModel(nn.Module):
         self.to_maps: Any = to_maps
 
     def forward(self, images: Tensor) -> InferenceBatch:
-        """Images (B, 3, H, W) to maps (B, 1, H, W) and their maxima (B,)."""
+        """Images (B, 3, H, W) to maps (B, 1, H, W) and their scores (B,), as the reference says: by default maxima."""
         maps = self.to_maps(list(self.feature_extractor(images).values()), (images.shape[-2], images.shape[-1]))
-        return InferenceBatch(pred_score=maps.amax(dim=(1, 2)), anomaly_map=maps[:, None])
+        scores = self.feature_extractor.judgement.image_scores(maps)
+        return InferenceBatch(pred_score=scores, anomaly_map=maps[:, None])
 
 
 class ADPretrainFeatureNorm(ADPretrainDetector):
@@ -220,6 +223,10 @@ class ADPretrainFeatureNorm(ADPretrainDetector):
 
     ``Engine.fit`` takes the references from the training data and, as for every model, score ranges and thresholds from
     the validation data. With references from files, ``Engine.predict`` works without it.
+
+    Where there are no anomalies to choose thresholds by, those of the reference's calibration hold; a score is 0.5
+    at the threshold then, and 1 at twice as much. For images without a calibration, the thresholds come of comparing
+    each with the others, unless there are normal images to validate on: anomalib takes the highest score of these.
 
     Args:
         bundle, common: see ``ADPretrainDetector``.
@@ -229,6 +236,31 @@ class ADPretrainFeatureNorm(ADPretrainDetector):
         features, arguments = self.load(bundle, common)
         super().__init__(**arguments)
         self.model = MapModel(features, anomaly_map)
+
+    def set_reference(self, references: Any, names: Sequence[str] = ()) -> None:
+        """Sets the reference bank, see ``DetectorFeatures``, and by its calibration the thresholds."""
+        super().set_reference(references, names)
+        extractor, bank = self.features.extractor, self.features.extractor.reference
+        is_images = isinstance(references, Tensor) or (isinstance(references, str) and not is_bank(references))
+        if self.features.calibration is None and is_images and bank and bank.leaves_out and all(bank.images):
+            extractor.reference = extractor.calibrate(bank, references)
+        self._pass_thresholds(self.features.calibration)
+
+    def on_validation_epoch_end(self) -> None:
+        """Puts back the thresholds of a bank's calibration if there was no anomaly that better ones were chosen by."""
+        known = self.features.calibration
+        images = getattr(self.trainer.val_dataloaders, "dataset", None)
+        if known and not known.approximate and not getattr(images, "has_anomalous", True):
+            self._pass_thresholds(known)
+
+    def _pass_thresholds(self, calibration: Calibration | None) -> None:
+        if calibration is None or not isinstance(self.post_processor, PostProcessor):
+            return
+        values = {"_image_threshold": calibration.threshold(), "_pixel_threshold": calibration.pixel_threshold()}
+        for kind in ("image", "pixel"):
+            values |= {f"{kind}_min": 0.0, f"{kind}_max": 2 * values[f"_{kind}_threshold"]}
+        state = {name: torch.tensor(value) for name, value in values.items()}
+        self.post_processor.load_state_dict(state, strict=False)
 
     @staticmethod
     def configure_optimizers() -> None:
