@@ -24,7 +24,7 @@ from adpretrain_hf.images import Preprocessor
 from adpretrain_hf.overlays import colour_range, overlay
 from training.data.samples import published_labels
 from training.evaluation.data import Sample
-from training.evaluation.metrics import Predicted, pixel_auroc
+from training.evaluation.metrics import Predicted, auroc
 from training.evaluation.plan import FEATURES, Cell
 from training.evaluation.store import PatchSample, Result, Shown
 from training.evaluation.tables import features_name
@@ -65,7 +65,7 @@ def choose_shown(predicted: Predicted, samples: Sequence[Sample], preprocess: Pr
     else:
         masks = predicted.masks
         # A crop may cut the whole anomaly off, and some anomalies fill the image: no AUROC then.
-        found = {p: pixel_auroc(predicted.maps[p, None], masks[p, None]) for p in places if 0 < masks[p].mean() < 1}
+        found = {p: auroc(predicted.maps[p, None], masks[p, None]) for p in places if 0 < masks[p].mean() < 1}
     order = sorted(found, key=lambda place: found[place], reverse=True)
     chosen = np.array(order[:_BEST] + order[_BEST:][-_WORST:], dtype=int)
     paths = [samples[place].image for place in chosen]
@@ -97,7 +97,7 @@ def strips(result: Result, shown: Shown) -> Iterator[tuple[str, str, str]]:
             joined.paste(tile.resize((_TILE, _TILE), Image.Resampling.BILINEAR), (n * (_TILE + _GAP), 0))
         caption = f"{result.names[index]}, score {result.scores[index]:.4g}"
         if mask.any() and not mask.all():
-            caption += f", pixel AUROC {100 * pixel_auroc(maps[place, None], mask[None]):.1f}"
+            caption += f", pixel AUROC {100 * auroc(maps[place, None], mask[None]):.1f}"
         rank = "best" if place < (len(maps) + 1) // 2 else "worst"
         yield rank, caption, _address("jpeg", joined.save, quality=75, optimize=True)
 

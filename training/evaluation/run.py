@@ -22,6 +22,7 @@ from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.files import combined_digest, tensor_digest
 from adpretrain_hf.images import choose_device
 from training.data.folders import Category, Sample
+from training.evaluation import store
 from training.evaluation.data import category_names, read_category
 from training.evaluation.detectors import DETECTORS, PublishedDetector
 from training.evaluation.draws import Drawn, draw_few_shot, draw_training, read_reference_lists, unlabelled
@@ -29,15 +30,6 @@ from training.evaluation.encoded import EncodedBackbone, EncodedImages, MakeFeat
 from training.evaluation.figures import choose_shown, sample_patches
 from training.evaluation.metrics import Predicted, measure
 from training.evaluation.plan import Cell, Plan
-from training.evaluation.store import (
-    Result,
-    copy_result,
-    is_done,
-    patches_done,
-    save_failure,
-    save_patches,
-    save_result,
-)
 
 _LOG = logging.getLogger(__name__)
 _KEPT = 16  # categories
@@ -99,7 +91,7 @@ class Evaluation:
         """
         for cell in cells:
             _take_over(self.plan, cell)
-        pending = [cell for cell in cells if not is_done(self.plan.output, cell)]
+        pending = [cell for cell in cells if not store.is_done(self.plan.output, cell)]
         if not pending:
             return
         try:
@@ -119,9 +111,9 @@ class Evaluation:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         for cell in pending:
-            if not is_done(self.plan.output, cell):
+            if not store.is_done(self.plan.output, cell):
                 _LOG.warning("%s failed: %s", cell.name, reason)
-                save_failure(self.plan.output, cell, reason)
+                store.save_failure(self.plan.output, cell, reason)
 
     def forget(self, but: Iterable[Cell] = ()) -> None:
         """Drops what is encoded, but for the categories of some cells."""
@@ -272,24 +264,22 @@ class Evaluation:
         masks = self.encoded(cell).masks(places).numpy() if are_known else None
         predicted = Predicted(maps, scores, labels, masks)
         metrics = measure(predicted)
-        if masks is not None and not patches_done(
-            self.plan.output, cell.data_set, cell.category, cell.features, cell.variant
-        ):
+        if masks is not None and not store.patches_file(self.plan.output, cell).is_file():
             make = self.features(cell, drawn)
             deepest = torch.cat([make(part)[-1].cpu() for part in places.split(self.plan.batch_size)])
-            save_patches(self.plan.output, sample_patches(cell, deepest, masks, self.extractor.config.patch_size))
+            store.save_patches(self.plan.output, sample_patches(cell, deepest, masks, self.extractor.config.patch_size))
         root = Path(self.plan.data[cell.data_set]).absolute()
         names = [sample.image.relative_to(root).as_posix() for sample in samples]
         defects = [sample.defect for sample in samples]
-        result = Result(cell, metrics, scores.tolist(), labels.tolist(), names, seconds, defects)
-        save_result(self.plan.output, result, choose_shown(predicted, samples, self.extractor.preprocess))
+        result = store.Result(cell, metrics, scores.tolist(), labels.tolist(), names, seconds, defects)
+        store.save_result(self.plan.output, result, choose_shown(predicted, samples, self.extractor.preprocess))
 
 
 def _take_over(plan: Plan, cell: Cell) -> None:
     """Gives a cell of raw features the result of one with another number of references, which these do not know."""
-    if cell.features != "raw" or plan.protocol == "few-shot" or is_done(plan.output, cell):
+    if cell.features != "raw" or plan.protocol == "few-shot" or store.is_done(plan.output, cell):
         return
     for other in (replace(cell, shots=shots) for shots in plan.shots):
-        if is_done(plan.output, other):
-            copy_result(plan.output, other, cell)
+        if store.is_done(plan.output, other):
+            store.copy_result(plan.output, other, cell)
             return

@@ -21,7 +21,7 @@ from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from training.data.sources import TrainingData
 from training.evaluation.detectors import FeatureNorm, PatchCore, PublishedDetector
 from training.evaluation.encoded import EncodedImages, feature_maker, score_images
-from training.evaluation.metrics import image_auroc, pixel_metrics
+from training.evaluation.metrics import auroc, pixel_metrics
 from training.run import distributed
 from training.run.folder import RunFolder
 from training.run.reporting import Reporter, scores_text
@@ -84,9 +84,8 @@ class Cell:
         fitted.fit(make(torch.tensor(references)))
         test = torch.tensor([place for place in self.usable if place not in references])
         maps, scores = score_images(fitted, make, test, self.images, _BATCH)
-        pixels = pixel_metrics(maps, self.images.masks(test))
-        images = image_auroc(scores, self.is_anomalous[test])
-        return {"image_auroc": images, "pixel_auroc": pixels.auroc, "aupro": pixels.aupro}
+        pixels, pro = pixel_metrics(maps, self.images.masks(test))
+        return {"image_auroc": auroc(scores, self.is_anomalous[test]), "pixel_auroc": pixels, "aupro": pro}
 
 
 class Validation:
