@@ -25,13 +25,11 @@ from training.data.real_iad_files import (
     Layout,
     Release,
     choose,
-    class_tree,
     layout_of_folder,
     layout_of_repository,
-    read_annotation,
-    usable_items,
+    rows_of_class,
 )
-from training.data.table import Row, make_table
+from training.data.table import make_table
 
 _LOG = logging.getLogger(__name__)
 
@@ -69,7 +67,8 @@ def load_real_iad(
         wanted = choose(release, layout, source, resolution, categories)
     else:
         root, release, wanted = _download(str(source), resolution, categories, token)
-    return make_table(row for category in wanted for row in _rows(root, release, resolution, category, strict))
+    classes = (rows_of_class(root, release, resolution, category, strict=strict) for category in wanted)
+    return make_table(row for rows in classes for _, row in rows)
 
 
 def list_categories(source: str | Path, *, resolution: str = "512", token: str | bool | None = None) -> list[str]:
@@ -81,24 +80,6 @@ def list_categories(source: str | Path, *, resolution: str = "512", token: str |
     root = Path(os.path.abspath(source))
     release, layout = layout_of_folder(root) if root.is_dir() else _repository(str(source), token)[1:]
     return choose(release, layout, source, resolution, None)
-
-
-def _rows(root: Path, release: Release, resolution: str, category: str, strict: bool) -> list[Row]:
-    annotation = read_annotation(root, category, release)
-    tree = class_tree(root / release.folder(resolution), category, annotation.prefix)
-    return [
-        Row(
-            image=tree.address(item.image),
-            mask=tree.address(item.mask) if item.mask else None,
-            category=category,
-            view=item.view,
-            anomaly_class=item.anomaly_class,
-            is_anomalous=item.mask is not None,
-            is_good=item.is_good,
-            sample=item.sample,
-        )
-        for item in usable_items(annotation, tree, strict=strict)
-    ]
 
 
 def _download(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from adpretrain_hf.errors import InputError
-from training.data.table import read_encoded, refuse, zip_members
+from training.data.table import Row, read_encoded, refuse, zip_members
 
 Layout = dict[str, set[str]]  # resolution -> classes
 
@@ -195,11 +195,6 @@ class Item(NamedTuple):
     view: str
     split: str
 
-    @property
-    def is_good(self) -> bool:
-        """Whether it shows an undamaged part, and may be a reference."""
-        return self.image.startswith("OK/")
-
 
 class Annotation(NamedTuple):
     """The json of one class; training and test images together, in order of their names."""
@@ -234,6 +229,24 @@ def read_annotation(root: Path, category: str, release: Release) -> Annotation:
     return Annotation(place, prefix, sorted(items, key=lambda item: item.image))
 
 
+def rows_of_class(
+    root: Path, release: Release, resolution: str, category: str, *, strict: bool = True
+) -> list[tuple[str, Row]]:
+    """The images of a class in order of their names, each with its split, train or test.
+
+    Raises:
+        InputError: see ``read_annotation``, ``class_tree`` and ``usable_items``.
+    """
+    annotation = read_annotation(root, category, release)
+    tree = class_tree(root / release.folder(resolution), category, annotation.prefix)
+    rows = []
+    for item in usable_items(annotation, tree, strict=strict):
+        mask = tree.address(item.mask) if item.mask else None
+        labels = item.view, item.anomaly_class, mask is not None, item.image.startswith("OK/"), item.sample
+        rows.append((item.split, Row(tree.address(item.image), mask, category, *labels)))
+    return rows
+
+
 def usable_items(annotation: Annotation, tree: ClassTree, *, strict: bool = True) -> list[Item]:
     """The images of a json that are there; all, where it is strict.
 
@@ -246,7 +259,7 @@ def usable_items(annotation: Annotation, tree: ClassTree, *, strict: bool = True
         InputError: see there; an image below ``OK`` has a mask, or no image is normal.
     """
     place, items = annotation.place, annotation.items
-    marked = [item.image for item in items if item.mask is not None and item.is_good]
+    marked = [item.image for item in items if item.mask is not None and item.image.startswith("OK/")]
     refuse(marked, f"images are normal (below OK) but have a mask in {place}", "get it again")
     absent = [item.image for item in items if item.image not in tree.names]
     masks = {item.mask for item in items if item.mask is not None}

@@ -39,7 +39,7 @@ from training import synthetic
 from training.data.folders import LAYOUTS, Category, layout_of
 from training.data.real_iad import list_categories, load_real_iad
 from training.data.real_iad_files import resolution_of
-from training.data.table import FEATURES, Row, file_name, make_table, read_encoded
+from training.data.table import FEATURES, file_name, make_table, read_encoded
 from training.seeds import generator
 from training.settings import PretrainSettings
 
@@ -188,18 +188,11 @@ def _loaded(source: str) -> Source:
 
 def _table_of(categories: Iterable[Category]) -> Dataset:
     """Training and test images together, as of RealIAD, but for anomalous ones without a mask: they teach nothing."""
-    rows, without = list[Row](), list[str]()
-    for category in categories:
-        for sample in (*category.train, *category.test):
-            if sample.is_anomalous and sample.mask is None:
-                without.append(str(sample.image))
-                continue
-            mask = None if sample.mask is None else str(sample.mask)
-            labels = sample.defect, sample.is_anomalous, not sample.is_anomalous
-            rows.append(Row(str(sample.image), mask, category.name, "", *labels, sample.image.stem))
+    rows = [row for category in categories for row in (*category.train, *category.test)]
+    without = [row.image for row in rows if row.is_anomalous and row.mask is None]
     if without:
         _LOG.warning("left out %d anomalous images without a mask, such as %s", len(without), without[0])
-    return make_table(rows)
+    return make_table(row for row in rows if row.mask is not None or not row.is_anomalous)
 
 
 def _choose(names: Sequence[str], settings: PretrainSettings) -> list[str]:

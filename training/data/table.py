@@ -49,7 +49,7 @@ class Row(NamedTuple):
         view: of the camera, such as ``"C1"``; empty where there is but one.
         anomaly_class: as the data set calls it, e.g. ``"OK"`` or ``"scratch"``.
         is_anomalous: whether it shows a defect.
-        is_good: whether it shows an undamaged part, and may be a reference.
+        is_good: whether its part is undamaged, also where this image does not show it, so that it may be a reference.
         sample: of the part that it shows.
     """
 

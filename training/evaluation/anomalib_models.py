@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from adpretrain_hf.images import Preprocessor
 from adpretrain_hf.integrations.anomalib import DetectorFeatures
 from adpretrain_hf.reference import ReferenceBank
-from training.data.folders import Sample
+from training.data.table import Row
 
 _IMAGES = 64  # whose maps are made at a time
 _TEXTURES = (".jpg", ".jpeg", ".png", ".webp")
@@ -35,7 +35,7 @@ class ImageFiles(Dataset):
         preprocess: of the extractor. Models must not prepare images again: ``pre_processor=False``.
     """
 
-    def __init__(self, samples: Sequence[Sample], preprocess: Preprocessor) -> None:
+    def __init__(self, samples: Sequence[Row], preprocess: Preprocessor) -> None:
         self._samples, self._preprocess = list(samples), preprocess
 
     def __len__(self) -> int:
@@ -46,7 +46,7 @@ class ImageFiles(Dataset):
         """One image (3, H, W) with its label and path; ImageError if it cannot be used."""
         sample = self._samples[place]
         image, label = self._preprocess.prepare(sample.image).tensor, torch.tensor(sample.is_anomalous)
-        return ImageItem(image=image, gt_label=label, image_path=str(sample.image))
+        return ImageItem(image=image, gt_label=label, image_path=sample.image)
 
     def batches(self, size: int, workers: int, *, shuffle: bool = False) -> DataLoader[ImageBatch]:
         """So many images at a time."""

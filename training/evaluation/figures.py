@@ -23,7 +23,7 @@ from torch import Tensor
 from adpretrain_hf.images import Preprocessor
 from adpretrain_hf.overlays import colour_range, overlay
 from training.data.samples import published_labels
-from training.evaluation.data import Sample
+from training.data.table import Row
 from training.evaluation.metrics import Predicted, auroc
 from training.evaluation.plan import FEATURES, Cell
 from training.evaluation.store import PatchSample, Result, Shown
@@ -49,7 +49,7 @@ _STYLE: Any = {
 # Image, mask and map of the anomalies that are found best and worst
 
 
-def choose_shown(predicted: Predicted, samples: Sequence[Sample], preprocess: Preprocessor) -> Shown:
+def choose_shown(predicted: Predicted, samples: Sequence[Row], preprocess: Preprocessor) -> Shown:
     """The anomalous images whose anomalies are found best and worst, with masks and maps.
 
     How well one is found is its own pixel AUROC; where masks are not known, its score.

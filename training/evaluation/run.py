@@ -21,7 +21,8 @@ from adpretrain_hf.errors import ImageError, InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.files import combined_digest, tensor_digest
 from adpretrain_hf.images import choose_device
-from training.data.folders import Category, Sample
+from training.data.folders import Category
+from training.data.table import Row
 from training.evaluation import store
 from training.evaluation.data import category_names, read_category
 from training.evaluation.detectors import DETECTORS, PublishedDetector
@@ -58,7 +59,7 @@ class Evaluation:
         self.with_variant = lru_cache(self._load)
         self.extractor = self.with_variant(None)
         self._category = lru_cache(_KEPT)(self._read_category)
-        self._encoded: dict[tuple[str, str], tuple[EncodedImages, dict[Sample, int]]] = {}
+        self._encoded: dict[tuple[str, str], tuple[EncodedImages, dict[Row, int]]] = {}
         self._tokens = Path(plan.output, "tokens")
 
     def identity(self, variants: Sequence[str]) -> dict[str, str]:
@@ -143,7 +144,7 @@ class Evaluation:
         """The images of a cell's category, and those that are listed as its references."""
         return self._of_category(cell)[0]
 
-    def places(self, cell: Cell, samples: Sequence[Sample]) -> Tensor:
+    def places(self, cell: Cell, samples: Sequence[Row]) -> Tensor:
         """Where images are among those."""
         places = self._of_category(cell)[1]
         return torch.tensor([places[sample] for sample in samples])
@@ -151,14 +152,14 @@ class Evaluation:
     def _load(self, variant: str | None) -> ADPretrainFeatureExtractor:
         return ADPretrainFeatureExtractor.from_pretrained(self.plan.bundle, variant=variant, device=self.device)
 
-    def _of_category(self, cell: Cell) -> tuple[EncodedImages, dict[Sample, int]]:
+    def _of_category(self, cell: Cell) -> tuple[EncodedImages, dict[Row, int]]:
         key = cell.data_set, cell.category
         if key not in self._encoded:
             category = self._category(*key)
             listed = map(unlabelled, self._listed(cell) or ())
             samples = list(dict.fromkeys([*category.train, *category.test, *listed]))
-            images = [{"bytes": None, "path": str(sample.image)} for sample in samples]
-            masks = [{"bytes": None, "path": str(sample.mask)} if sample.mask else None for sample in samples]
+            images = [{"bytes": None, "path": sample.image} for sample in samples]
+            masks = [{"bytes": None, "path": sample.mask} if sample.mask else None for sample in samples]
             encoded = EncodedImages(self.extractor, images, masks, self._file(*key))
             self._encoded[key] = encoded, {sample: place for place, sample in enumerate(samples)}
         return self._encoded[key]
@@ -225,7 +226,7 @@ class Evaluation:
             self.encoded(cell).encode(self.places(cell, images.train).tolist())
         if kind.serves_all:
             levels = [int(name.removeprefix("layer")) for name in model.features.layers]
-            of_path = {str(one.image): banks[cell] for cell, images in drawn.items() for one in images.train}
+            of_path = {one.image: banks[cell] for cell, images in drawn.items() for one in images.train}
             model.install_features(models.CategoryFeatures(model.features, levels, of_path))
         models.give_textures(model, self._textures(first))
         model.set_reference(*banks[first])
@@ -250,12 +251,12 @@ class Evaluation:
         images: list[Path] = []
         for name in [name for name in names if name != cell.category][: _KEPT - 1]:
             with contextlib.suppress(InputError):  # one that is not unpacked, for example
-                images += [sample.image for sample in self._category(cell.data_set, name).train[:_TEXTURES]]
+                images += [Path(sample.image) for sample in self._category(cell.data_set, name).train[:_TEXTURES]]
         return images
 
     def _references(self, cell: Cell, drawn: Drawn) -> tuple[Any, list[str]]:
         places = self.places(cell, drawn.references).tolist()
-        return self.encoded(cell).bank(places), [str(sample.image) for sample in drawn.references]
+        return self.encoded(cell).bank(places), [sample.image for sample in drawn.references]
 
     def _keep(self, cell: Cell, drawn: Drawn, maps: np.ndarray, scores: np.ndarray, seconds: float) -> None:
         samples, places = drawn.test, self.places(cell, drawn.test)
@@ -269,8 +270,8 @@ class Evaluation:
             deepest = torch.cat([make(part)[-1].cpu() for part in places.split(self.plan.batch_size)])
             store.save_patches(self.plan.output, sample_patches(cell, deepest, masks, self.extractor.config.patch_size))
         root = Path(self.plan.data[cell.data_set]).absolute()
-        names = [sample.image.relative_to(root).as_posix() for sample in samples]
-        defects = [sample.defect for sample in samples]
+        names = [Path(sample.image).relative_to(root).as_posix() for sample in samples]
+        defects = [sample.anomaly_class for sample in samples]
         result = store.Result(cell, metrics, scores.tolist(), labels.tolist(), names, seconds, defects)
         store.save_result(self.plan.output, result, choose_shown(predicted, samples, self.extractor.preprocess))
 

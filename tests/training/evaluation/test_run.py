@@ -22,9 +22,9 @@ from adpretrain_hf.errors import InputError
 from tests.conftest import GOLDEN, make_extractor, random_image
 from tests.training.evaluation.conftest import MakePlan
 from tests.training.real_iad_tree import RealIADClass
+from training.data.table import Row
 from training.evaluation import anomalib_models
 from training.evaluation.anomalib_models import ImageFiles, fit, predict, predict_likelihoods, seed
-from training.evaluation.data import Sample
 from training.evaluation.detectors import Padim, PatchCore
 from training.evaluation.figures import choose_shown, sample_patches
 from training.evaluation.metrics import Predicted, measure
@@ -465,13 +465,14 @@ def test_maps_that_are_not_finite_are_refused(golden: dict[str, Tensor]) -> None
 
 
 @pytest.fixture
-def eight_images(tmp_path: Path) -> list[Sample]:
+def eight_images(tmp_path: Path) -> list[Row]:
     """Two normal and six anomalous images, 48 x 40 px."""
     kept = []
     for number in range(8):
         path = tmp_path / f"{number}.png"
         random_image(number).save(path)
-        kept.append(Sample(path, path if number > 1 else None, number > 1, "crack" if number > 1 else "good"))
+        mask, kind = (str(path), "crack") if number > 1 else (None, "good")
+        kept.append(Row(str(path), mask, "nut", "", kind, number > 1, number <= 1, path.stem))
     return kept
 
 
@@ -487,7 +488,7 @@ def of_quality(qualities: list[float]) -> Predicted:
 
 
 def test_the_two_best_and_the_two_worst_are_shown(
-    extractor: ADPretrainFeatureExtractor, eight_images: list[Sample]
+    extractor: ADPretrainFeatureExtractor, eight_images: list[Row]
 ) -> None:
     whole = of_quality([np.nan, np.nan, 0.5, 0.9, 0.1, 0.3, 0.7, 0.4])
     shown = choose_shown(whole, eight_images, extractor.preprocess)
@@ -500,7 +501,7 @@ def test_the_two_best_and_the_two_worst_are_shown(
 
 
 def test_all_are_shown_where_there_are_few_and_one_that_is_cut_off_is_not(
-    extractor: ADPretrainFeatureExtractor, eight_images: list[Sample]
+    extractor: ADPretrainFeatureExtractor, eight_images: list[Row]
 ) -> None:
     whole = of_quality([np.nan, np.nan, 0.5, 0.9, 0.1])
     assert whole.masks is not None
@@ -512,7 +513,7 @@ def test_all_are_shown_where_there_are_few_and_one_that_is_cut_off_is_not(
 
 
 def test_without_masks_the_scores_say_which_are_found(
-    extractor: ADPretrainFeatureExtractor, eight_images: list[Sample]
+    extractor: ADPretrainFeatureExtractor, eight_images: list[Row]
 ) -> None:
     whole = of_quality([np.nan, np.nan, 0.5, 0.9, 0.1, 0.3, 0.7, 0.4])
     scores = np.array([9, 9, 1, 2, 3, 4, 5, 6], dtype=np.float32)
@@ -521,7 +522,7 @@ def test_without_masks_the_scores_say_which_are_found(
     assert not shown.masks.any()
 
 
-def test_values_beyond_float16_stay_finite(extractor: ADPretrainFeatureExtractor, eight_images: list[Sample]) -> None:
+def test_values_beyond_float16_stay_finite(extractor: ADPretrainFeatureExtractor, eight_images: list[Row]) -> None:
     whole = of_quality([np.nan, np.nan, 0.5, 0.9])
     huge = Predicted(whole.maps * 1e6, whole.scores, whole.is_anomalous, whole.masks)
     assert np.isfinite(choose_shown(huge, eight_images, extractor.preprocess).maps).all()
