@@ -376,7 +376,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--public", action="store_true", help="push to a public repository; private by default")
 
     def run() -> int:
-        args, settings = parse(parser, argv)
+        args, settings = parse(PretrainSettings, parser, argv)
         command = shlex.join(["python", "-m", "training.pretrain", *(sys.argv[1:] if argv is None else argv)])
         with distributed.process_group():
             if args.push and distributed.rank() == 0:

@@ -21,7 +21,7 @@ from training.references import match
 from training.run.folder import RunFolder
 from training.run.reporting import Reporter
 from training.run.state import TrainingState, initialise
-from training.settings import parse
+from training.settings import PretrainSettings, parse
 
 
 class Recorder(Reporter):
@@ -49,7 +49,7 @@ def start_run(synthetic_set, tiny_folder, tmp_path):
         }
         words = [str(word) for setting in settings.items() for word in setting]
         run = RunFolder(tmp_path / f"run{len(list(tmp_path.iterdir()))}")
-        return *begin(parse(argparse.ArgumentParser(), words)[1], run), run
+        return *begin(parse(PretrainSettings, argparse.ArgumentParser(), words)[1], run), run
 
     return begin_run
 
