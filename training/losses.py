@@ -9,8 +9,6 @@ computes a P-th of the similarities. The value is that of the whole; the process
 DistributedDataParallel takes their mean, so the loss has to be multiplied by P before the backward pass.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
@@ -149,7 +147,7 @@ class _Rows(NamedTuple):
     number: int
 
     @classmethod
-    def of(cls, is_anomalous: Tensor, ignored: Tensor | None, device: torch.device) -> _Rows:
+    def of(cls, is_anomalous: Tensor, ignored: Tensor | None, device: torch.device) -> "_Rows":
         labels = _labels(is_anomalous, ignored)
         anomalous, normal = (to_device(label.nonzero()[:, 0], device, torch.int64) for label in labels)
         own = (labels[0] | labels[1]).view(world_size(), -1)[rank()]

@@ -13,8 +13,6 @@ A run that was stopped goes on with the same command and ``--resume``. ``--push 
 ``adpretrain push runs/large/bundle me/name --private`` later. ``train`` is the method.
 """
 
-from __future__ import annotations
-
 import argparse
 import copy
 import logging
@@ -40,16 +38,7 @@ from adpretrain_hf.errors import run_program
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.images import choose_device, to_device
 from training.data.augment import augment
-from training.data.samples import (
-    Batch,
-    Item,
-    Samples,
-    check_unreadable,
-    collate,
-    coverage_labels,
-    epoch_batches,
-    published_labels,
-)
+from training.data.samples import Batch, Item, Samples, check_unreadable, collate, epoch_batches
 from training.data.slots import SlotFile
 from training.data.sources import TrainingData, load_training_data
 from training.data.table import content_keys
@@ -274,7 +263,6 @@ def load_batches(
 ) -> DataLoader[Batch]:
     """The batches that are not done yet, of all epochs, decoded, cropped and painted by workers."""
     settings = parts.settings
-    label = published_labels if settings.patch_labels == "published" else coverage_labels
 
     def batches_of(epoch: int) -> list[list[Item]]:
         return epoch_batches(
@@ -293,7 +281,7 @@ def load_batches(
     return DataLoader(
         parts.samples,
         batch_sampler=chain.from_iterable(map(batches_of, range(progress.epoch, settings.epochs))),
-        collate_fn=partial(collate, label, parts.extractor.config.patch_size),
+        collate_fn=partial(collate, settings.patch_labels, parts.extractor.config.patch_size),
         num_workers=settings.workers,
         prefetch_factor=4 if settings.workers else None,
         worker_init_fn=begin_worker,

@@ -1,7 +1,5 @@
 """Settings as one dataclass, as flags and as a YAML file; and all those that a pretraining run depends on."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import dataclasses
@@ -128,11 +126,12 @@ class PretrainSettings:
             raise InputError(f"--{_flag(name)} is {getattr(self, name)!r}, expected {expected}")
 
     @classmethod
-    def from_json(cls, text: str) -> PretrainSettings:
+    def from_json(cls, text: str) -> "PretrainSettings":
         """Reads the JSON of the fields; InputError if it is none of this version."""
         try:
-            values = json.loads(text)
-            return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+            values: dict[str, Any] = json.loads(text)
+            values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+            return cls(**values)
         except (ValueError, TypeError, AttributeError) as error:
             raise InputError(f"these are not the settings of a pretraining run of this version: {error}") from error
 

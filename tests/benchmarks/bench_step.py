@@ -30,7 +30,7 @@ from tests.benchmarks.published import PublishedProjectors, encode_references, p
 from training import synthetic
 from training.data.augment import augment
 from training.data.real_iad import load_real_iad
-from training.data.samples import Item, Samples, collate, coverage_labels
+from training.data.samples import Item, Samples, collate
 from training.losses import level_losses
 from training.references import ReferencePatches, ReferencePool, autocast, match
 from training.run.state import initialise
@@ -94,7 +94,7 @@ class Bench:
             self.extractor, self.samples.load_normal, pool, keys, file=file, precision=precision
         )
         self.members = pool.members
-        self.collate = functools.partial(collate, coverage_labels, self.extractor.config.patch_size)
+        self.collate = functools.partial(collate, "coverage", self.extractor.config.patch_size)
         self.centers = torch.zeros(len(self.extractor.config.layers), self.extractor.config.hidden_size, device=device)
 
     def cached(self, clock: Clock) -> float:

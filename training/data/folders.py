@@ -5,8 +5,6 @@ suffixes, does not say which file it stumbles over, and pairs masks by their pla
 ``1.png``, ``10.png`` and their masks; and VisA it copies into another layout first, which takes its size on disk again.
 """
 
-from __future__ import annotations
-
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -42,7 +40,7 @@ class Category:
     test: tuple[Row, ...]
 
     @classmethod
-    def of(cls, data_set: str, name: str, train: Iterable[Row], test: Iterable[Row]) -> Category:
+    def of(cls, data_set: str, name: str, train: Iterable[Row], test: Iterable[Row]) -> "Category":
         """A category of images in any order.
 
         Raises:

@@ -6,8 +6,6 @@ called ``realiadvariety_512`` and ``realiadvariety_jsons.zip``, and has PNG imag
 test images is passed over, as in the released pretraining. No image is opened before it is needed.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """RealIAD and Real-IAD Variety on disk: releases, resolutions, classes in folders or zips, and the json of a class."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os
@@ -182,7 +180,6 @@ def _files_below(root: str, folder: str) -> Iterator[str]:
 
 
 _NAMED_PLACE = re.compile(r"(?:^|/)(S\d+)/[^/]*_(C[1-5])_[^/]*$")
-_KINDS = {dict: "an object", list: "a list", str: "a text", type(None): "null"}
 
 
 class Item(NamedTuple):
@@ -213,16 +210,11 @@ def read_annotation(root: Path, category: str, release: Release) -> Annotation:
     data, place = _find(root, category, release)
     try:
         content = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{place} is not JSON ({error}): get it again") from error
-    prefix = _field(_field(content, "meta", (dict,), place), "prefix", (str,), f"{place}, 'meta'")
-    prefix = f"{prefix.rstrip('/')}/" if prefix else ""
+        prefix = f"{content['meta']['prefix'].rstrip('/')}/" if content["meta"]["prefix"] else ""
+        items = [_item(entry, split) for split in ("train", "test") for entry in content[split]]
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{place} is not a json as RealIAD comes with ({error!r}): get it again") from error
     _refuse_escapes([prefix], place)
-    items = [
-        _item(entry, f"{place}, item {number} of {split!r}", split)
-        for split in ("train", "test")
-        for number, entry in enumerate(_field(content, split, (list,), place))
-    ]
     _refuse_escapes([name for item in items for name in (item.image, item.mask or "")], place)
     twice = [name for name, count in Counter(item.image for item in items).items() if count > 1]
     refuse(twice, f"images are named more than once in {place}", "remove all but one of each")
@@ -319,24 +311,11 @@ def _find(root: Path, category: str, release: Release) -> tuple[bytes, str]:
     )
 
 
-def _item(entry: Any, where: str, split: str) -> Item:
-    image = _field(entry, "image_path", (str,), where)
-    mask = _field(entry, "mask_path", (str, type(None)), where)
-    anomaly_class = _field(entry, "anomaly_class", (str,), where)
-    named = _NAMED_PLACE.search(image)
-    if named is None:
-        raise InputError(f"{where}: the image is called {image!r}, expected .../S0001/..._C1_... (its sample and view)")
-    return Item(image, mask or None, anomaly_class, named[1], named[2], split)
-
-
-def _field(mapping: Any, key: str, kinds: tuple[type, ...], where: str) -> Any:
-    if not isinstance(mapping, dict) or key not in mapping:
-        raise InputError(f"{where} lacks {key!r}: expected a json as RealIAD comes with, get it again")
-    value = mapping[key]
-    if not isinstance(value, kinds):
-        expected = " or ".join(_KINDS[kind] for kind in kinds)
-        raise InputError(f"{where}: {key!r} is {value!r:.80}, expected {expected}")
-    return value
+def _item(entry: dict[str, Any], split: str) -> Item:
+    image = entry["image_path"]
+    if (named := _NAMED_PLACE.search(image)) is None:
+        raise ValueError(f"the image is called {image!r}, expected .../S0001/..._C1_... (its sample and view)")
+    return Item(image, entry["mask_path"] or None, entry["anomaly_class"], named[1], named[2], split)
 
 
 def _refuse_escapes(names: Sequence[str], place: str) -> None:

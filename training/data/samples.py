@@ -5,11 +5,8 @@ alone: a run that was stopped finds its place, and any number of processes sees 
 bits and makes both views of them itself (``training/data/augment.py``).
 """
 
-from __future__ import annotations
-
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,8 +40,7 @@ class Item(NamedTuple):
     references: int
 
 
-@dataclass
-class Batch:
+class Batch(NamedTuple):
     """B training images.
 
     Attributes:
@@ -61,16 +57,8 @@ class Batch:
     references: Tensor
     unreadable: list[str]
 
-    def pin_memory(self) -> Batch:
-        """Puts all in memory from which a GPU takes its copy while the CPU goes on."""
-        for field in fields(self):
-            value = getattr(self, field.name)
-            setattr(self, field.name, value.pin_memory() if isinstance(value, Tensor) else value)
-        return self
 
-
-@dataclass
-class Sample:
+class Sample(NamedTuple):
     """One training image: a crop (3, S, S) uint8, its mask (S, S) bool, and what was drawn for it."""
 
     image: Tensor
@@ -162,12 +150,12 @@ class Samples(data.Dataset[Any]):
         return prepared.pixels, seen_mask(row["mask"], prepared, self._preprocessor)
 
 
-def collate(label: Callable[[Tensor, int], Tensor], patch_size: int, samples: Sequence[Sample]) -> Batch:
-    """Puts samples together and labels their patches by a rule: ``coverage_labels`` or ``published_labels``."""
+def collate(rule: str, patch_size: int, samples: Sequence[Sample]) -> Batch:
+    """Puts samples together and labels their patches by a rule of ``LABELS``."""
     return Batch(
         images=torch.stack([sample.image for sample in samples]),
         augmentations=torch.stack([sample.augmentation for sample in samples]),
-        labels=label(torch.stack([sample.mask for sample in samples]), patch_size),
+        labels=LABELS[rule](torch.stack([sample.mask for sample in samples]), patch_size),
         references=torch.stack([sample.references for sample in samples]),
         unreadable=[sample.unreadable for sample in samples if sample.unreadable],
     )
@@ -276,6 +264,9 @@ def coverage_labels(masks: Tensor, patch_size: int) -> Tensor:
     enough = counts.amax(dim=(1, 2), keepdim=True).clamp(min=1, max=_COVERED * patch_size**2)
     labels = (counts >= enough).byte() * ANOMALOUS + ((counts > 0) & (counts < enough)).byte() * IGNORED
     return labels.expand(2, *labels.shape).contiguous()
+
+
+LABELS = {"coverage": coverage_labels, "published": published_labels}
 
 
 def _anomalous_pixels(masks: Tensor, patch_size: int) -> Tensor:

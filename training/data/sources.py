@@ -4,8 +4,6 @@ Sources are RealIAD, layouts of folders, and whatever the ``datasets`` library l
 saved to disk, data sets on the Hub.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import logging
@@ -17,20 +15,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+import datasets
 import numpy as np
 import pyarrow as pa
-from datasets import (
-    ClassLabel,
-    Dataset,
-    DatasetDict,
-    DatasetInfo,
-    Features,
-    Image,
-    Value,
-    concatenate_datasets,
-    load_dataset,
-    load_from_disk,
-)
+from datasets import Dataset, Value, concatenate_datasets
 from datasets.exceptions import DatasetsError
 from huggingface_hub.errors import EntryNotFoundError
 
@@ -232,8 +220,9 @@ _BUILDERS = ("parquet", "imagefolder")
 _LABELS = ("anomaly", "anomaly_class", "label")
 _NORMAL = ("", "good", "ok", "normal", "none", "false", "0")
 _HIDDEN = "hidden"  # of an image that does not show the damage of its part: normal, but no reference
-_PUSHED = Features(
-    {"image": Image(), "mask": Image(), **{name: Value("string") for name in ("category", "view", "anomaly")}}
+_PUSHED = datasets.Features(
+    {name: datasets.Image() for name in ("image", "mask")}
+    | {name: Value("string") for name in ("category", "view", "anomaly")}
 )
 
 
@@ -262,16 +251,16 @@ def load_table(source: str) -> Dataset:
     """
     dataset = _load(source)
     features = dataset.features
-    images = [name for name, feature in features.items() if isinstance(feature, Image) and name != "mask"]
+    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image) and name != "mask"]
     image = "image" if "image" in images else images[0] if len(images) == 1 else None
     if image is None:
         raise InputError(f"{source} has the columns {list(features)}, expected one of images, called image")
     size, label = len(dataset), next((name for name in _LABELS if name in features), None)
-    dataset = dataset.cast_column(image, Image(decode=False))
-    masks: Any = pa.nulls(size, Image().pa_type)
+    dataset = dataset.cast_column(image, datasets.Image(decode=False))
+    masks: Any = pa.nulls(size, datasets.Image().pa_type)
     has_mask = [False] * size
     if "mask" in features:
-        dataset = dataset.cast_column("mask", Image(decode=False))
+        dataset = dataset.cast_column("mask", datasets.Image(decode=False))
         masks = dataset.data.column("mask")
         has_mask = masks.is_valid().to_pylist()
     labels = _texts(dataset, label, "")
@@ -286,7 +275,7 @@ def load_table(source: str) -> Dataset:
         "is_good": [not one and text != _HIDDEN for one, text in zip(is_anomalous, labels, strict=True)],
         "sample": list(map(str, range(size))),
     }
-    table = Dataset(pa.table(columns, schema=FEATURES.arrow_schema), info=DatasetInfo(features=FEATURES))
+    table = Dataset(pa.table(columns, schema=FEATURES.arrow_schema), info=datasets.DatasetInfo(features=FEATURES))
     usable = [place for place, (one, mask) in enumerate(zip(is_anomalous, has_mask, strict=True)) if mask or not one]
     if len(usable) < size:
         _LOG.warning("%s: left out %d anomalous images without a mask", source, size - len(usable))
@@ -329,14 +318,14 @@ def _load(source: str) -> Dataset:
     builder, _, folder = source.partition(":")
     try:
         if builder in _BUILDERS:
-            loaded = load_dataset(builder, data_dir=folder)
+            loaded = datasets.load_dataset(builder, data_dir=folder)
         elif (Path(source) / "state.json").is_file() or (Path(source) / "dataset_dict.json").is_file():
-            loaded = load_from_disk(source)
+            loaded = datasets.load_from_disk(source)
         else:
-            loaded = load_dataset(source)
+            loaded = datasets.load_dataset(source)
     except (OSError, ValueError, DatasetsError) as error:
         raise InputError(f"{source} cannot be loaded by datasets: {error}") from error
-    parts = list(loaded.values()) if isinstance(loaded, DatasetDict) else [loaded]
+    parts = list(loaded.values()) if isinstance(loaded, datasets.DatasetDict) else [loaded]
     return concatenate_datasets(parts).flatten_indices()
 
 
@@ -346,5 +335,5 @@ def _texts(dataset: Dataset, column: str | None, default: str) -> list[str]:
         return [default] * len(dataset)
     feature = dataset.features[column]
     values = dataset.data.column(column).to_pylist()
-    names = feature.int2str(values) if isinstance(feature, ClassLabel) else values
+    names = feature.int2str(values) if isinstance(feature, datasets.ClassLabel) else values
     return [default if name is None else str(name) for name in names]

@@ -1,7 +1,5 @@
 """The table of a data set: its columns, the encoded bytes of its images, and their masks."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import io
@@ -167,26 +165,17 @@ def zip_members(path: str | Path) -> dict[str, str]:
         raise InputError(f"{path} cannot be read as a zip ({error}): is it whole? Download it again") from error
 
 
-class _Archive:
-    """An open zip that several threads read from, one after the other."""
-
-    def __init__(self, path: str) -> None:
-        self._zip, self._lock = zipfile.ZipFile(path), threading.Lock()
-
-    def read(self, member: str) -> bytes:
-        with self._lock:
-            return self._zip.read(member)
-
-
 @functools.lru_cache(maxsize=_MAX_OPEN_ZIPS)
-def _archive(path: str, process: int) -> _Archive:
-    # By process, for a forked one shares the position in the file with its parent, and may find the lock taken.
-    return _Archive(path)
+def _archive(path: str, process: int) -> tuple[zipfile.ZipFile, threading.Lock]:
+    """An open zip, and what threads take turns by; of one process, for a forked one shares its parent's position."""
+    return zipfile.ZipFile(path), threading.Lock()
 
 
 def _read_member(archive: str, member: str) -> bytes:
     try:
-        return _archive(archive, os.getpid()).read(member)
+        opened, lock = _archive(archive, os.getpid())
+        with lock:
+            return opened.read(member)
     except FileNotFoundError as error:
         raise MissingPathError(f"no such zip: {archive} (for its image {member})") from error
     except KeyError as error:

@@ -3,8 +3,6 @@
 RealIAD is evaluated by the split in its jsons, of any categories: anomalib takes the original 30 alone.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from adpretrain_hf.errors import InputError, MissingPathError

@@ -1,7 +1,5 @@
 """Which images a cell takes as references, trains on, and tests on."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence
@@ -52,7 +50,11 @@ def draw_training(category: Category, cell: Cell, references: Sequence[Path] | N
     mistaken, order = _ordered(category, cell, normal)
     train, moved = tuple(order[: normal + len(mistaken)]), set(mistaken)
     test = tuple(sample for sample in category.test if sample not in moved)
-    chosen = _drawn(order, cell) if references is None else _fixed(references, cell, [*order, *test])
+    # Those that show an anomaly nobody knew of.
+    usable = [sample for sample in order if sample.is_anomalous or sample.is_good]
+    if references is None and cell.shots > len(usable):
+        raise InputError(f"{cell.category} has {len(usable)} training images, fewer than {cell.shots} shots")
+    chosen = usable[: cell.shots] if references is None else _fixed(references, cell, [*order, *test])
     if tested := sorted(sample.image for sample in set(chosen) & set(test)):
         raise InputError(f"the list for {cell.category} names images that are tested on: {', '.join(tested)}")
     return Drawn(tuple(chosen), train, test)
@@ -136,13 +138,6 @@ def _noise(anomalous: int, normal: int, cell: Cell) -> int:
             "must be left to test on; use less noise"
         )
     return number
-
-
-def _drawn(order: list[Row], cell: Cell) -> list[Row]:
-    usable = [sample for sample in order if sample.is_anomalous or sample.is_good]  # the former nobody knew
-    if cell.shots > len(usable):
-        raise InputError(f"{cell.category} has {len(usable)} training images, fewer than {cell.shots} shots")
-    return usable[: cell.shots]
 
 
 def _fixed(references: Sequence[Path], cell: Cell, known: Sequence[Row]) -> list[Row]:

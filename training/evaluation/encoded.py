@@ -4,8 +4,6 @@ Detectors pass over the same images again and again, kinds of features and draws
 backbone is frozen. Tokens lie in a file that is mapped into memory: what is not used leaves the memory by itself.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial

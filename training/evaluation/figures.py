@@ -3,8 +3,6 @@
 A picture is the address of an ``img``, with the picture itself in it.
 """
 
-from __future__ import annotations
-
 import io
 from base64 import b64encode
 from collections import Counter, defaultdict

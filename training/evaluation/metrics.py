@@ -3,8 +3,6 @@
 Scores are any finite numbers, larger for more anomalous. Arrays may be numpy's or torch's, the latter on the CPU.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Union
 

@@ -1,7 +1,5 @@
 """What is to be evaluated: plans, the cells that they come to, and plan.json in the folder of a run."""
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import itertools
@@ -56,10 +54,6 @@ class Cell:
     def __post_init__(self) -> None:
         for name in ("noise", "fraction"):  # 1 and 1.0 are one cell, and one file
             object.__setattr__(self, name, float(getattr(self, name)))
-        if self.features not in FEATURES:
-            raise InputError(f"unknown features {self.features!r}: expected one of {', '.join(FEATURES)}")
-        if (self.variant != "") != (self.features == "pretrained"):
-            raise InputError(f"features {self.features!r} with variant {self.variant!r}: only pretrained ones have one")
         if self.shots < 1:
             raise InputError(f"shots is {self.shots}, expected a number of reference images >= 1")
         if not 0 <= self.noise <= 0.2:
@@ -74,7 +68,7 @@ class Cell:
         return "__".join([*(str(value) or "-" for value in values), *filter(None, [view])]).replace("/", "_")
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Cell:
+    def from_dict(cls, values: dict[str, Any]) -> "Cell":
         """Reads what ``dataclasses.asdict`` gave; other keys are left alone."""
         return cls(**{"view": "", **{one.name: values[one.name] for one in fields(cls) if one.name in values}})
 
@@ -229,8 +223,6 @@ def write_plan(plan: Plan, bundle: Mapping[str, str], made_by: Mapping[str, str]
     """
     deciding = {**bundle, **_deciding(plan)}
     decided = _read(plan.output).get("decided by", {})
-    if decided:  # earlier versions had one protocol, and another PatchCore and PaDiM
-        decided = {"protocol": "an earlier version's"} | decided
     if changed := [f"{key} {decided[key]} -> {new}" for key, new in deciding.items() if decided.get(key, new) != new]:
         changes = "; ".join(changed)
         raise InputError(f"{plan.output} holds results of something else ({changes}): choose another --output")

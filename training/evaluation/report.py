@@ -1,7 +1,5 @@
 """What people read of a run beside its tables: report.html, one file, and the ``model-index`` of a model card."""
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence

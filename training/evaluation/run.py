@@ -1,7 +1,5 @@
 """Running cells: encode, make features, fit a detector, test it, keep the result."""
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import logging
@@ -211,11 +209,13 @@ class Evaluation:
         return predict
 
     def _fit_anomalib(self, drawn: dict[Cell, Drawn]) -> Predict:
+        from lightning.pytorch import seed_everything
+
         from training.evaluation import anomalib_models as models  # importing anomalib takes seconds
 
         plan, first = self.plan, next(iter(drawn))
         kind, own = DETECTORS[first.detector], plan.set.get(first.detector, {})
-        models.seed(first.seed)
+        seed_everything(first.seed, verbose=False)
         without = dict.fromkeys(("pre_processor", "post_processor", "evaluator", "visualizer"), False)
         with models.quietly():
             model = kind.make(plan.bundle, variant=first.variant or None, features=first.features, **own, **without)
@@ -231,17 +231,16 @@ class Evaluation:
         models.give_textures(model, self._textures(first))
         model.set_reference(*banks[first])
         train = [sample for images in drawn.values() for sample in images.train]
-        files = models.ImageFiles(train, self.extractor.preprocess)
-        batches = files.batches(plan.batch_size, plan.workers, shuffle=True)
+        settings = self.extractor.preprocess, plan.batch_size, plan.workers
+        batches = models.image_batches(train, *settings, shuffle=True)
         models.fit(model, batches, epochs=plan.epochs_of(first.detector), device=self.device)
 
         def predict(cell: Cell) -> tuple[np.ndarray, np.ndarray]:
             test = drawn[cell].test
             self.encoded(cell).encode(self.places(cell, test).tolist())
             model.set_reference(*banks[cell])
-            files = models.ImageFiles(test, self.extractor.preprocess).batches(plan.batch_size, plan.workers)
             ask = models.predict_likelihoods if kind.has_likelihoods else models.predict
-            return ask(model, files, device=self.device)
+            return ask(model, models.image_batches(test, *settings), device=self.device)
 
         return predict
 

@@ -1,7 +1,5 @@
 """What a run keeps on disk: a cell's numbers as JSON, its pictures beside them, and samples of patch features."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The paper's tables, in percent: of every data set the means, the gains of pretrained features, and every class."""
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence

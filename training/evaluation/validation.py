@@ -1,7 +1,5 @@
 """Judging every epoch on the validation categories, and keeping the best weights for each variant."""
 
-from __future__ import annotations
-
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -56,7 +54,9 @@ class Cell:
     draws: list[list[int]]
 
     @classmethod
-    def of(cls, extractor: ADPretrainFeatureExtractor, view: Dataset, shots: int, seed: int, file: Path) -> Cell | None:
+    def of(
+        cls, extractor: ADPretrainFeatureExtractor, view: Dataset, shots: int, seed: int, file: Path
+    ) -> "Cell | None":
         """Encodes some images of a view, chosen by chance but always the same; None where there are too few."""
         random, labels = np.random.default_rng(seed), np.array(view["is_anomalous"])
         some = [random.permutation(np.flatnonzero(labels == label))[:_IMAGES] for label in (False, True)]

@@ -1,7 +1,5 @@
 """Defects painted on any photograph, with the mask of the pixels that they changed."""
 
-from __future__ import annotations
-
 import math
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """Draws the data set in RealIAD's layout: its classes, their photographs, defects and masks."""
 
-from __future__ import annotations
-
 import json
 from functools import partial
 from itertools import product

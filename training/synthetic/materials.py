@@ -1,7 +1,5 @@
 """Procedural materials: sheets, cloth, and what grows or is cast."""
 
-from __future__ import annotations
-
 import colorsys
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Procedural parts seen from above: turned, cast or pressed ones, and devices that are moulded or assembled."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from itertools import product

@@ -317,7 +317,7 @@ def test_workers_change_nothing(tree):
         order = epoch_batches(range(len(samples)), batch_size=4)
         return list(
             DataLoader(
-                samples, batch_sampler=order, collate_fn=partial(collate, coverage_labels, 8), num_workers=workers
+                samples, batch_sampler=order, collate_fn=partial(collate, "coverage", 8), num_workers=workers
             )
         )
 
@@ -328,7 +328,7 @@ def test_workers_change_nothing(tree):
 
 def test_a_batch_has_labels_for_both_losses(tree):
     samples = load(tree)
-    batch = collate(coverage_labels, 8, [get(samples, position) for position in range(6)])
+    batch = collate("coverage", 8, [get(samples, position) for position in range(6)])
     assert batch.images.shape == (6, 3, 64, 64)
     assert batch.augmentations.shape == (6, 2, 10)
     assert batch.labels.shape == (2, 6, 8, 8)
@@ -386,12 +386,12 @@ def test_unreadable_image_is_replaced_by_the_next(tree):
     sample = get(samples, 2)
     assert path.name in sample.unreadable
     assert torch.equal(sample.image, get(samples, 3).image)
-    assert collate(coverage_labels, 8, [sample, get(samples, 4)]).unreadable == [sample.unreadable]
+    assert collate("coverage", 8, [sample, get(samples, 4)]).unreadable == [sample.unreadable]
 
 
 def test_adjacent_unreadable_images_are_counted_once_each(tree):
     damaged = [damage(tree, position).name for position in (1, 2, 3)]
-    batch = collate(coverage_labels, 8, [get(load(tree), position) for position in range(6)])
+    batch = collate("coverage", 8, [get(load(tree), position) for position in range(6)])
     assert len(batch.unreadable) == 3
     assert all(name in message for name, message in zip(damaged, batch.unreadable, strict=True))
 

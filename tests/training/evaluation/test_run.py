@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from anomalib.data.utils.generators.perlin import PerlinAnomalyGenerator
+from lightning.pytorch import seed_everything
 from PIL import Image
 from torch import Tensor
 
@@ -24,7 +25,7 @@ from tests.training.evaluation.conftest import MakePlan
 from tests.training.real_iad_tree import RealIADClass
 from training.data.table import Row
 from training.evaluation import anomalib_models
-from training.evaluation.anomalib_models import ImageFiles, fit, predict, predict_likelihoods, seed
+from training.evaluation.anomalib_models import fit, image_batches, predict, predict_likelihoods
 from training.evaluation.detectors import Padim, PatchCore
 from training.evaluation.figures import choose_shown, sample_patches
 from training.evaluation.metrics import Predicted, measure
@@ -153,15 +154,15 @@ def test_detectors_score_as_without_tokens_that_are_kept(make_plan: MakePlan, de
     ((cell,),) = plan_cells(plan)
     evaluation.run((cell,))
     drawn = evaluation.draw(cell)
-    seed(0)
+    seed_everything(0, verbose=False)
     kind = {"anomalib_patchcore": ADPretrainPatchcore, "anomalib_padim": ADPretrainPadim}[detector]
     model = kind(plan.bundle, **dict.fromkeys(COMPONENTS, False))
     paths = [str(sample.image) for sample in drawn.references]
     model.set_reference(paths, paths)
     preprocess, device = evaluation.extractor.preprocess, torch.device("cpu")
-    train, test = (ImageFiles(samples, preprocess) for samples in (drawn.train, drawn.test))
-    fit(model, train.batches(plan.batch_size, 0, shuffle=True), epochs=1, device=device)
-    _, scores = predict(model, test.batches(plan.batch_size, 0), device=device)
+    train = image_batches(drawn.train, preprocess, plan.batch_size, 0, shuffle=True)
+    fit(model, train, epochs=1, device=device)
+    _, scores = predict(model, image_batches(drawn.test, preprocess, plan.batch_size, 0), device=device)
     (result,) = load_results(plan.output)
     assert result.scores == pytest.approx(scores.tolist(), rel=1e-4)
 
@@ -377,17 +378,17 @@ def test_likelihoods_in_batches_are_those_of_one_batch(make_plan: MakePlan) -> N
     ((cell,),) = plan_cells(plan)
     drawn = {cell: evaluation.draw(cell)}
     samples, cpu = drawn[cell].test, torch.device("cpu")
-    seed(0)
+    seed_everything(0, verbose=False)
     model = ADPretrainCflow(plan.bundle, features="raw", **dict.fromkeys(COMPONENTS, False))
     model.set_reference([str(sample.image) for sample in drawn[cell].references])
-    train, test = (ImageFiles(own, evaluation.extractor.preprocess) for own in (drawn[cell].train, samples))
-    fit(model, train.batches(plan.batch_size, 0), epochs=1, device=cpu)
-    whole = predict(model, test.batches(len(samples), 0), device=cpu)
+    preprocess = evaluation.extractor.preprocess
+    fit(model, image_batches(drawn[cell].train, preprocess, plan.batch_size, 0), epochs=1, device=cpu)
+    whole = predict(model, image_batches(samples, preprocess, len(samples), 0), device=cpu)
     for size in (1, 3):
-        batched = predict_likelihoods(model, test.batches(size, 0), device=cpu)
+        batched = predict_likelihoods(model, image_batches(samples, preprocess, size, 0), device=cpu)
         for got, expected in zip(batched, whole, strict=True):
             np.testing.assert_allclose(got, expected, atol=1e-5)
-    again = predict(model, test.batches(len(samples), 0), device=cpu)
+    again = predict(model, image_batches(samples, preprocess, len(samples), 0), device=cpu)
     assert np.array_equal(again[0], whole[0])  # anomalib's maps are back in place
 
 
