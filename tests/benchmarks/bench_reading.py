@@ -17,7 +17,7 @@ import torch
 
 from adpretrain_hf import ADPretrainConfig
 from adpretrain_hf.images import read_image
-from training.data.real_iad import load_real_iad
+from tests.training.real_iad_tree import load_real_iad
 from training.data.samples import Item, Samples
 from training.data.table import read_encoded
 from training.references import ReferencePool

@@ -27,9 +27,9 @@ from adpretrain_hf import ADPretrainFeatureExtractor
 from adpretrain_hf.images import normalize
 from tests.benchmarks.peak_memory import peak_memory
 from tests.benchmarks.published import PublishedProjectors, encode_references, published_residual
+from tests.training.real_iad_tree import load_real_iad
 from training import synthetic
 from training.data.augment import augment
-from training.data.real_iad import load_real_iad
 from training.data.samples import Item, Samples, collate
 from training.losses import level_losses
 from training.references import ReferencePatches, ReferencePool, autocast, match

@@ -21,7 +21,7 @@ from scipy import ndimage
 from adpretrain_hf.errors import InputError
 from tests.conftest import ROOT
 from tests.training.conftest import SYNTHETIC
-from training.data.real_iad import load_real_iad
+from tests.training.real_iad_tree import load_real_iad
 from training.synthetic import SIZE, generate
 from training.synthetic.__main__ import main
 from training.synthetic.camera import VIEWS, generator, noise, photograph

@@ -14,8 +14,9 @@ from torch import Tensor
 from adpretrain_hf import ADPretrainConfig
 from adpretrain_hf.matching import to_rows
 from adpretrain_hf.projector import Projectors
+from tests.training.patch_losses import angle_loss, norm_loss
 from training.data.augment import augment
-from training.losses import angle_loss, level_losses, norm_loss
+from training.losses import level_losses
 from training.pretrain import Parts, begin, load_batches, train
 from training.references import match
 from training.run.folder import RunFolder

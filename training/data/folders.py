@@ -74,12 +74,9 @@ def layout_of(root: Path) -> str:
     """
     if (root / _VISA_SPLIT).is_file():
         return "visa"
-    if _names_with("train/good/rgb")(root):
-        return "mvtec3d"
-    if _names_with("train/ok")(root):
-        return "btad"
-    if _own_names(root):
-        return "folder"
+    for name in ("mvtec3d", "btad", "folder"):
+        if LAYOUTS[name].names(root):
+            return name
     folders = [entry.name for entry in sorted(root.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
     if folders or not find_images(root):
         raise InputError(

@@ -75,7 +75,7 @@ class Samples(data.Dataset[Any]):
     reported once an epoch, where it was asked for.
 
     Args:
-        dataset: from ``load_real_iad``.
+        dataset: of images, see ``make_table``.
         positions: of the training images in the data set.
         config: gives the size; images are cropped to a square, whatever its ``resize_mode``.
         pool: of the references.

@@ -9,11 +9,11 @@ import hashlib
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
 import datasets
 import numpy as np
@@ -25,9 +25,8 @@ from huggingface_hub.errors import EntryNotFoundError
 from adpretrain_hf.errors import BundleError, InputError
 from training import synthetic
 from training.data.folders import LAYOUTS, Category, layout_of
-from training.data.real_iad import list_categories, load_real_iad
-from training.data.real_iad_files import resolution_of
-from training.data.table import FEATURES, file_name, make_table, read_encoded
+from training.data.real_iad import open_real_iad, resolution_of
+from training.data.table import FEATURES, Source, file_name, make_table, read_encoded
 from training.seeds import generator
 from training.settings import PretrainSettings
 
@@ -120,18 +119,6 @@ def load_training_data(settings: PretrainSettings, synthetic_folder: Path) -> Tr
     return TrainingData(dataset, training, validation, groups, anomalous, settings.weights)
 
 
-class Source(NamedTuple):
-    """A place that images come from.
-
-    Attributes:
-        categories: their names.
-        load: some of them, at least one.
-    """
-
-    categories: list[str]
-    load: Callable[[list[str]], Dataset]
-
-
 def open_source(source: str, *, resolution: str, strict: bool, synthetic_folder: Path) -> Source:
     """Opens one of ``--data``: RealIAD, a layout of folders, or whatever the datasets library loads.
 
@@ -144,26 +131,21 @@ def open_source(source: str, *, resolution: str, strict: bool, synthetic_folder:
         InputError: it cannot be read.
     """
     if source == "synthetic":
-        return _real_iad(synthetic.generate(synthetic_folder), str(synthetic.SIZE))
+        return open_real_iad(synthetic.generate(synthetic_folder), resolution=str(synthetic.SIZE))
     folder = Path(os.path.abspath(source))
     if is_loadable(source):
         return _loaded(source)
     if not folder.is_dir():
         try:
-            return _real_iad(source, resolution, strict)
+            return open_real_iad(source, resolution=resolution, strict=strict)
         except BundleError as error:
             if not isinstance(error.__cause__, EntryNotFoundError):
                 raise
             return _loaded(source)  # it is on the Hub, and is not RealIAD
     if any(entry.is_dir() and resolution_of(entry.name) for entry in folder.iterdir()):
-        return _real_iad(source, resolution, strict)
+        return open_real_iad(source, resolution=resolution, strict=strict)
     layout = LAYOUTS[layout_of(folder)]
     return Source(layout.names(folder), lambda names: _table_of(layout.read(folder, name) for name in names))
-
-
-def _real_iad(place: str | Path, resolution: str, strict: bool = True) -> Source:
-    names = list_categories(place, resolution=resolution)
-    return Source(names, lambda wanted: load_real_iad(place, resolution=resolution, categories=wanted, strict=strict))
 
 
 def _loaded(source: str) -> Source:

@@ -61,6 +61,18 @@ class Row(NamedTuple):
     sample: str
 
 
+class Source(NamedTuple):
+    """A place that images come from.
+
+    Attributes:
+        categories: their names.
+        load: some of them, at least one, as a table.
+    """
+
+    categories: list[str]
+    load: Callable[[list[str]], Dataset]
+
+
 def make_table(rows: Iterable[Row]) -> Dataset:
     """The table of some rows, of which there is at least one."""
     columns = zip(*rows, strict=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from adpretrain_hf.errors import InputError, MissingPathError
 from training.data.folders import LAYOUTS, Category, Layout
-from training.data.real_iad_files import layout_of_folder, resolution_of, rows_of_class
+from training.data.real_iad import layout_of_folder, resolution_of, rows_of_class
 from training.data.table import refuse
 
 
@@ -76,7 +76,7 @@ def _check(category: Category, where: str) -> None:
 def _real_iad_names(root: Path) -> list[str]:
     """The categories at the resolution that is there."""
     base, resolution = _real_iad_resolution(root)
-    return sorted(layout_of_folder(base)[1][resolution])
+    return sorted(layout_of_folder(base)[1].get(resolution, ()))
 
 
 def _read_real_iad(root: Path, name: str) -> Category:

@@ -1,7 +1,6 @@
 """Judging every epoch on the validation categories, and keeping the best weights for each variant."""
 
 import logging
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from datasets import Dataset
 from torch import Tensor
@@ -110,15 +110,12 @@ class Validation:
         self._run, self._extractor, self._cells = run, extractor, list[Cell]()
         if distributed.rank() > 0 or not data.validation:
             return
-        columns = (list(data.dataset[name]) for name in ("category", "view"))
-        views: dict[tuple[str, str], list[int]] = defaultdict(list)
-        for position, key in enumerate(zip(*columns, strict=True)):
-            if key[0] in data.validation:
-                views[key].append(position)
+        columns = pd.DataFrame({name: list(data.dataset[name]) for name in ("category", "view")})
+        views = columns[columns["category"].isin(data.validation)].groupby(["category", "view"]).groups
         found = set[str]()
         for (name, view), positions in tqdm(sorted(views.items()), unit="cell", desc="validation images"):
             file = run.cache / f"validation-{len(self._cells)}.bin"
-            cell = Cell.of(extractor, data.dataset.select(positions), settings.shots, settings.seed, file)
+            cell = Cell.of(extractor, data.dataset.select(positions.tolist()), settings.shots, settings.seed, file)
             if cell is None:
                 _LOG.warning("%s %s is left out of the validation: it has too few images that can be used", name, view)
             else:

@@ -21,8 +21,7 @@ from adpretrain_hf import ADPretrainConfig
 from adpretrain_hf.errors import ImageError, InputError
 from adpretrain_hf.images import Preprocessor, normalize
 from tests.conftest import random_image
-from tests.training.real_iad_tree import RealIADClass
-from training.data.real_iad import load_real_iad
+from tests.training.real_iad_tree import RealIADClass, load_real_iad
 from training.data.samples import (
     Item,
     Sample,
@@ -316,9 +315,7 @@ def test_workers_change_nothing(tree):
     def batches(workers: int):
         order = epoch_batches(range(len(samples)), batch_size=4)
         return list(
-            DataLoader(
-                samples, batch_sampler=order, collate_fn=partial(collate, "coverage", 8), num_workers=workers
-            )
+            DataLoader(samples, batch_sampler=order, collate_fn=partial(collate, "coverage", 8), num_workers=workers)
         )
 
     for one, other in zip(batches(0), batches(2), strict=True):
