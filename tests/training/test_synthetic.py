@@ -252,7 +252,6 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
         ("normals", 0, "normals must be at least 1, got 0"),
         ("defects_per_family", -1, "defects_per_family must be at least 1, got -1"),
         ("seed", -1, "seed must be a whole number from 0, got -1"),
-        ("size", 300, "size must be one of RealIAD's 256, 512, 1024 px, got 300"),
     ],
 )
 def test_settings_that_make_no_set_are_errors(name: str, value: int, message: str, tmp_path: Path) -> None:

@@ -241,13 +241,10 @@ def published_labels(masks: Tensor, patch_size: int) -> Tensor:
 
     Args:
         masks: (B, H, W), bool.
-        patch_size: side of a patch, in pixels.
+        patch_size: side of a patch, in pixels, of which H and W are multiples.
 
     Returns:
         (2, B, H / patch_size, W / patch_size), uint8: for the angle and for the norm loss.
-
-    Raises:
-        InputError: H or W is not a multiple of ``patch_size``.
     """
     counts = _anomalous_pixels(masks, patch_size)
     nearest = F.interpolate(masks[:, None].float(), size=counts.shape[1:], mode="nearest")[:, 0].bool()
@@ -258,7 +255,7 @@ def coverage_labels(masks: Tensor, patch_size: int) -> Tensor:
     """One rule for both losses: anomalous from an eighth of the patch, normal without one anomalous pixel.
 
     What lies between is ignored; only the most covered patches of an image whose defect covers no patch that far are
-    anomalous all the same, so that no defect goes unseen. Arguments, result and errors as of ``published_labels``.
+    anomalous all the same, so that no defect goes unseen. Arguments and result as of ``published_labels``.
     """
     counts = _anomalous_pixels(masks, patch_size)
     enough = counts.amax(dim=(1, 2), keepdim=True).clamp(min=1, max=_COVERED * patch_size**2)
@@ -270,9 +267,6 @@ LABELS = {"coverage": coverage_labels, "published": published_labels}
 
 
 def _anomalous_pixels(masks: Tensor, patch_size: int) -> Tensor:
-    height, width = masks.shape[-2:]
-    if height % patch_size or width % patch_size:
-        raise InputError(f"got masks of {height} x {width} pixels, expected multiples of the patch size {patch_size}")
     return masks.unflatten(2, (-1, patch_size)).unflatten(1, (-1, patch_size)).sum(dim=(2, 4))
 
 

@@ -96,8 +96,6 @@ def generate(
             raise InputError(f"{name} must be at least 1, got {count}")
     if seed < 0:
         raise InputError(f"seed must be a whole number from 0, got {seed}")
-    if size not in SIZES:
-        raise InputError(f"size must be one of RealIAD's {', '.join(map(str, SIZES))} px, got {size}")
     settings = json.dumps(counts | {"size": size, "seed": seed, "version": _VERSION}, indent=0) + "\n"
     if _is_there(folder := Path(folder), settings):
         return folder

@@ -465,9 +465,3 @@ def test_no_defect_goes_without_an_anomalous_patch():
     assert torch.equal((labels == 1).any(dim=(1, 2)), masks.any(dim=(1, 2)))
     empty = ~masks.unflatten(2, (-1, 8)).unflatten(1, (-1, 8)).any(dim=4).any(dim=2)
     assert torch.equal(labels == 0, empty)
-
-
-@pytest.mark.parametrize("label", [published_labels, coverage_labels])
-def test_masks_that_are_no_whole_patches_are_refused(label):
-    with pytest.raises(InputError, match=r"30 x 28 pixels, expected multiples of the patch size 14"):
-        label(torch.zeros(1, 30, 28, dtype=torch.bool), 14)

@@ -15,16 +15,7 @@ from hypothesis import strategies as st
 from adpretrain_hf.errors import InputError
 from tests.training.evaluation import conftest
 from training.evaluation.detectors import DETECTORS
-from training.evaluation.plan import (
-    FEATURES,
-    Cell,
-    Plan,
-    chosen_categories,
-    parse_plan,
-    plan_cells,
-    read_origin,
-    write_plan,
-)
+from training.evaluation.plan import Cell, Plan, chosen_categories, parse_plan, plan_cells, read_origin, write_plan
 
 
 @pytest.fixture
@@ -338,9 +329,6 @@ def test_the_name_of_a_cell_is_one_part_of_a_path(category):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"features": "best"}, f"unknown features 'best': expected one of {', '.join(FEATURES)}"),
-        ({"variant": ""}, "features 'pretrained' with variant '': only pretrained ones have one"),
-        ({"features": "raw"}, "features 'raw' with variant 'angle': only pretrained ones have one"),
         ({"shots": 0}, "shots is 0, expected a number of reference images >= 1"),
         ({"noise": 0.3}, "noise is 0.3, expected a share of anomalous images from 0 to 0.2"),
         ({"noise": float("nan")}, "noise is nan"),
