@@ -11,8 +11,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,28 +55,7 @@ RELEASES = (REAL_IAD, Release("realiadvariety", _VARIETY_JSONS))
 _RESOLUTION = r"\d+|raw"  # not realiad_d3_raw, which is another data set
 
 
-@dataclass(frozen=True)
-class ClassTree:
-    """The files of one class.
-
-    Attributes:
-        place: the folder or the zip, for errors.
-        start: what precedes a file's name in its address.
-        end: what follows it.
-        names: of all files, as the class's json names them: relative to its prefix.
-    """
-
-    place: Path
-    start: str
-    end: str
-    names: frozenset[str]
-
-    def address(self, name: str) -> str:
-        """A file's path, or ``zip://<member>::<zip>`` as the datasets library writes it."""
-        return f"{self.start}{name}{self.end}"
-
-
-def class_tree(folder: Path, category: str, prefix: str) -> ClassTree:
+def class_files(folder: Path, category: str, prefix: str) -> tuple[Path, dict[str, str]]:
     """Lists the files of a class: of its folder if there is one, else of its zip.
 
     A zip is often unpacked into a folder of its own name, which doubles that: ``<class>/<class>/OK``; some zips lack
@@ -88,20 +66,25 @@ def class_tree(folder: Path, category: str, prefix: str) -> ClassTree:
         category: the class.
         prefix: from the class's json, ``<class>/``.
 
+    Returns:
+        The folder or the zip, for errors; and by the files' names in the class's json, relative to its prefix, their
+        paths, or ``zip://<member>::<zip>`` as the datasets library writes it.
+
     Raises:
         InputError: the zip is damaged.
     """
     place = folder / category
     if place.is_dir():
-        names, start, end = list(_files_below(str(folder), category)), f"{folder}{os.sep}", ""
+        found = os.walk(place, followlinks=True)
+        names = [f"{at[len(str(folder)) + 1 :]}/{name}" for at, _, files in found for name in files]
+        start, end = f"{folder}{os.sep}", ""
     else:
         place = folder / f"{category}.zip"
         names, start, end = list(zip_members(place)), "zip://", f"::{place}"
     doubled = f"{category}/{prefix}"
     there = (base for base in (doubled, prefix) if any(name.startswith(base) for name in names))
     base = next(there, "" if any(name.startswith(("OK/", "NG/")) for name in names) else prefix)
-    inside = frozenset(name.removeprefix(base) for name in names if name.startswith(base))
-    return ClassTree(place, start + base, end, inside)
+    return place, {name.removeprefix(base): f"{start}{name}{end}" for name in names if name.startswith(base)}
 
 
 def layout_of_folder(root: Path) -> tuple[Release, Layout]:
@@ -143,19 +126,6 @@ def _parse(folder: str) -> tuple[Release | None, str]:
         if match := re.fullmatch(f"{release.prefix}_({_RESOLUTION})", folder):
             return release, match[1]
     return None, ""
-
-
-def _files_below(root: str, folder: str) -> Iterator[str]:
-    pending = [folder]
-    while pending:
-        at = pending.pop()
-        with os.scandir(os.path.join(root, at)) as entries:  # tells folders from files without asking for each
-            for entry in entries:
-                name = f"{at}/{entry.name}"
-                if entry.is_dir():
-                    pending.append(name)
-                else:
-                    yield name
 
 
 _NAMED_PLACE = re.compile(r"(?:^|/)(S\d+)/[^/]*_(C[1-5])_[^/]*$")
@@ -206,23 +176,25 @@ def rows_of_class(
     """The images of a class in order of their names, each with its split, train or test.
 
     Raises:
-        InputError: see ``read_annotation``, ``class_tree`` and ``usable_items``.
+        InputError: see ``read_annotation``, ``class_files`` and ``usable_items``.
     """
     annotation = read_annotation(root, category, release)
-    tree = class_tree(root / release.folder(resolution), category, annotation.prefix)
+    place, files = class_files(root / release.folder(resolution), category, annotation.prefix)
     rows = []
-    for item in usable_items(annotation, tree, strict=strict):
-        mask = tree.address(item.mask) if item.mask else None
+    for item in usable_items(annotation, files.keys(), place, strict=strict):
+        mask = files[item.mask] if item.mask else None
         labels = item.view, item.anomaly_class, mask is not None, item.image.startswith("OK/"), item.sample
-        rows.append((item.split, Row(tree.address(item.image), mask, category, *labels)))
+        rows.append((item.split, Row(files[item.image], mask, category, *labels)))
     return rows
 
 
-def usable_items(annotation: Annotation, tree: ClassTree, *, strict: bool = True) -> list[Item]:
+def usable_items(annotation: Annotation, names: Set[str], below: Path, *, strict: bool = True) -> list[Item]:
     """The images of a json that are there; all, where it is strict.
 
     Args:
-        annotation, tree: of one class.
+        annotation: of one class.
+        names: of all files that are there.
+        below: where they lie, for errors.
         strict: an image or a mask that is absent, and a mask that belongs to none of the images, is an error; otherwise
             such images are left out, and counted in a warning.
 
@@ -232,41 +204,41 @@ def usable_items(annotation: Annotation, tree: ClassTree, *, strict: bool = True
     place, items = annotation.place, annotation.items
     marked = [item.image for item in items if item.mask is not None and item.image.startswith("OK/")]
     refuse(marked, f"images are normal (below OK) but have a mask in {place}", "get it again")
-    absent = [item.image for item in items if item.image not in tree.names]
+    absent = [item.image for item in items if item.image not in names]
     masks = {item.mask for item in items if item.mask is not None}
-    lost = sorted(masks - tree.names)
-    contradicted, orphans = _stray_masks(annotation, tree, masks)
+    lost = sorted(masks - names)
+    contradicted, orphans = _stray_masks(annotation, names, masks)
     again = "unpack or download it again"
-    for names, what, remedy in (
-        (absent, f"images that {place} names are absent from {tree.place}", again),
-        (lost, f"masks that {place} names are absent from {tree.place}", again),
+    for named, what, remedy in (
+        (absent, f"images that {place} names are absent from {below}", again),
+        (lost, f"masks that {place} names are absent from {below}", again),
         (
             contradicted,
-            f"masks in {tree.place} belong to images that {place} gives no mask",
+            f"masks in {below} belong to images that {place} gives no mask",
             "get it again, or remove those masks",
         ),
-        (orphans, f"masks in {tree.place} have no image", f"{again}, or remove them"),
+        (orphans, f"masks in {below} have no image", f"{again}, or remove them"),
     ):
         if strict:
-            refuse(names, what, f"{remedy}, or go on without them by --no-strict")
-        elif names:
-            _LOG.warning("%d %s: left out, such as %s", len(names), what, names[0])
+            refuse(named, what, f"{remedy}, or go on without them by --no-strict")
+        elif named:
+            _LOG.warning("%d %s: left out, such as %s", len(named), what, named[0])
     unclear = {_stem(name) for name in contradicted}
-    there = [item for item in items if item.image in tree.names and item.mask not in lost]
+    there = [item for item in items if item.image in names and item.mask not in lost]
     items = [item for item in there if item.mask is not None or _stem(item.image) not in unclear]
     if all(item.mask is not None for item in items):
         raise InputError(f"{place} names no normal image: expected some without a mask, to be references of the class")
     return items
 
 
-def _stray_masks(annotation: Annotation, tree: ClassTree, masks: set[str]) -> tuple[list[str], list[str]]:
+def _stray_masks(annotation: Annotation, names: Set[str], masks: set[str]) -> tuple[list[str], list[str]]:
     """Masks that belong to images without one in the json, and those that belong to no image."""
     images = {item.image for item in annotation.items}
     if any(
         name.endswith(".png") for name in images
     ):  # then nothing tells a mask from an image that the json leaves out
         return [], []
-    others = {name for name in tree.names - masks - images if name.startswith("NG/") and "/." not in name}
+    others = {name for name in names - masks - images if name.startswith("NG/") and "/." not in name}
     stray = sorted(name for name in others if name.endswith(".png"))
     maskless = {_stem(item.image) for item in annotation.items if item.mask is None}
     contradicted = [name for name in stray if _stem(name) in maskless]

@@ -1,5 +1,6 @@
 """The table of a data set: its columns, the encoded bytes of its images, and their masks."""
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -259,15 +260,10 @@ def _key(entry: Mapping[str, Any], members: Callable[[str], Mapping[str, str]]) 
         return f"bytes {hashlib.sha256(entry['bytes']).hexdigest()}"
     path, member = _place(entry)
     if member is None:
-        return _file_key(path)
+        with contextlib.suppress(OSError):
+            status = os.stat(path)
+            return f"{path} {status.st_size} {status.st_mtime_ns}"
+        return f"{path} missing"  # an error only when it is read
     if member not in members(path):
         raise InputError(f"{path} has no member {member}: it is another zip than the one the data set was made from")
     return f"{entry['path']} {members(path)[member]}"
-
-
-def _file_key(path: str) -> str:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return f"{path} missing"  # an error only when it is read
-    return f"{path} {status.st_size} {status.st_mtime_ns}"
