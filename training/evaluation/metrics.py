@@ -3,7 +3,6 @@
 Scores are any finite numbers, larger for more anomalous. Arrays may be numpy's or torch's, the latter on the CPU.
 """
 
-from dataclasses import dataclass
 from typing import Union
 
 import numpy as np
@@ -115,34 +114,22 @@ def _area_gained(before: np.ndarray, after: np.ndarray, limit: float) -> np.ndar
     return slope * np.maximum(end - before, 0) ** 2 / 2 + limit - end
 
 
-@dataclass(frozen=True)
-class Predicted:
-    """What a detector says of N test images, and what is true.
+def measure(maps: Array, scores: Array, is_anomalous: Array, masks: Array | None) -> dict[str, float]:
+    """The seven metrics, in [0, 1]: of images, and where there are masks of pixels and regions.
 
-    Attributes:
-        maps: (N, S, S), float32, larger for more anomalous.
+    Args:
+        maps: (N, S, S), larger for more anomalous.
         scores: (N,), of the images.
         is_anomalous: (N,), bool.
         masks: (N, S, S), bool; None where the anomalous pixels are not known.
-    """
-
-    maps: np.ndarray
-    scores: np.ndarray
-    is_anomalous: np.ndarray
-    masks: np.ndarray | None
-
-
-def measure(predicted: Predicted) -> dict[str, float]:
-    """The seven metrics, in [0, 1]: of images, and where there are masks of pixels and regions.
 
     Raises:
         InputError: scores or maps that are not finite, or without both normal and anomalous images or pixels.
     """
-    labels = predicted.is_anomalous
-    metrics = {"image_auroc": auroc(predicted.scores, labels)}
-    metrics["image_ap"], metrics["image_f1"] = precision_recall(predicted.scores, labels)
-    if predicted.masks is None:
+    metrics = {"image_auroc": auroc(scores, is_anomalous)}
+    metrics["image_ap"], metrics["image_f1"] = precision_recall(scores, is_anomalous)
+    if masks is None:
         return metrics
-    area, pro = pixel_metrics(predicted.maps, predicted.masks)
-    precision, f1 = precision_recall(predicted.maps, predicted.masks)
+    area, pro = pixel_metrics(maps, masks)
+    precision, f1 = precision_recall(maps, masks)
     return metrics | {"pixel_auroc": area, "pixel_ap": precision, "pixel_f1": f1, "aupro": pro}

@@ -27,7 +27,7 @@ from training.evaluation.detectors import DETECTORS, PublishedDetector
 from training.evaluation.draws import Drawn, draw_few_shot, draw_training, read_reference_lists, unlabelled
 from training.evaluation.encoded import EncodedBackbone, EncodedImages, MakeFeatures, feature_maker, score_images
 from training.evaluation.figures import choose_shown, sample_patches
-from training.evaluation.metrics import Predicted, measure
+from training.evaluation.metrics import measure
 from training.evaluation.plan import Cell, Plan
 
 _LOG = logging.getLogger(__name__)
@@ -262,8 +262,7 @@ class Evaluation:
         labels = np.array([sample.is_anomalous for sample in samples])
         are_known = all(sample.mask for sample in samples if sample.is_anomalous)
         masks = self.encoded(cell).masks(places).numpy() if are_known else None
-        predicted = Predicted(maps, scores, labels, masks)
-        metrics = measure(predicted)
+        metrics = measure(maps, scores, labels, masks)
         if masks is not None and not store.patches_file(self.plan.output, cell).is_file():
             make = self.features(cell, drawn)
             deepest = torch.cat([make(part)[-1].cpu() for part in places.split(self.plan.batch_size)])
@@ -272,7 +271,8 @@ class Evaluation:
         names = [Path(sample.image).relative_to(root).as_posix() for sample in samples]
         defects = [sample.anomaly_class for sample in samples]
         result = store.Result(cell, metrics, scores.tolist(), labels.tolist(), names, seconds, defects)
-        store.save_result(self.plan.output, result, choose_shown(predicted, samples, self.extractor.preprocess))
+        shown = choose_shown(maps, scores, masks, samples, self.extractor.preprocess)
+        store.save_result(self.plan.output, result, shown)
 
 
 def _take_over(plan: Plan, cell: Cell) -> None:

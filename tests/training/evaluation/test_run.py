@@ -28,7 +28,7 @@ from training.evaluation import anomalib_models
 from training.evaluation.anomalib_models import fit, image_batches, predict, predict_likelihoods
 from training.evaluation.detectors import Padim, PatchCore
 from training.evaluation.figures import choose_shown, sample_patches
-from training.evaluation.metrics import Predicted, measure
+from training.evaluation.metrics import measure
 from training.evaluation.plan import Cell, Plan, plan_cells
 from training.evaluation.run import Evaluation
 from training.evaluation.store import METRICS, Result, load_patches, load_results, load_shown
@@ -422,14 +422,17 @@ CELL = Cell("folder", "nut", "patchcore", "raw", "", 8, 0.0, 1.0, 0)
 SIDE = 32
 
 
+Predicted = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # maps, scores, labels, masks
+
+
 def predicted(golden: dict[str, Tensor]) -> Predicted:
     maps, masks = golden["metrics.scores"].numpy(), golden["metrics.masks"].bool().numpy()
-    return Predicted(maps, maps.max(axis=(1, 2)), golden["metrics.labels"].bool().numpy(), masks)
+    return maps, maps.max(axis=(1, 2)), golden["metrics.labels"].bool().numpy(), masks
 
 
 def test_the_metrics_of_a_cell_are_the_authors(golden: dict[str, Tensor]) -> None:
     expected = json.loads((GOLDEN / "expected.json").read_text())["metrics"]
-    got = measure(predicted(golden))
+    got = measure(*predicted(golden))
     assert tuple(got) == METRICS
     names = {name: name.replace("_f1", "_f1max") for name in METRICS if name != "aupro"}
     assert got == pytest.approx(
@@ -440,8 +443,8 @@ def test_the_metrics_of_a_cell_are_the_authors(golden: dict[str, Tensor]) -> Non
 
 def test_without_masks_there_are_no_metrics_of_pixels(golden: dict[str, Tensor]) -> None:
     whole = predicted(golden)
-    got = measure(Predicted(whole.maps, whole.scores, whole.is_anomalous, None))
-    assert got == {name: value for name, value in measure(whole).items() if name.startswith("image")}
+    got = measure(*whole[:3], None)
+    assert got == {name: value for name, value in measure(*whole).items() if name.startswith("image")}
     assert len(got) == 3
 
 
@@ -451,15 +454,15 @@ def test_forty_maps_take_seconds() -> None:
     maps = (random.random(masks.shape) + 0.3 * masks).astype(np.float32)
     labels = np.arange(40) < 20
     began = time.process_time()
-    measure(Predicted(maps, maps.mean(axis=(1, 2)), labels, masks))
+    measure(maps, maps.mean(axis=(1, 2)), labels, masks)
     assert time.process_time() - began < 8
 
 
 def test_maps_that_are_not_finite_are_refused(golden: dict[str, Tensor]) -> None:
-    whole = predicted(golden)
-    maps = np.where(whole.masks, np.nan, whole.maps)
+    maps, scores, labels, masks = predicted(golden)
+    maps = np.where(masks, np.nan, maps)
     with pytest.raises(InputError, match="NaN or infinite"):
-        measure(Predicted(maps, whole.scores, whole.is_anomalous, whole.masks))
+        measure(maps, scores, labels, masks)
 
 
 # What is shown
@@ -477,7 +480,7 @@ def eight_images(tmp_path: Path) -> list[Row]:
     return kept
 
 
-def of_quality(qualities: list[float]) -> Predicted:
+def of_quality(qualities: list[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Maps that find the anomaly of an image as well as its quality says; those without one are normal."""
     masks = np.zeros((len(qualities), SIDE, SIDE), dtype=bool)
     maps = np.random.default_rng(0).random(masks.shape).astype(np.float32)
@@ -485,18 +488,17 @@ def of_quality(qualities: list[float]) -> Predicted:
         if not np.isnan(quality):
             masks[place, :8, :8] = True
             maps[place, :8, :8] = quality
-    return Predicted(maps, maps.max(axis=(1, 2)), ~np.isnan(qualities), masks)
+    return maps, maps.max(axis=(1, 2)), masks
 
 
 def test_the_two_best_and_the_two_worst_are_shown(
     extractor: ADPretrainFeatureExtractor, eight_images: list[Row]
 ) -> None:
-    whole = of_quality([np.nan, np.nan, 0.5, 0.9, 0.1, 0.3, 0.7, 0.4])
-    shown = choose_shown(whole, eight_images, extractor.preprocess)
+    maps, scores, masks = of_quality([np.nan, np.nan, 0.5, 0.9, 0.1, 0.3, 0.7, 0.4])
+    shown = choose_shown(maps, scores, masks, eight_images, extractor.preprocess)
     assert shown.indices.tolist() == [3, 6, 5, 4]
-    assert whole.masks is not None
-    assert np.array_equal(shown.masks, whole.masks[shown.indices])
-    assert np.array_equal(shown.maps, whole.maps[shown.indices].astype(np.float16))
+    assert np.array_equal(shown.masks, masks[shown.indices])
+    assert np.array_equal(shown.maps, maps[shown.indices].astype(np.float16))
     crop = extractor.preprocess.crop(Image.open(eight_images[6].image))
     assert np.array_equal(shown.images[1], np.array(crop))
 
@@ -504,29 +506,28 @@ def test_the_two_best_and_the_two_worst_are_shown(
 def test_all_are_shown_where_there_are_few_and_one_that_is_cut_off_is_not(
     extractor: ADPretrainFeatureExtractor, eight_images: list[Row]
 ) -> None:
-    whole = of_quality([np.nan, np.nan, 0.5, 0.9, 0.1])
-    assert whole.masks is not None
-    whole.masks[2] = False
-    shown = choose_shown(whole, eight_images, extractor.preprocess)
-    assert shown.indices.tolist() == [3, 4]
-    whole.masks[:] = False
-    assert len(choose_shown(whole, eight_images, extractor.preprocess).images) == 0
+    maps, scores, masks = of_quality([np.nan, np.nan, 0.5, 0.9, 0.1])
+    masks[2] = False
+    few = eight_images[:5]
+    assert choose_shown(maps, scores, masks, few, extractor.preprocess).indices.tolist() == [3, 4]
+    masks[:] = False
+    assert len(choose_shown(maps, scores, masks, few, extractor.preprocess).images) == 0
 
 
 def test_without_masks_the_scores_say_which_are_found(
     extractor: ADPretrainFeatureExtractor, eight_images: list[Row]
 ) -> None:
-    whole = of_quality([np.nan, np.nan, 0.5, 0.9, 0.1, 0.3, 0.7, 0.4])
+    maps, _, _ = of_quality([np.nan, np.nan, 0.5, 0.9, 0.1, 0.3, 0.7, 0.4])
     scores = np.array([9, 9, 1, 2, 3, 4, 5, 6], dtype=np.float32)
-    shown = choose_shown(Predicted(whole.maps, scores, whole.is_anomalous, None), eight_images, extractor.preprocess)
+    shown = choose_shown(maps, scores, None, eight_images, extractor.preprocess)
     assert shown.indices.tolist() == [7, 6, 3, 2]
     assert not shown.masks.any()
 
 
 def test_values_beyond_float16_stay_finite(extractor: ADPretrainFeatureExtractor, eight_images: list[Row]) -> None:
-    whole = of_quality([np.nan, np.nan, 0.5, 0.9])
-    huge = Predicted(whole.maps * 1e6, whole.scores, whole.is_anomalous, whole.masks)
-    assert np.isfinite(choose_shown(huge, eight_images, extractor.preprocess).maps).all()
+    maps, scores, masks = of_quality([np.nan, np.nan, 0.5, 0.9])
+    shown = choose_shown(maps * 1e6, scores, masks, eight_images[:4], extractor.preprocess)
+    assert np.isfinite(shown.maps).all()
 
 
 def test_patches_are_labelled_and_drawn_by_the_seed() -> None:
