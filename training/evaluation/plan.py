@@ -141,6 +141,11 @@ class Plan:
         return self.epochs.get(detector, DETECTORS[detector].epochs)
 
 
+class _Bundle(argparse.Action):
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        namespace.bundle = values or namespace.bundle
+
+
 def parse_plan(words: Sequence[str], description: str = "") -> tuple[Plan, str | None]:
     """Reads a plan from the words of the command line, and the YAML file of the same names after ``--config``.
 
@@ -157,7 +162,7 @@ def parse_plan(words: Sequence[str], description: str = "") -> tuple[Plan, str |
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("bundle", nargs="?", default=argparse.SUPPRESS, help="the same as --bundle")
+    parser.add_argument("word", nargs="?", action=_Bundle, metavar="BUNDLE", help="the same as --bundle")
     parser.add_argument("--export-card", metavar="FOLDER", help="a bundle, whose card gets the results as model-index")
     parser.add_argument("--print-config", "--print_config", action="store_true", help="print the plan as such a file")
     args, plan = parse(Plan, parser, words)
