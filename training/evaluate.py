@@ -20,8 +20,6 @@ and the next run tries it again. The output folder gets plan.json, cells/, patch
 and report.html. Where other programs compute on the same cores, set OMP_WAIT_POLICY=PASSIVE.
 """
 
-from __future__ import annotations
-
 import json
 import shlex
 import sys

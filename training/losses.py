@@ -9,8 +9,6 @@ computes a P-th of the similarities. The value is that of the whole; the process
 DistributedDataParallel takes their mean, so the loss has to be multiplied by P before the backward pass.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
@@ -20,7 +18,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from adpretrain_hf.errors import InputError
 from adpretrain_hf.images import to_device
 from adpretrain_hf.matching import to_rows
 from training.run.distributed import exchange_rows, gather_rows, own_part, rank, sum_of_all, world_size
@@ -30,15 +27,7 @@ _BLOCK = 2**24  # similarities at a time: 64 MB in float32
 _MAX_EXPONENT = 20.0
 
 
-def angle_loss(
-    first: Tensor,
-    second: Tensor,
-    is_anomalous: Tensor,
-    *,
-    center: Tensor | None,
-    temperature: float = 0.15,
-    ignored: Tensor | None = None,
-) -> Tensor:
+def angle_loss(views: Tensor, rows: "Rows", center: Tensor | None, temperature: float = 0.15) -> Tensor:
     """Contrasts the directions of normal and anomalous patches (paper, section 3.4; released ``angle loss``).
 
     With ``z = normalize(e - c)``, the mean over all rows i of both views of
@@ -54,28 +43,26 @@ def angle_loss(
     itself has no direction: it counts with similarity 0 and gets no gradient.
 
     Args:
-        first: (N, C), projected patches of one view.
-        second: (N, C), the same patches in the other view.
-        is_anomalous: (P N,), bool, best on the CPU.
+        views: (2, N, C), projected patches of one view, and the same patches in the other.
+        rows: which of them are compared.
         center: (C,), the level's normal centre c, or None for the origin.
         temperature: t.
-        ignored: (P N,), bool, best on the CPU: patches that count neither as anomalous nor as normal. None by default.
 
     Returns:
         A float32 scalar.
-
-    Raises:
-        InputError: shapes that do not belong together, or labels that are not bool.
     """
-    _check(first, is_anomalous, ignored)
-    if second.shape != first.shape:
-        raise InputError(f"got views of shapes {tuple(first.shape)} and {tuple(second.shape)}, expected equal ones")
-    return _angle_loss(torch.stack([first, second]), _Rows.of(is_anomalous, ignored, first.device), center, temperature)
+    with torch.autocast(views.device.type, enabled=False):
+        unit = _directions(views, center)
+        if not len(rows.anomalous) or not len(rows.normal):
+            return 0 * unit.sum()
+        of_all = exchange_rows(unit.transpose(0, 1))  # (P N, 2, C)
+        anomalous, normal = (of_all.index_select(0, index).flatten(0, 1) for index in (rows.anomalous, rows.normal))
+        to_normal, to_anomalous = _log_sums(own_part(anomalous), normal, temperature)
+        positive = ((unit[0] * unit[1]).sum(dim=1) * rows.counted).sum() / temperature
+        return sum_of_all(to_normal / 2 - positive) / rows.number + to_anomalous / (2 * rows.number)
 
 
-def norm_loss(
-    features: Tensor, is_anomalous: Tensor, *, r_max: float = 0.4, margin: float = 0.75, ignored: Tensor | None = None
-) -> Tensor:
+def norm_loss(lengths: Tensor, labels: Tensor, r_max: float = 0.4, margin: float = 0.75) -> Tensor:
     """Pulls lengths of normal patches to a radius r, and anomalous ones beyond it (paper, section 3.4; released code).
 
     With ``A = sqrt(||e|| + 1) - 1`` (the paper writes ``||e||^2``) and ``r = min(0.9 min(A of anomalous), r_max)``,
@@ -88,22 +75,24 @@ def norm_loss(
     released weight overflows float32 in the end.
 
     Args:
-        features: (N, C), projected patches.
-        is_anomalous: (P N,), bool, on any device.
+        lengths: (M, N), ``||e||`` of the patches of M views or levels, each of which has a loss of its own.
+        labels: (P N,), uint8, of their patches: 0 normal, 1 anomalous, 2 ignored; on the same device.
         r_max: largest radius.
         margin: between normal and anomalous patches, in A.
-        ignored: (P N,), bool, patches that count neither as anomalous nor as normal. None by default.
 
     Returns:
-        A float32 scalar.
-
-    Raises:
-        InputError: shapes that do not belong together, or labels that are not bool.
+        The sum of the M losses, a float32 scalar.
     """
-    _check(features, is_anomalous, ignored)
-    labels = to_device(_labels(is_anomalous, ignored), features.device, torch.bool)
-    with torch.autocast(features.device.type, enabled=False):
-        return _norm_loss(features.float().norm(dim=1)[None], labels, r_max, margin)
+    anomalous, normal = labels == 1, labels == 0
+    length = gather_rows(((lengths + 1).sqrt() - 1).T).T  # (M, P N)
+    # Infinity, the minimum of none, leaves r_max.
+    nearest = length.detach().masked_fill(~anomalous, torch.inf).amin(dim=1, keepdim=True)
+    radius = 0.9 * nearest.clamp(max=r_max / 0.9)
+    distance = torch.stack([length - radius, 0.99 * radius - length, radius + margin - length])
+    applies = (distance > 0) & torch.stack([normal, normal, anomalous])[:, None]
+    weight = distance.detach().clamp(max=_MAX_EXPONENT).exp()
+    total = torch.where(applies, F.softplus(distance) * weight, 0).sum(dim=2)
+    return (total / applies.sum(dim=2).clamp_min(1)).sum()
 
 
 def level_losses(
@@ -124,17 +113,17 @@ def level_losses(
     """
     of_angle, of_norm = gather_rows(labels.flatten(1).T.contiguous()).unbind(1)  # (P N,) each
     device = features[0].device
-    rows = _Rows.of(of_angle == 1, of_angle == 2, device)
+    rows = Rows.of(of_angle, device)
     with torch.autocast(device.type, enabled=False):
         lengths = torch.cat([level.float().norm(dim=1).view(2, -1) for level in features])  # (2 L, N)
-        norm = _norm_loss(lengths, to_device(_labels(of_norm == 1, of_norm == 2), device, torch.bool), 0.4, margin)
+        norm = norm_loss(lengths, to_device(of_norm, device, torch.uint8), margin=margin)
     angle = torch.zeros((), device=device)
     for level, center in zip(features, centers, strict=True):
-        angle = angle + _angle_loss(to_rows(level).unflatten(0, (2, -1)), rows, center, temperature)
+        angle = angle + angle_loss(to_rows(level).unflatten(0, (2, -1)), rows, center, temperature)
     return angle, norm
 
 
-class _Rows(NamedTuple):
+class Rows(NamedTuple):
     """Which patches the angle loss compares, looked up on the CPU, so that no GPU is waited for.
 
     Attributes:
@@ -149,58 +138,11 @@ class _Rows(NamedTuple):
     number: int
 
     @classmethod
-    def of(cls, is_anomalous: Tensor, ignored: Tensor | None, device: torch.device) -> _Rows:
-        labels = _labels(is_anomalous, ignored)
-        anomalous, normal = (to_device(label.nonzero()[:, 0], device, torch.int64) for label in labels)
-        own = (labels[0] | labels[1]).view(world_size(), -1)[rank()]
+    def of(cls, labels: Tensor, device: torch.device) -> "Rows":
+        """Looks labels (P N,) up: uint8, 0 normal, 1 anomalous, 2 ignored; best on the CPU."""
+        anomalous, normal = (to_device((labels == one).nonzero()[:, 0], device, torch.int64) for one in (1, 0))
+        own = (labels < 2).view(world_size(), -1)[rank()]
         return cls(anomalous, normal, to_device(own, device, torch.float32), len(anomalous) + len(normal))
-
-
-def _labels(is_anomalous: Tensor, ignored: Tensor | None) -> Tensor:
-    """(2, P N), bool: which patches count as anomalous, and which as normal."""
-    labels = torch.stack([is_anomalous, ~is_anomalous])
-    return labels if ignored is None else labels & ~ignored
-
-
-def _angle_loss(views: Tensor, rows: _Rows, center: Tensor | None, temperature: float) -> Tensor:
-    """See ``angle_loss``; views (2, N, C)."""
-    with torch.autocast(views.device.type, enabled=False):
-        unit = _directions(views, center)
-        if not len(rows.anomalous) or not len(rows.normal):
-            return 0 * unit.sum()
-        of_all = exchange_rows(unit.transpose(0, 1))  # (P N, 2, C)
-        anomalous, normal = (of_all.index_select(0, index).flatten(0, 1) for index in (rows.anomalous, rows.normal))
-        to_normal, to_anomalous = _log_sums(own_part(anomalous), normal, temperature)
-        positive = ((unit[0] * unit[1]).sum(dim=1) * rows.counted).sum() / temperature
-        return sum_of_all(to_normal / 2 - positive) / rows.number + to_anomalous / (2 * rows.number)
-
-
-def _norm_loss(lengths: Tensor, labels: Tensor, r_max: float, margin: float) -> Tensor:
-    """See ``norm_loss``: of lengths (M, N) the sum of M losses; labels (2, P N), anomalous and normal."""
-    anomalous, normal = labels
-    length = gather_rows(((lengths + 1).sqrt() - 1).T).T  # (M, P N)
-    # Infinity, the minimum of none, leaves r_max.
-    nearest = length.detach().masked_fill(~anomalous, torch.inf).amin(dim=1, keepdim=True)
-    radius = 0.9 * nearest.clamp(max=r_max / 0.9)
-    distance = torch.stack([length - radius, 0.99 * radius - length, radius + margin - length])
-    applies = (distance > 0) & torch.stack([normal, normal, anomalous])[:, None]
-    weight = distance.detach().clamp(max=_MAX_EXPONENT).exp()
-    total = torch.where(applies, F.softplus(distance) * weight, 0).sum(dim=2)
-    return (total / applies.sum(dim=2).clamp_min(1)).sum()
-
-
-def _check(features: Tensor, is_anomalous: Tensor, ignored: Tensor | None) -> None:
-    if features.ndim != 2 or is_anomalous.shape != (world_size() * len(features),) or not len(features):
-        raise InputError(
-            f"got features of shape {tuple(features.shape)} and labels of shape {tuple(is_anomalous.shape)}, expected "
-            f"(N, C) and (P N,), N >= 1, from each of P = {world_size()} processes"
-        )
-    for labels in (is_anomalous, is_anomalous if ignored is None else ignored):
-        if labels.dtype != torch.bool or labels.shape != is_anomalous.shape:
-            raise InputError(
-                f"got labels of {labels.dtype} and shape {tuple(labels.shape)}, expected torch.bool of "
-                f"{tuple(is_anomalous.shape)}: compare the mask with 0 first"
-            )
 
 
 def _directions(features: Tensor, center: Tensor | None) -> Tensor:

@@ -13,8 +13,6 @@ A run that was stopped goes on with the same command and ``--resume``. ``--push 
 ``adpretrain push runs/large/bundle me/name --private`` later. ``train`` is the method.
 """
 
-from __future__ import annotations
-
 import argparse
 import copy
 import logging
@@ -40,16 +38,7 @@ from adpretrain_hf.errors import run_program
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.images import choose_device, to_device
 from training.data.augment import augment
-from training.data.samples import (
-    Batch,
-    Item,
-    Samples,
-    check_unreadable,
-    collate,
-    coverage_labels,
-    epoch_batches,
-    published_labels,
-)
+from training.data.samples import Batch, Item, Samples, check_unreadable, collate, epoch_batches
 from training.data.slots import SlotFile
 from training.data.sources import TrainingData, load_training_data
 from training.data.table import content_keys
@@ -277,7 +266,6 @@ def load_batches(
 ) -> DataLoader[Batch]:
     """The batches that are not done yet, of all epochs, decoded, cropped and painted by workers."""
     settings = parts.settings
-    label = published_labels if settings.patch_labels == "published" else coverage_labels
 
     def batches_of(epoch: int) -> list[list[Item]]:
         return epoch_batches(
@@ -296,7 +284,7 @@ def load_batches(
     return DataLoader(
         parts.samples,
         batch_sampler=chain.from_iterable(map(batches_of, range(progress.epoch, settings.epochs))),
-        collate_fn=partial(collate, label, parts.extractor.config.patch_size),
+        collate_fn=partial(collate, settings.patch_labels, parts.extractor.config.patch_size),
         num_workers=settings.workers,
         prefetch_factor=4 if settings.workers else None,
         worker_init_fn=begin_worker,
@@ -379,7 +367,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--public", action="store_true", help="push to a public repository; private by default")
 
     def run() -> int:
-        args, settings = parse(parser, argv)
+        args, settings = parse(PretrainSettings, parser, argv)
         command = shlex.join(["python", "-m", "training.pretrain", *(sys.argv[1:] if argv is None else argv)])
         with distributed.process_group():
             if args.push and distributed.rank() == 0:

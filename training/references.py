@@ -5,8 +5,6 @@ thirds of its compute. Here every image of the pool is encoded once; its patches
 of a GPU's memory, else in a file that is mapped into memory, from where those of the next step are copied ahead.
 """
 
-from __future__ import annotations
-
 import functools
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -53,8 +51,7 @@ class ReferencePool:
         members: positions of the chosen images, in rising order; their places are the references' numbers.
 
     Raises:
-        InputError: a category and view without a good image (all such are named), ``pool_size`` below 1, or not as
-            many views or labels as categories.
+        InputError: a category and view without a good image (all such are named).
     """
 
     def __init__(
@@ -67,13 +64,6 @@ class ReferencePool:
         pool_size: int | None = 64,
         seed: int = 0,
     ) -> None:
-        if not len(categories) == len(views) == len(is_good):
-            raise InputError(
-                f"got {len(categories)} categories, {len(views)} views and {len(is_good)} labels, expected as "
-                "many of each: one for every image"
-            )
-        if pool_size is not None and pool_size < 1:
-            raise InputError(f"pool_size is {pool_size}, expected at least 1, or None for all normal images")
         self._kinds = list(zip(list(categories), list(views), strict=True))  # quicker than Arrow's columns
         good = list(is_good)
         positions = range(len(self._kinds)) if among is None else sorted(set(among))

@@ -1,7 +1,5 @@
 """Random generators that depend on names and numbers, and on nothing else that is there."""
 
-from __future__ import annotations
-
 import zlib
 
 import numpy as np

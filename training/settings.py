@@ -1,24 +1,27 @@
-"""PretrainSettings: everything that a pretraining run depends on, as one dataclass, as flags and as a YAML file."""
-
-from __future__ import annotations
+"""Settings as one dataclass, as flags and as a YAML file; and all those that a pretraining run depends on."""
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from adpretrain_hf.cli import Values
 from adpretrain_hf.errors import InputError
 
+Settings = TypeVar("Settings")
 
-def _setting(default: Any, help: str) -> Any:
-    return dataclasses.field(default=default, metadata={"help": help})
+
+def setting(default: Any, help: str) -> Any:
+    """A field of a dataclass of settings; what the help says is its documentation."""
+    made: dict[str, Any] = {"default_factory": dict} if default == {} else {"default": default}
+    return dataclasses.field(**made, metadata={"help": help})
 
 
 def _free(default: Any, help: str) -> Any:
@@ -42,47 +45,47 @@ class PretrainSettings:
         "folders as of RealIAD, MVTecAD, VisA, BTAD or MVTec3D-AD, or of one product's undamaged images; a gated Hub "
         "repository (Real-IAD/Real-IAD); 'synthetic'. Several are joined",
     )
-    weights: tuple[float, ...] = _setting((), "shares of --data in an epoch, e.g. 3 1; as many images as each has")
-    resolution: str = _setting("512", "which of RealIAD's resolutions: 256, 512, 1024 or raw")
-    strict: bool = _setting(
+    weights: tuple[float, ...] = setting((), "shares of --data in an epoch, e.g. 3 1; as many images as each has")
+    resolution: str = setting("512", "which of RealIAD's resolutions: 256, 512, 1024 or raw")
+    strict: bool = setting(
         True, "of RealIAD: images or masks that are absent, or contradict the json, are an error, not left out"
     )
-    categories: tuple[str, ...] = _setting((), "train and validate on these alone; all by default")
-    validation_categories: tuple[str, ...] = _setting(
+    categories: tuple[str, ...] = setting((), "train and validate on these alone; all by default")
+    validation_categories: tuple[str, ...] = setting(
         (), "kept out of training, judge every epoch; each 8th with anomalies by default"
     )
-    all_categories: bool = _setting(False, "train on the validation categories as well, as published")
-    shots: int = _setting(8, "references of each validation category and view")
-    exclude_categories: tuple[str, ...] = _setting((), "neither trained nor validated on, for a later test")
-    backbone: str = _setting("", "preset, transformers id or folder, open_clip:<arch>/<weights>, ...: dinov2-base")
-    init_from: str = _setting("", "bundle (id or folder) whose backbone and projectors are trained on")
-    upstream: str = _setting("", "id on the Hub to record as the origin, where the backbone is a folder")
-    image_size: int = _setting(0, "side in pixels; that of the backbone's or bundle's configuration by default")
-    levels: tuple[int, ...] = _setting((), "blocks counted from 1; the quarters of the depth by default")
-    reference_tokens: int = _setting(2048, "learned reference tokens of a projector")
-    init_scale: float = _setting(1.0, "of the projectors' start: 1 as published, 0 the identity")
-    normalize_tokens: bool = _setting(True, "tokens of unit length before matching; the published run: no")
-    scale_residuals: bool = _setting(True, "every level to a mean normal residual norm of 1; the published run: no")
-    references: tuple[int, ...] = _setting((1, 4, 8), "reference images per image, drawn for every step")
-    pool_size: int = _setting(64, "good images per category and view to draw references from; 0, as published: all")
-    paint_defects: float = _setting(0.0, "share of the normal images that get a painted defect; the published run: 0")
-    plain_first: bool = _setting(False, "leave the first view as it is at test time; the published run augments both")
-    patch_labels: str = _setting("coverage", "one rule for both losses, or 'published': two, see training/README.md")
-    balanced: bool = _setting(False, "fill every batch up to a quarter of anomalous images; the published run: no")
-    epochs: int = _setting(10, "passes over the training images")
-    max_steps: int = _setting(0, "end after so many optimiser steps; 0: after the epochs")
+    all_categories: bool = setting(False, "train on the validation categories as well, as published")
+    shots: int = setting(8, "references of each validation category and view")
+    exclude_categories: tuple[str, ...] = setting((), "neither trained nor validated on, for a later test")
+    backbone: str = setting("", "preset, transformers id or folder, open_clip:<arch>/<weights>, ...: dinov2-base")
+    init_from: str = setting("", "bundle (id or folder) whose backbone and projectors are trained on")
+    upstream: str = setting("", "id on the Hub to record as the origin, where the backbone is a folder")
+    image_size: int = setting(0, "side in pixels; that of the backbone's or bundle's configuration by default")
+    levels: tuple[int, ...] = setting((), "blocks counted from 1; the quarters of the depth by default")
+    reference_tokens: int = setting(2048, "learned reference tokens of a projector")
+    init_scale: float = setting(1.0, "of the projectors' start: 1 as published, 0 the identity")
+    normalize_tokens: bool = setting(True, "tokens of unit length before matching; the published run: no")
+    scale_residuals: bool = setting(True, "every level to a mean normal residual norm of 1; the published run: no")
+    references: tuple[int, ...] = setting((1, 4, 8), "reference images per image, drawn for every step")
+    pool_size: int = setting(64, "good images per category and view to draw references from; 0, as published: all")
+    paint_defects: float = setting(0.0, "share of the normal images that get a painted defect; the published run: 0")
+    plain_first: bool = setting(False, "leave the first view as it is at test time; the published run augments both")
+    patch_labels: str = setting("coverage", "one rule for both losses, or 'published': two, see training/README.md")
+    balanced: bool = setting(False, "fill every batch up to a quarter of anomalous images; the published run: no")
+    epochs: int = setting(10, "passes over the training images")
+    max_steps: int = setting(0, "end after so many optimiser steps; 0: after the epochs")
     time_budget: float = _free(0.0, "end after so many minutes of training; 0: after the epochs")
-    batch_size: int = _setting(32, "images of an optimiser step, over all processes")
-    accumulate: int = _setting(1, "parts that a step is computed in; the losses compare patches within a part")
-    learning_rate: float = _setting(1e-4, "of Adam; a tenth after 70 %% of the run and again after 90 %%")
-    weight_decay: float = _setting(5e-4, "of Adam")
-    clip_norm: float = _setting(0.0, "largest length of a step's gradient; 0, as published: any")
-    ema: float = _setting(0.0, "decay of a moving average of the weights, which is what is kept; 0, as published: none")
-    angle_weight: float = _setting(1.0, "factor on the angle loss")
-    temperature: float = _setting(0.15, "of the angle loss")
-    margin: float = _setting(0.75, "between normal and anomalous norms")
-    seed: int = _setting(0, "of the initial weights, the order, the references and the augmentation")
-    precision: str = _setting("bfloat16", "of autocast, float32 or bfloat16; weights and losses are float32")
+    batch_size: int = setting(32, "images of an optimiser step, over all processes")
+    accumulate: int = setting(1, "parts that a step is computed in; the losses compare patches within a part")
+    learning_rate: float = setting(1e-4, "of Adam; a tenth after 70 %% of the run and again after 90 %%")
+    weight_decay: float = setting(5e-4, "of Adam")
+    clip_norm: float = setting(0.0, "largest length of a step's gradient; 0, as published: any")
+    ema: float = setting(0.0, "decay of a moving average of the weights, which is what is kept; 0, as published: none")
+    angle_weight: float = setting(1.0, "factor on the angle loss")
+    temperature: float = setting(0.15, "of the angle loss")
+    margin: float = setting(0.75, "between normal and anomalous norms")
+    seed: int = setting(0, "of the initial weights, the order, the references and the augmentation")
+    precision: str = setting("bfloat16", "of autocast, float32 or bfloat16; weights and losses are float32")
     device: str = _free("", "cpu, cuda (each process its own GPU), ...; a GPU if there is one")
     compile: bool = _free(False, "compile backbone and projectors: a minute at the start, then faster on a GPU")
     workers: int = _free(2, "processes that decode, crop and paint, for each training process")
@@ -123,27 +126,27 @@ class PretrainSettings:
             raise InputError(f"--{_flag(name)} is {getattr(self, name)!r}, expected {expected}")
 
     @classmethod
-    def from_values(cls, values: dict[str, Any]) -> PretrainSettings:
-        """The settings of these names, lists for tuples; the others are the defaults."""
-        fixed: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-        return cls(**fixed)
-
-    @classmethod
-    def from_json(cls, text: str) -> PretrainSettings:
+    def from_json(cls, text: str) -> "PretrainSettings":
         """Reads the JSON of the fields; InputError if it is none of this version."""
         try:
-            return cls.from_values(json.loads(text))
+            values: dict[str, Any] = json.loads(text)
+            values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+            return cls(**values)
         except (ValueError, TypeError, AttributeError) as error:
             raise InputError(f"these are not the settings of a pretraining run of this version: {error}") from error
 
 
-def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[argparse.Namespace, PretrainSettings]:
+def parse(
+    kind: type[Settings], parser: argparse.ArgumentParser, argv: Sequence[str] | None
+) -> tuple[argparse.Namespace, Settings]:
     """Reads settings from flags, and from the YAML file of the same names that ``--config`` names; flags win.
 
-    ``--batch-size 32``, ``--levels 3 6 9 12``, ``--no-normalize-tokens``; in the file ``batch-size: 32`` (or
-    ``batch_size``), ``levels: [3, 6, 9, 12]``, ``normalize-tokens: false``.
+    ``--batch-size 32``, ``--levels 3 6 9 12``, ``--no-normalize-tokens``, ``--data visa=VisA/``; in the file
+    ``batch-size: 32`` (or ``batch_size``), ``levels: [3, 6, 9, 12]``, ``normalize-tokens: false``, and
+    ``data: {visa: VisA/}``.
 
     Args:
+        kind: their dataclass.
         parser: with the program's other flags.
         argv: the words; those of the command line by default.
 
@@ -151,25 +154,32 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[
         The other flags, and the settings.
 
     Raises:
-        InputError: see ``PretrainSettings``; or the file cannot be read, or names what is no setting.
+        InputError: see the dataclass; or the file cannot be read, or names what is no setting.
     """
     parser.add_argument("--config", type=Path, help="YAML file of settings, named as the flags; flags win")
-    kinds = typing.get_type_hints(PretrainSettings)
-    for field in dataclasses.fields(PretrainSettings):
-        flag, options = f"--{_flag(field.name)}", {"default": field.default, "help": field.metadata["help"]}
-        kind = kinds[field.name]
-        if kind is bool:
+    kinds = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type] # which has no name for dataclasses
+        default = {} if field.default is dataclasses.MISSING else field.default
+        flag, options = f"--{_flag(field.name)}", {"default": default, "help": field.metadata["help"]}
+        own = kinds[field.name]
+        if own is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
-        elif typing.get_origin(kind) is tuple:
+        elif typing.get_origin(own) is Mapping:
+            parser.add_argument(flag, nargs="+", metavar="NAME=VALUE", **options)
+        elif typing.get_origin(own) is tuple:
             several: Any = {"nargs": "+"} if field.name == "data" else {"action": Values}  # a path may have a comma
-            parser.add_argument(flag, type=typing.get_args(kind)[0], **several, **options)
+            parser.add_argument(flag, type=typing.get_args(own)[0], **several, **options)
         else:
-            parser.add_argument(flag, type=kind, **options)
+            parser.add_argument(flag, type=own, **options)
     config = parser.parse_known_args(argv)[0].config
     if config is not None:
         parser.set_defaults(**_read_config(config, kinds))
-    args = parser.parse_args(argv)
-    return args, PretrainSettings.from_values({name: getattr(args, name) for name in kinds})
+    args = parser.parse_intermixed_args(argv)
+    values = {name: getattr(args, name) for name in kinds}
+    for name, words in values.items():
+        if typing.get_origin(kinds[name]) is Mapping and isinstance(words, list):
+            values[name] = _converted(f"--{_flag(name)}", name, _mapping(_flag(name), words), kinds[name])
+    return args, kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 def differing(old: PretrainSettings, new: PretrainSettings) -> Sequence[str]:
@@ -190,22 +200,37 @@ def _read_config(file: Path, kinds: dict[str, Any]) -> dict[str, Any]:
         raise InputError(f"{file} cannot be read as YAML: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{file} holds {content!r:.80}, expected settings such as 'batch-size: 32'")
-    values = {str(name).replace("-", "_"): value for name, value in content.items()}
+    values = {str(name).replace("-", "_"): value for name, value in content.items() if value is not None}
     unknown = sorted(values.keys() - kinds.keys())
     if unknown:
         raise InputError(f"{file} names {unknown}, which are no settings: expected some of {sorted(kinds)}")
     return {name: _converted(file, name, value, kinds[name]) for name, value in values.items()}
 
 
-def _converted(file: Path, name: str, value: Any, kind: Any) -> Any:
+def _mapping(flag: str, words: Sequence[str]) -> dict[str, Any]:
+    """``name=value`` as a mapping, and ``group.name=value`` as one of mappings."""
+    mapping: dict[str, Any] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        if not name or not value:
+            raise InputError(f"--{flag}: got {word!r}, expected name=value")
+        group, _, own = name.rpartition(".")
+        (mapping.setdefault(group, {}) if group else mapping)[own] = yaml.safe_load(value) if group else value
+    return mapping
+
+
+def _converted(file: Path | str, name: str, value: Any, kind: Any) -> Any:
     """A value of the file as a flag gives it, numbers for texts included (``resolution: 512``)."""
+    if kind is Any:
+        return value
+    if typing.get_origin(kind) is Mapping and isinstance(value, dict):
+        own = typing.get_args(kind)[1]
+        return {str(key): _converted(file, f"{key} of {name}", one, own) for key, one in value.items()}
     if typing.get_origin(kind) is tuple:
         values = value if isinstance(value, list) else [value]
         return [_converted(file, name, one, typing.get_args(kind)[0]) for one in values]
-    usable = isinstance(value, bool) if kind is bool else isinstance(value, (int, float, str))
-    try:
+    usable = kind in (bool, int, float, str) and isinstance(value, bool) == (kind is bool)
+    with contextlib.suppress(ValueError, TypeError):
         if usable and not (kind is int and isinstance(value, float) and value != int(value)):
             return kind(value)
-    except ValueError:
-        pass
     raise InputError(f"{file}: {name} is {value!r}, expected {kind.__name__}")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import ndimage
 
-from training.evaluation.metrics import aupro, image_auroc, pixel_auroc, pixel_metrics
+from training.evaluation.metrics import auroc, pixel_metrics
 
 IMAGES, SIDE, THRESHOLDS, LIMIT = 100, 256, 200, 0.3
 
@@ -72,10 +72,8 @@ def main() -> None:
     ways: dict[str, Callable[[np.ndarray, np.ndarray], object]] = {
         f"{THRESHOLDS} thresholds, as usual": usual_aupro,
         f"{THRESHOLDS} thresholds, tuned": tuned_aupro,
-        "aupro": aupro,
         "AUROC and AUPRO (pixel_metrics)": pixel_metrics,
-        "AUROC (pixel_auroc)": pixel_auroc,
-        "AUROC (scikit-learn)": image_auroc,
+        "AUROC (scikit-learn)": auroc,
     }
     for name, way in ways.items():
         start = time.perf_counter()

@@ -21,7 +21,7 @@ from adpretrain_hf.quantization import quantize
 from tests.benchmarks.random_models import random_extractor
 from tests.benchmarks.rows import Row, at_least, at_most, main
 from tests.benchmarks.timing import side_by_side
-from training.data.real_iad import load_real_iad
+from tests.training.real_iad_tree import load_real_iad
 from training.evaluation.detectors import FeatureNorm
 from training.evaluation.validation import Cell
 from training.synthetic.generate import generate

@@ -23,7 +23,7 @@ from PIL import Image
 
 from adpretrain_hf import ADPretrainConfig
 from adpretrain_hf.images import Preprocessor, list_images, read_image
-from training.data.real_iad import load_real_iad
+from tests.training.real_iad_tree import load_real_iad
 from training.data.samples import Item, Samples
 from training.data.table import read_encoded
 from training.references import ReferencePool

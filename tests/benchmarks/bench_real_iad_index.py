@@ -11,8 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.training.real_iad_tree import RealIADClass
-from training.data.real_iad import load_real_iad
+from tests.training.real_iad_tree import RealIADClass, load_real_iad
 
 CLASSES, VIEWS, CODES = 30, 5, ("AK", "CH", "HS", "ZW")
 

@@ -27,10 +27,10 @@ from adpretrain_hf import ADPretrainFeatureExtractor
 from adpretrain_hf.images import normalize
 from tests.benchmarks.peak_memory import peak_memory
 from tests.benchmarks.published import PublishedProjectors, encode_references, published_residual
+from tests.training.real_iad_tree import load_real_iad
 from training import synthetic
 from training.data.augment import augment
-from training.data.real_iad import load_real_iad
-from training.data.samples import Item, Samples, collate, coverage_labels
+from training.data.samples import Item, Samples, collate
 from training.losses import level_losses
 from training.references import ReferencePatches, ReferencePool, autocast, match
 from training.run.state import initialise
@@ -94,7 +94,7 @@ class Bench:
             self.extractor, self.samples.load_normal, pool, keys, file=file, precision=precision
         )
         self.members = pool.members
-        self.collate = functools.partial(collate, coverage_labels, self.extractor.config.patch_size)
+        self.collate = functools.partial(collate, "coverage", self.extractor.config.patch_size)
         self.centers = torch.zeros(len(self.extractor.config.layers), self.extractor.config.hidden_size, device=device)
 
     def cached(self, clock: Clock) -> float:

@@ -28,7 +28,7 @@ from training.references import nearest_residuals
 from training.run.folder import RunFolder
 from training.run.graph import graphed
 from training.run.reporting import Reporter
-from training.settings import parse
+from training.settings import PretrainSettings, parse
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 
@@ -133,7 +133,7 @@ def test_a_stopped_run_goes_on(flags, tmp_path):
 
     assert main(["--output", str(tmp_path / "whole"), *flags]) == 0
     run = RunFolder(tmp_path / "stopped")
-    settings = parse(argparse.ArgumentParser(), flags)[1]
+    settings = parse(PretrainSettings, argparse.ArgumentParser(), flags)[1]
     parts, state = begin(settings, run)
     run.note_start(settings, "")
     with Stopping(run.path, total=100) as reporter:
@@ -166,7 +166,8 @@ def test_no_step_waits_for_the_device(flags, tmp_path, more):
             torch.cuda.set_sync_debug_mode("default")
             super().end_steps()
 
-    settings = parse(argparse.ArgumentParser(), [*flags, *more, "--references", "4"])[1]  # one shape, one recording
+    one_shape = ["--references", "4"]  # and so one recording
+    settings = parse(PretrainSettings, argparse.ArgumentParser(), [*flags, *more, *one_shape])[1]
     run = RunFolder(tmp_path / "run")
     parts, state = begin(settings, run)
     with warnings.catch_warnings(record=True) as caught, Watched(run.path, total=100) as reporter:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adpretrain_hf.errors import InputError
-from training.evaluation.metrics import image_auroc
+from training.evaluation.metrics import auroc
 
 pytest.importorskip("anomalib")
 from adpretrain_hf.integrations.anomalib.uniad import UniadModel, neighbor_mask
@@ -145,4 +145,4 @@ def test_anomalous_patches_are_reconstructed_worse():
     is_anomalous[:, 2:4, 2:4] = True
     test = torch.where(is_anomalous[:, None], torch.randn_like(test), test)
     with torch.no_grad():
-        assert image_auroc(model.eval()([test], (6, 6)), is_anomalous) > 0.95
+        assert auroc(model.eval()([test], (6, 6)), is_anomalous) > 0.95

@@ -11,7 +11,10 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from PIL import Image
+
+from training.data.real_iad import open_real_iad
 
 
 class RealIADClass:
@@ -103,3 +106,11 @@ def picture(name: str) -> bytes:
     else:
         Image.new("RGB", (6, 5), (colour & 255, colour >> 8 & 255, colour >> 16 & 255)).save(data, "JPEG", quality=95)
     return data.getvalue()
+
+
+def load_real_iad(
+    source: Any, *, resolution: str = "512", categories: Any = None, strict: bool = True, token: Any = None
+) -> Dataset:
+    """Some classes of RealIAD as a table, all by default."""
+    opened = open_real_iad(source, resolution=resolution, strict=strict, token=token)
+    return opened.load(sorted(set(categories or opened.categories)))

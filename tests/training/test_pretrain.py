@@ -434,7 +434,7 @@ def test_errors_are_one_line(flags, tmp_path, capsys):
 
 
 def read(*words: str) -> PretrainSettings:
-    return parse(argparse.ArgumentParser(), words)[1]
+    return parse(PretrainSettings, argparse.ArgumentParser(), words)[1]
 
 
 def test_no_flags_are_the_defaults():
@@ -462,7 +462,7 @@ def test_flags_of_every_kind():
 
 def test_every_flag_has_help():
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parse(parser, [])
+    parse(PretrainSettings, parser, [])
     text = parser.format_help()
     for field in dataclasses.fields(PretrainSettings):
         assert f"--{field.name.replace('_', '-')}" in text

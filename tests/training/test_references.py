@@ -111,10 +111,6 @@ def test_what_cannot_be_read_is_drawn_no_more():
 def test_a_pool_says_what_it_lacks():
     with pytest.raises(InputError, match=r"(?s)12 categories .*\n  bolt0 C1\n.*\n  bolt9 C1\n  and 2 more$"):
         pool_of([(f"bolt{number}", "C1", False) for number in range(12)])
-    with pytest.raises(InputError, match="got 2 categories, 1 views and 2 labels"):
-        ReferencePool(["a", "b"], ["C1"], [True, True])
-    with pytest.raises(InputError, match="pool_size is 0, expected at least 1, or None"):
-        pool_of(images(1), pool_size=0)
 
 
 # Patches: each image's own, encoded once, whatever was there before and whoever else encodes

@@ -14,14 +14,15 @@ from torch import Tensor
 from adpretrain_hf import ADPretrainConfig
 from adpretrain_hf.matching import to_rows
 from adpretrain_hf.projector import Projectors
+from tests.training.patch_losses import angle_loss, norm_loss
 from training.data.augment import augment
-from training.losses import angle_loss, level_losses, norm_loss
+from training.losses import level_losses
 from training.pretrain import Parts, begin, load_batches, train
 from training.references import match
 from training.run.folder import RunFolder
 from training.run.reporting import Reporter
 from training.run.state import TrainingState, initialise
-from training.settings import parse
+from training.settings import PretrainSettings, parse
 
 
 class Recorder(Reporter):
@@ -49,7 +50,7 @@ def start_run(synthetic_set, tiny_folder, tmp_path):
         }
         words = [str(word) for setting in settings.items() for word in setting]
         run = RunFolder(tmp_path / f"run{len(list(tmp_path.iterdir()))}")
-        return *begin(parse(argparse.ArgumentParser(), words)[1], run), run
+        return *begin(parse(PretrainSettings, argparse.ArgumentParser(), words)[1], run), run
 
     return begin_run
 

@@ -3,8 +3,6 @@
 python -m training.data push OWNER/NAME --data my_products/ [--resolution 512] [--public]
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -6,8 +6,6 @@ blur of sigma .1 to 2 px .5. What torchvision and kornia have takes one order of
 batch, and torchvision one strength; here every view has its own, without a loop over images.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 

@@ -5,8 +5,6 @@ suffixes, does not say which file it stumbles over, and pairs masks by their pla
 ``1.png``, ``10.png`` and their masks; and VisA it copies into another layout first, which takes its size on disk again.
 """
 
-from __future__ import annotations
-
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,32 +16,11 @@ import pandas as pd
 
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.images import SUFFIXES, find_images
-from training.data.table import refuse
+from training.data.table import Row, refuse
 
 _PARTS = ("train", "test")
 _VISA_SPLIT = "split_csv/1cls.csv"
 _VISA_COLUMNS = ["object", "split", "label", "image", "mask"]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One image.
-
-    Attributes:
-        image: its path.
-        mask: of its anomalies, any non-zero pixel is one; None for normal images, or where it is not known.
-        is_anomalous: its label.
-        defect: the kind of its anomaly, as the data set calls it.
-        view: from which its part is seen, where a data set has several.
-        is_damaged: of a part that is, even where this image does not show it: it is no reference.
-    """
-
-    image: Path
-    mask: Path | None
-    is_anomalous: bool
-    defect: str
-    view: str = ""
-    is_damaged: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,19 +36,19 @@ class Category:
 
     data_set: str
     name: str
-    train: tuple[Sample, ...]
-    test: tuple[Sample, ...]
+    train: tuple[Row, ...]
+    test: tuple[Row, ...]
 
     @classmethod
-    def of(cls, data_set: str, name: str, train: Iterable[Sample], test: Iterable[Sample]) -> Category:
-        """A category of samples in any order.
+    def of(cls, data_set: str, name: str, train: Iterable[Row], test: Iterable[Row]) -> "Category":
+        """A category of images in any order.
 
         Raises:
             InputError: masks of a lossy kind.
         """
-        parts = [tuple(sorted(samples, key=lambda sample: sample.image)) for samples in (train, test)]
-        masks = [sample.mask for part in parts for sample in part if sample.mask]
-        lossy = [str(mask) for mask in masks if mask.suffix.lower() in (".jpg", ".jpeg", ".webp", ".gif")]
+        parts = [tuple(sorted(rows, key=lambda row: Path(row.image))) for rows in (train, test)]
+        masks = [row.mask for part in parts for row in part if row.mask]
+        lossy = [mask for mask in masks if mask.lower().endswith((".jpg", ".jpeg", ".webp", ".gif"))]
         exact = "whatever is not 0 is a defect, and they do not keep 0: convert them to PNG, 0 where there is none"
         refuse(lossy, f"masks of the category {name!r} of {data_set} are no PNG, BMP, TIFF or PGM", exact)
         return cls(data_set, name, *parts)
@@ -97,12 +74,9 @@ def layout_of(root: Path) -> str:
     """
     if (root / _VISA_SPLIT).is_file():
         return "visa"
-    if _names_with("train/good/rgb")(root):
-        return "mvtec3d"
-    if _names_with("train/ok")(root):
-        return "btad"
-    if _own_names(root):
-        return "folder"
+    for name in ("mvtec3d", "btad", "folder"):
+        if LAYOUTS[name].names(root):
+            return name
     folders = [entry.name for entry in sorted(root.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
     if folders or not find_images(root):
         raise InputError(
@@ -154,7 +128,7 @@ def _read_own(root: Path, name: str) -> Category:
 
 def _read_images(root: Path, name: str) -> Category:
     """Images of one product, all without damage."""
-    return Category.of("images", name, (Sample(path, None, False, "good") for path in find_images(root)), ())
+    return Category.of("images", name, (_row(path, None, name, "good", False) for path in find_images(root)), ())
 
 
 def _visa_names(root: Path) -> list[str]:
@@ -166,8 +140,8 @@ def _read_visa(root: Path, name: str) -> Category:
     """``<category>/Data/Images/{Normal,Anomaly}/*.JPG`` and ``Data/Masks/Anomaly/*.png``, split by ``1cls.csv``."""
     rows = _visa_split(root)
     rows = rows[rows["object"] == name]
-    parts = ([_visa_sample(root, row) for row in rows[rows["split"] == part].to_dict("records")] for part in _PARTS)
-    return Category.of("visa", name, *parts)
+    parts = (rows[rows["split"] == part].to_dict("records") for part in _PARTS)
+    return Category.of("visa", name, *([_visa_row(root, row) for row in part] for part in parts))
 
 
 LAYOUTS = {
@@ -198,14 +172,18 @@ def _category(
     stray += [str(path) for path in sorted(base.iterdir()) if path.suffix.lower() in SUFFIXES and path.name[0] != "."]
     expected = f"expected {base}/train/{normal} and {base}/test/<kind>: move them there, or away"
     refuse(stray, f"images of {data_set} are in none of its folders", expected)
-    samples = {
+    rows = {
         part: [
-            Sample(path, masks.get(path) if kinds[path] != normal else None, kinds[path] != normal, kinds[path])
+            _row(path, masks.get(path) if kinds[path] != normal else None, name, kinds[path], kinds[path] != normal)
             for path in paths
         ]
         for part, paths in parts.items()
     }
-    return Category.of(data_set, name, samples["train"], samples["test"])
+    return Category.of(data_set, name, rows["train"], rows["test"])
+
+
+def _row(image: Path, mask: Path | None, category: str, kind: str, is_anomalous: bool) -> Row:
+    return Row(str(image), str(mask) if mask else None, category, "", kind, is_anomalous, not is_anomalous, image.stem)
 
 
 def _paired_masks(base: Path, normal: str = "good") -> dict[Path, Path]:
@@ -253,10 +231,10 @@ def _refuse_relatives(base: Path) -> None:
         )
 
 
-def _visa_sample(root: Path, row: dict[str, str]) -> Sample:
+def _visa_row(root: Path, row: dict[str, str]) -> Row:
     is_anomalous = row["label"] != "normal"
     mask = root / row["mask"] if is_anomalous and row["mask"] else None
-    return Sample(root / row["image"], mask, is_anomalous, row["label"])
+    return _row(root / row["image"], mask, row["object"], row["label"], is_anomalous)
 
 
 def _visa_split(root: Path) -> pd.DataFrame:

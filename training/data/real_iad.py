@@ -6,56 +6,292 @@ called ``realiadvariety_512`` and ``realiadvariety_jsons.zip``, and has PNG imag
 test images is passed over, as in the released pretraining. No image is opened before it is needed.
 """
 
-from __future__ import annotations
-
+import json
 import logging
 import os
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets import Dataset
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from adpretrain_hf.errors import BundleError, MissingPathError
+from adpretrain_hf.errors import BundleError, InputError, MissingPathError
 from adpretrain_hf.hub import RepositoryFiles
-from training.data.real_iad_files import (
-    RELEASES,
-    Layout,
-    Release,
-    choose,
-    class_tree,
-    layout_of_folder,
-    layout_of_repository,
-    read_annotation,
-    usable_items,
-)
-from training.data.table import Row, make_table
+from training.data.table import Row, Source, make_table, read_encoded, refuse, zip_members
+
+Layout = dict[str, set[str]]  # resolution -> classes
 
 _LOG = logging.getLogger(__name__)
 
 
-def load_real_iad(
-    source: str | Path,
-    *,
-    resolution: str = "512",
-    categories: Sequence[str] | None = None,
-    strict: bool = True,
-    token: str | bool | None = None,
-) -> Dataset:
-    """Lists the images of RealIAD or Real-IAD Variety, training and test images together, by class and then by name.
+class Release(NamedTuple):
+    """One of the two data sets.
+
+    Attributes:
+        prefix: of the folders, ``<prefix>_<resolution>``.
+        jsons: the folders that the jsons may lie in, inside of ``<prefix>_jsons.zip`` and unpacked.
+    """
+
+    prefix: str
+    jsons: tuple[str, ...]
+
+    def folder(self, resolution: str) -> str:
+        """The name of a resolution's folder."""
+        return f"{self.prefix}_{resolution}"
+
+    @property
+    def archive(self) -> str:
+        """The name of the zip of the jsons."""
+        return f"{self.prefix}_jsons.zip"
+
+
+REAL_IAD = Release("realiad", ("realiad_jsons", "realiad_jsons/realiad_jsons"))
+_VARIETY_JSONS = ("Real-IAD_Variety_jsons", "realiadvariety_jsons", "realiadvariety_jsons/Real-IAD_Variety_jsons")
+RELEASES = (REAL_IAD, Release("realiadvariety", _VARIETY_JSONS))
+_RESOLUTION = r"\d+|raw"  # not realiad_d3_raw, which is another data set
+
+
+def class_files(folder: Path, category: str, prefix: str) -> tuple[Path, dict[str, str]]:
+    """Lists the files of a class: of its folder if there is one, else of its zip.
+
+    A zip is often unpacked into a folder of its own name, which doubles that: ``<class>/<class>/OK``; some zips lack
+    the class's folder. All are found.
+
+    Args:
+        folder: of a resolution.
+        category: the class.
+        prefix: from the class's json, ``<class>/``.
+
+    Returns:
+        The folder or the zip, for errors; and by the files' names in the class's json, relative to its prefix, their
+        paths, or ``zip://<member>::<zip>`` as the datasets library writes it.
+
+    Raises:
+        InputError: the zip is damaged.
+    """
+    place = folder / category
+    if place.is_dir():
+        found = os.walk(place, followlinks=True)
+        names = [f"{at[len(str(folder)) + 1 :]}/{name}" for at, _, files in found for name in files]
+        start, end = f"{folder}{os.sep}", ""
+    else:
+        place = folder / f"{category}.zip"
+        names, start, end = list(zip_members(place)), "zip://", f"::{place}"
+    doubled = f"{category}/{prefix}"
+    there = (base for base in (doubled, prefix) if any(name.startswith(base) for name in names))
+    base = next(there, "" if any(name.startswith(("OK/", "NG/")) for name in names) else prefix)
+    return place, {name.removeprefix(base): f"{start}{name}{end}" for name in names if name.startswith(base)}
+
+
+def layout_of_folder(root: Path) -> tuple[Release, Layout]:
+    """``layout_of`` what lies in a folder."""
+    folders = [folder for folder in sorted(root.iterdir()) if resolution_of(folder.name) and folder.is_dir()]
+    entries = (entry for folder in folders for entry in folder.iterdir())
+    return layout_of((f"{entry.parent.name}/{entry.name}{'/' * entry.is_dir()}" for entry in entries), root)
+
+
+def layout_of(names: Iterable[str], where: object) -> tuple[Release, Layout]:
+    """The release and its classes at each resolution; what is hidden, or a Mac left, is passed over.
+
+    Args:
+        names: of zips, and of folders with a slash at the end, below the folders of resolutions.
+        where: they lie, for errors.
+
+    Raises:
+        InputError: both releases lie there.
+    """
+    found: dict[Release, Layout] = {}
+    for name in names:
+        folder, _, entry = name.partition("/")
+        release, resolution = _parse(folder)
+        if release is not None and (match := re.fullmatch(r"(?!\.|__MACOSX)([^/]+?)(\.zip|/)", entry)):
+            found.setdefault(release, {}).setdefault(resolution, set()).add(match[1])
+    if len(found) > 1:
+        raise InputError(f"{where} holds both RealIAD and Real-IAD Variety: give each a folder of its own")
+    return next(iter(found.items()), (REAL_IAD, {}))
+
+
+def resolution_of(folder: str) -> str | None:
+    """The resolution that a folder's name tells, or None."""
+    return _parse(folder)[1] or None
+
+
+def _parse(folder: str) -> tuple[Release | None, str]:
+    """The release and the resolution that a folder's name tells."""
+    for release in RELEASES:
+        if match := re.fullmatch(f"{release.prefix}_({_RESOLUTION})", folder):
+            return release, match[1]
+    return None, ""
+
+
+_NAMED_PLACE = re.compile(r"(?:^|/)(S\d+)/[^/]*_(C[1-5])_[^/]*$")
+
+
+class Item(NamedTuple):
+    """One image, as its class's json names it; paths are relative to the json's prefix, ``split`` is train or test."""
+
+    image: str
+    mask: str | None
+    anomaly_class: str
+    sample: str
+    view: str
+    split: str
+
+
+class Annotation(NamedTuple):
+    """The json of one class; training and test images together, in order of their names."""
+
+    place: str
+    prefix: str
+    items: list[Item]
+
+
+def read_annotation(root: Path, category: str, release: Release) -> Annotation:
+    """Reads the json of a class from a folder or from the zip of all, see ``Release``.
+
+    Raises:
+        InputError: there is none, it is not JSON, lacks something, or names an image twice or outside its class.
+    """
+    data, place = _find(root, category, release)
+    try:
+        content = json.loads(data)
+        prefix = f"{content['meta']['prefix'].rstrip('/')}/" if content["meta"]["prefix"] else ""
+        items = [_item(entry, split) for split in ("train", "test") for entry in content[split]]
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{place} is not a json as RealIAD comes with ({error!r}): get it again") from error
+    _refuse_escapes([prefix], place)
+    _refuse_escapes([name for item in items for name in (item.image, item.mask or "")], place)
+    twice = [name for name, count in Counter(item.image for item in items).items() if count > 1]
+    refuse(twice, f"images are named more than once in {place}", "remove all but one of each")
+    return Annotation(place, prefix, sorted(items, key=lambda item: item.image))
+
+
+def rows_of_class(
+    root: Path, release: Release, resolution: str, category: str, *, strict: bool = True
+) -> list[tuple[str, Row]]:
+    """The images of a class in order of their names, each with its split, train or test.
+
+    Raises:
+        InputError: see ``read_annotation``, ``class_files`` and ``usable_items``.
+    """
+    annotation = read_annotation(root, category, release)
+    place, files = class_files(root / release.folder(resolution), category, annotation.prefix)
+    rows = []
+    for item in usable_items(annotation, files.keys(), place, strict=strict):
+        mask = files[item.mask] if item.mask else None
+        labels = item.view, item.anomaly_class, mask is not None, item.image.startswith("OK/"), item.sample
+        rows.append((item.split, Row(files[item.image], mask, category, *labels)))
+    return rows
+
+
+def usable_items(annotation: Annotation, names: Set[str], below: Path, *, strict: bool = True) -> list[Item]:
+    """The images of a json that are there; all, where it is strict.
+
+    Args:
+        annotation: of one class.
+        names: of all files that are there.
+        below: where they lie, for errors.
+        strict: an image or a mask that is absent, and a mask that belongs to none of the images, is an error; otherwise
+            such images are left out, and counted in a warning.
+
+    Raises:
+        InputError: see there; an image below ``OK`` has a mask, or no image is normal.
+    """
+    place, items = annotation.place, annotation.items
+    marked = [item.image for item in items if item.mask is not None and item.image.startswith("OK/")]
+    refuse(marked, f"images are normal (below OK) but have a mask in {place}", "get it again")
+    absent = [item.image for item in items if item.image not in names]
+    masks = {item.mask for item in items if item.mask is not None}
+    lost = sorted(masks - names)
+    contradicted, orphans = _stray_masks(annotation, names, masks)
+    again = "unpack or download it again"
+    for named, what, remedy in (
+        (absent, f"images that {place} names are absent from {below}", again),
+        (lost, f"masks that {place} names are absent from {below}", again),
+        (
+            contradicted,
+            f"masks in {below} belong to images that {place} gives no mask",
+            "get it again, or remove those masks",
+        ),
+        (orphans, f"masks in {below} have no image", f"{again}, or remove them"),
+    ):
+        if strict:
+            refuse(named, what, f"{remedy}, or go on without them by --no-strict")
+        elif named:
+            _LOG.warning("%d %s: left out, such as %s", len(named), what, named[0])
+    unclear = {_stem(name) for name in contradicted}
+    there = [item for item in items if item.image in names and item.mask not in lost]
+    items = [item for item in there if item.mask is not None or _stem(item.image) not in unclear]
+    if all(item.mask is not None for item in items):
+        raise InputError(f"{place} names no normal image: expected some without a mask, to be references of the class")
+    return items
+
+
+def _stray_masks(annotation: Annotation, names: Set[str], masks: set[str]) -> tuple[list[str], list[str]]:
+    """Masks that belong to images without one in the json, and those that belong to no image."""
+    images = {item.image for item in annotation.items}
+    if any(
+        name.endswith(".png") for name in images
+    ):  # then nothing tells a mask from an image that the json leaves out
+        return [], []
+    others = {name for name in names - masks - images if name.startswith("NG/") and "/." not in name}
+    stray = sorted(name for name in others if name.endswith(".png"))
+    maskless = {_stem(item.image) for item in annotation.items if item.mask is None}
+    contradicted = [name for name in stray if _stem(name) in maskless]
+    # Images that the json leaves out may keep their masks.
+    left_out = {_stem(name) for name in others if not name.endswith(".png")}
+    return contradicted, [name for name in stray if _stem(name) not in left_out | maskless]
+
+
+def _find(root: Path, category: str, release: Release) -> tuple[bytes, str]:
+    names = [f"{folder}/{category}.json" for folder in release.jsons]
+    for name in names:
+        if (root / name).is_file():
+            return (root / name).read_bytes(), str(root / name)
+    archive = root / release.archive
+    members = zip_members(archive) if archive.is_file() else {}
+    for name in names:
+        if name in members:
+            return read_encoded({"bytes": None, "path": f"zip://{name}::{archive}"}), f"{name} in {archive}"
+    raise InputError(
+        f"no json for the class {category!r}: looked for {' and '.join(names)} in {root} and in {archive.name} there"
+    )
+
+
+def _item(entry: dict[str, Any], split: str) -> Item:
+    image = entry["image_path"]
+    if (named := _NAMED_PLACE.search(image)) is None:
+        raise ValueError(f"the image is called {image!r}, expected .../S0001/..._C1_... (its sample and view)")
+    return Item(image, entry["mask_path"] or None, entry["anomaly_class"], named[1], named[2], split)
+
+
+def _refuse_escapes(names: Sequence[str], place: str) -> None:
+    escapes = [name for name in names if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name)]
+    refuse(escapes, f"names in {place} lead out of the folder of the class", "expected paths below it, without '..'")
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def open_real_iad(
+    source: str | Path, *, resolution: str = "512", strict: bool = True, token: str | bool | None = None
+) -> Source:
+    """Opens RealIAD or Real-IAD Variety: its classes in order, and the table of some, by class and then by name.
 
     Columns: ``image`` and ``mask`` (``Image(decode=False)``: see ``read_encoded`` and ``read_mask``; the mask is None
     where there is none), ``category``, ``view`` (``"C1"`` to ``"C5"``), ``anomaly_class`` (of the json: ``"OK"`` or
     such as ``"AK"``), ``is_anomalous``, ``is_good`` (below ``OK``: of an undamaged part) and ``sample`` (``"S0001"``;
     counted anew in ``OK`` and each ``NG/<code>``). An image is anomalous only if it has a mask: not every view of a
-    damaged sample shows the damage.
+    damaged sample shows the damage. Of a repository only the zips of classes that are loaded are downloaded.
 
     Args:
         source: a folder, or the id of a dataset repository on the Hub.
         resolution: ``"256"``, ``"512"``, ``"1024"`` or ``"raw"``.
-        categories: the classes to load; from the Hub, no other zip is downloaded. All by default.
         strict: see ``usable_items``.
         token: for the Hub; the one that is logged in by default.
 
@@ -64,53 +300,28 @@ def load_real_iad(
         InputError: what is there is incomplete, damaged or contradicts itself; or the Hub does not give it.
     """
     root = Path(os.path.abspath(source))
+    files: RepositoryFiles | None = None
     if root.is_dir():
         release, layout = layout_of_folder(root)
-        wanted = choose(release, layout, source, resolution, categories)
     else:
-        root, release, wanted = _download(str(source), resolution, categories, token)
-    return make_table(row for category in wanted for row in _rows(root, release, resolution, category, strict))
-
-
-def list_categories(source: str | Path, *, resolution: str = "512", token: str | bool | None = None) -> list[str]:
-    """The classes that a folder or a repository has at a resolution, in order; of the Hub's, no zip is downloaded.
-
-    Raises:
-        MissingPathError, InputError: see ``load_real_iad``.
-    """
-    root = Path(os.path.abspath(source))
-    release, layout = layout_of_folder(root) if root.is_dir() else _repository(str(source), token)[1:]
-    return choose(release, layout, source, resolution, None)
-
-
-def _rows(root: Path, release: Release, resolution: str, category: str, strict: bool) -> list[Row]:
-    annotation = read_annotation(root, category, release)
-    tree = class_tree(root / release.folder(resolution), category, annotation.prefix)
-    return [
-        Row(
-            image=tree.address(item.image),
-            mask=tree.address(item.mask) if item.mask else None,
-            category=category,
-            view=item.view,
-            anomaly_class=item.anomaly_class,
-            is_anomalous=item.mask is not None,
-            is_good=item.is_good,
-            sample=item.sample,
+        files, release, layout = _repository(str(source), token)
+        root = files.file(release.archive).parent
+    if not layout:
+        raise InputError(
+            f"no RealIAD in {source}: expected folders such as realiad_512 with a folder or a zip for each class, and "
+            "realiad_jsons beside them"
         )
-        for item in usable_items(annotation, tree, strict=strict)
-    ]
+    if resolution not in layout:
+        raise InputError(f"{source} has no resolution {resolution!r}: expected one of {sorted(layout)}")
 
+    def load(categories: list[str]) -> Dataset:
+        for category in categories:
+            if files is not None:  # each member of a zip has a checksum, which is looked at when it is read
+                files.file(f"{release.folder(resolution)}/{category}.zip")
+        classes = (rows_of_class(root, release, resolution, category, strict=strict) for category in categories)
+        return make_table(row for rows in classes for _, row in rows)
 
-def _download(
-    repo_id: str, resolution: str, categories: Sequence[str] | None, token: str | bool | None
-) -> tuple[Path, Release, list[str]]:
-    """Downloads the zips that are asked for and not yet cached; returns their folder, the release, and the classes."""
-    files, release, layout = _repository(repo_id, token)
-    wanted = choose(release, layout, repo_id, resolution, categories)
-    for category in wanted:
-        # Each member of a zip has a checksum, which is looked at when it is read.
-        files.file(f"{release.folder(resolution)}/{category}.zip")
-    return files.file(release.archive).parent, release, wanted
+    return Source(sorted(layout[resolution]), load)
 
 
 def _repository(repo_id: str, token: str | bool | None) -> tuple[RepositoryFiles, Release, Layout]:
@@ -121,7 +332,7 @@ def _repository(repo_id: str, token: str | bool | None) -> tuple[RepositoryFiles
         raise MissingPathError(f"no RealIAD at {repo_id}: neither a folder nor the id of a repository") from error
     files, release = _open(repo_id, token)
     if files.names is not None:
-        return files, *layout_of_repository(files.names)
+        return files, *layout_of(files.names, repo_id)
     _LOG.warning("the Hub cannot be asked what %s holds: taking the classes that are cached as all", repo_id)
     return files, *layout_of_folder(files.file(release.archive).parent)
 

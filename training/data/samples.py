@@ -5,11 +5,8 @@ alone: a run that was stopped finds its place, and any number of processes sees 
 bits and makes both views of them itself (``training/data/augment.py``).
 """
 
-from __future__ import annotations
-
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,8 +40,7 @@ class Item(NamedTuple):
     references: int
 
 
-@dataclass
-class Batch:
+class Batch(NamedTuple):
     """B training images.
 
     Attributes:
@@ -61,16 +57,8 @@ class Batch:
     references: Tensor
     unreadable: list[str]
 
-    def pin_memory(self) -> Batch:
-        """Puts all in memory from which a GPU takes its copy while the CPU goes on."""
-        for field in fields(self):
-            value = getattr(self, field.name)
-            setattr(self, field.name, value.pin_memory() if isinstance(value, Tensor) else value)
-        return self
 
-
-@dataclass
-class Sample:
+class Sample(NamedTuple):
     """One training image: a crop (3, S, S) uint8, its mask (S, S) bool, and what was drawn for it."""
 
     image: Tensor
@@ -87,7 +75,7 @@ class Samples(data.Dataset[Any]):
     reported once an epoch, where it was asked for.
 
     Args:
-        dataset: from ``load_real_iad``.
+        dataset: of images, see ``make_table``.
         positions: of the training images in the data set.
         config: gives the size; images are cropped to a square, whatever its ``resize_mode``.
         pool: of the references.
@@ -162,12 +150,12 @@ class Samples(data.Dataset[Any]):
         return prepared.pixels, seen_mask(row["mask"], prepared, self._preprocessor)
 
 
-def collate(label: Callable[[Tensor, int], Tensor], patch_size: int, samples: Sequence[Sample]) -> Batch:
-    """Puts samples together and labels their patches by a rule: ``coverage_labels`` or ``published_labels``."""
+def collate(rule: str, patch_size: int, samples: Sequence[Sample]) -> Batch:
+    """Puts samples together and labels their patches by a rule of ``LABELS``."""
     return Batch(
         images=torch.stack([sample.image for sample in samples]),
         augmentations=torch.stack([sample.augmentation for sample in samples]),
-        labels=label(torch.stack([sample.mask for sample in samples]), patch_size),
+        labels=LABELS[rule](torch.stack([sample.mask for sample in samples]), patch_size),
         references=torch.stack([sample.references for sample in samples]),
         unreadable=[sample.unreadable for sample in samples if sample.unreadable],
     )
@@ -253,13 +241,10 @@ def published_labels(masks: Tensor, patch_size: int) -> Tensor:
 
     Args:
         masks: (B, H, W), bool.
-        patch_size: side of a patch, in pixels.
+        patch_size: side of a patch, in pixels, of which H and W are multiples.
 
     Returns:
         (2, B, H / patch_size, W / patch_size), uint8: for the angle and for the norm loss.
-
-    Raises:
-        InputError: H or W is not a multiple of ``patch_size``.
     """
     counts = _anomalous_pixels(masks, patch_size)
     nearest = F.interpolate(masks[:, None].float(), size=counts.shape[1:], mode="nearest")[:, 0].bool()
@@ -270,7 +255,7 @@ def coverage_labels(masks: Tensor, patch_size: int) -> Tensor:
     """One rule for both losses: anomalous from an eighth of the patch, normal without one anomalous pixel.
 
     What lies between is ignored; only the most covered patches of an image whose defect covers no patch that far are
-    anomalous all the same, so that no defect goes unseen. Arguments, result and errors as of ``published_labels``.
+    anomalous all the same, so that no defect goes unseen. Arguments and result as of ``published_labels``.
     """
     counts = _anomalous_pixels(masks, patch_size)
     enough = counts.amax(dim=(1, 2), keepdim=True).clamp(min=1, max=_COVERED * patch_size**2)
@@ -278,10 +263,10 @@ def coverage_labels(masks: Tensor, patch_size: int) -> Tensor:
     return labels.expand(2, *labels.shape).contiguous()
 
 
+LABELS = {"coverage": coverage_labels, "published": published_labels}
+
+
 def _anomalous_pixels(masks: Tensor, patch_size: int) -> Tensor:
-    height, width = masks.shape[-2:]
-    if height % patch_size or width % patch_size:
-        raise InputError(f"got masks of {height} x {width} pixels, expected multiples of the patch size {patch_size}")
     return masks.unflatten(2, (-1, patch_size)).unflatten(1, (-1, patch_size)).sum(dim=(2, 4))
 
 

@@ -8,8 +8,6 @@ only if both are right, which is checked when a process first reads it: what has
 process or a failing disk, is made again.
 """
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import logging

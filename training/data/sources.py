@@ -4,42 +4,29 @@ Sources are RealIAD, layouts of folders, and whatever the ``datasets`` library l
 saved to disk, data sets on the Hub.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
-from datasets import (
-    ClassLabel,
-    Dataset,
-    DatasetDict,
-    DatasetInfo,
-    Features,
-    Image,
-    Value,
-    concatenate_datasets,
-    load_dataset,
-    load_from_disk,
-)
+from datasets import Dataset, Value, concatenate_datasets
 from datasets.exceptions import DatasetsError
 from huggingface_hub.errors import EntryNotFoundError
 
 from adpretrain_hf.errors import BundleError, InputError
 from training import synthetic
 from training.data.folders import LAYOUTS, Category, layout_of
-from training.data.real_iad import list_categories, load_real_iad
-from training.data.real_iad_files import resolution_of
-from training.data.table import FEATURES, Row, file_name, make_table, read_encoded
+from training.data.real_iad import open_real_iad, resolution_of
+from training.data.table import FEATURES, Source, file_name, make_table, read_encoded
 from training.seeds import generator
 from training.settings import PretrainSettings
 
@@ -132,18 +119,6 @@ def load_training_data(settings: PretrainSettings, synthetic_folder: Path) -> Tr
     return TrainingData(dataset, training, validation, groups, anomalous, settings.weights)
 
 
-class Source(NamedTuple):
-    """A place that images come from.
-
-    Attributes:
-        categories: their names.
-        load: some of them, at least one.
-    """
-
-    categories: list[str]
-    load: Callable[[list[str]], Dataset]
-
-
 def open_source(source: str, *, resolution: str, strict: bool, synthetic_folder: Path) -> Source:
     """Opens one of ``--data``: RealIAD, a layout of folders, or whatever the datasets library loads.
 
@@ -156,26 +131,21 @@ def open_source(source: str, *, resolution: str, strict: bool, synthetic_folder:
         InputError: it cannot be read.
     """
     if source == "synthetic":
-        return _real_iad(synthetic.generate(synthetic_folder), str(synthetic.SIZE))
+        return open_real_iad(synthetic.generate(synthetic_folder), resolution=str(synthetic.SIZE))
     folder = Path(os.path.abspath(source))
     if is_loadable(source):
         return _loaded(source)
     if not folder.is_dir():
         try:
-            return _real_iad(source, resolution, strict)
+            return open_real_iad(source, resolution=resolution, strict=strict)
         except BundleError as error:
             if not isinstance(error.__cause__, EntryNotFoundError):
                 raise
             return _loaded(source)  # it is on the Hub, and is not RealIAD
     if any(entry.is_dir() and resolution_of(entry.name) for entry in folder.iterdir()):
-        return _real_iad(source, resolution, strict)
+        return open_real_iad(source, resolution=resolution, strict=strict)
     layout = LAYOUTS[layout_of(folder)]
     return Source(layout.names(folder), lambda names: _table_of(layout.read(folder, name) for name in names))
-
-
-def _real_iad(place: str | Path, resolution: str, strict: bool = True) -> Source:
-    names = list_categories(place, resolution=resolution)
-    return Source(names, lambda wanted: load_real_iad(place, resolution=resolution, categories=wanted, strict=strict))
 
 
 def _loaded(source: str) -> Source:
@@ -188,18 +158,11 @@ def _loaded(source: str) -> Source:
 
 def _table_of(categories: Iterable[Category]) -> Dataset:
     """Training and test images together, as of RealIAD, but for anomalous ones without a mask: they teach nothing."""
-    rows, without = list[Row](), list[str]()
-    for category in categories:
-        for sample in (*category.train, *category.test):
-            if sample.is_anomalous and sample.mask is None:
-                without.append(str(sample.image))
-                continue
-            mask = None if sample.mask is None else str(sample.mask)
-            labels = sample.defect, sample.is_anomalous, not sample.is_anomalous
-            rows.append(Row(str(sample.image), mask, category.name, "", *labels, sample.image.stem))
+    rows = [row for category in categories for row in (*category.train, *category.test)]
+    without = [row.image for row in rows if row.is_anomalous and row.mask is None]
     if without:
         _LOG.warning("left out %d anomalous images without a mask, such as %s", len(without), without[0])
-    return make_table(rows)
+    return make_table(row for row in rows if row.mask is not None or not row.is_anomalous)
 
 
 def _choose(names: Sequence[str], settings: PretrainSettings) -> list[str]:
@@ -239,8 +202,9 @@ _BUILDERS = ("parquet", "imagefolder")
 _LABELS = ("anomaly", "anomaly_class", "label")
 _NORMAL = ("", "good", "ok", "normal", "none", "false", "0")
 _HIDDEN = "hidden"  # of an image that does not show the damage of its part: normal, but no reference
-_PUSHED = Features(
-    {"image": Image(), "mask": Image(), **{name: Value("string") for name in ("category", "view", "anomaly")}}
+_PUSHED = datasets.Features(
+    {name: datasets.Image() for name in ("image", "mask")}
+    | {name: Value("string") for name in ("category", "view", "anomaly")}
 )
 
 
@@ -269,16 +233,16 @@ def load_table(source: str) -> Dataset:
     """
     dataset = _load(source)
     features = dataset.features
-    images = [name for name, feature in features.items() if isinstance(feature, Image) and name != "mask"]
+    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image) and name != "mask"]
     image = "image" if "image" in images else images[0] if len(images) == 1 else None
     if image is None:
         raise InputError(f"{source} has the columns {list(features)}, expected one of images, called image")
     size, label = len(dataset), next((name for name in _LABELS if name in features), None)
-    dataset = dataset.cast_column(image, Image(decode=False))
-    masks: Any = pa.nulls(size, Image().pa_type)
+    dataset = dataset.cast_column(image, datasets.Image(decode=False))
+    masks: Any = pa.nulls(size, datasets.Image().pa_type)
     has_mask = [False] * size
     if "mask" in features:
-        dataset = dataset.cast_column("mask", Image(decode=False))
+        dataset = dataset.cast_column("mask", datasets.Image(decode=False))
         masks = dataset.data.column("mask")
         has_mask = masks.is_valid().to_pylist()
     labels = _texts(dataset, label, "")
@@ -293,7 +257,7 @@ def load_table(source: str) -> Dataset:
         "is_good": [not one and text != _HIDDEN for one, text in zip(is_anomalous, labels, strict=True)],
         "sample": list(map(str, range(size))),
     }
-    table = Dataset(pa.table(columns, schema=FEATURES.arrow_schema), info=DatasetInfo(features=FEATURES))
+    table = Dataset(pa.table(columns, schema=FEATURES.arrow_schema), info=datasets.DatasetInfo(features=FEATURES))
     usable = [place for place, (one, mask) in enumerate(zip(is_anomalous, has_mask, strict=True)) if mask or not one]
     if len(usable) < size:
         _LOG.warning("%s: left out %d anomalous images without a mask", source, size - len(usable))
@@ -336,14 +300,14 @@ def _load(source: str) -> Dataset:
     builder, _, folder = source.partition(":")
     try:
         if builder in _BUILDERS:
-            loaded = load_dataset(builder, data_dir=folder)
+            loaded = datasets.load_dataset(builder, data_dir=folder)
         elif (Path(source) / "state.json").is_file() or (Path(source) / "dataset_dict.json").is_file():
-            loaded = load_from_disk(source)
+            loaded = datasets.load_from_disk(source)
         else:
-            loaded = load_dataset(source)
+            loaded = datasets.load_dataset(source)
     except (OSError, ValueError, DatasetsError) as error:
         raise InputError(f"{source} cannot be loaded by datasets: {error}") from error
-    parts = list(loaded.values()) if isinstance(loaded, DatasetDict) else [loaded]
+    parts = list(loaded.values()) if isinstance(loaded, datasets.DatasetDict) else [loaded]
     return concatenate_datasets(parts).flatten_indices()
 
 
@@ -353,5 +317,5 @@ def _texts(dataset: Dataset, column: str | None, default: str) -> list[str]:
         return [default] * len(dataset)
     feature = dataset.features[column]
     values = dataset.data.column(column).to_pylist()
-    names = feature.int2str(values) if isinstance(feature, ClassLabel) else values
+    names = feature.int2str(values) if isinstance(feature, datasets.ClassLabel) else values
     return [default if name is None else str(name) for name in names]

@@ -1,7 +1,6 @@
 """The table of a data set: its columns, the encoded bytes of its images, and their masks."""
 
-from __future__ import annotations
-
+import contextlib
 import functools
 import hashlib
 import io
@@ -49,7 +48,7 @@ class Row(NamedTuple):
         view: of the camera, such as ``"C1"``; empty where there is but one.
         anomaly_class: as the data set calls it, e.g. ``"OK"`` or ``"scratch"``.
         is_anomalous: whether it shows a defect.
-        is_good: whether it shows an undamaged part, and may be a reference.
+        is_good: whether its part is undamaged, also where this image does not show it, so that it may be a reference.
         sample: of the part that it shows.
     """
 
@@ -61,6 +60,18 @@ class Row(NamedTuple):
     is_anomalous: bool
     is_good: bool
     sample: str
+
+
+class Source(NamedTuple):
+    """A place that images come from.
+
+    Attributes:
+        categories: their names.
+        load: some of them, at least one, as a table.
+    """
+
+    categories: list[str]
+    load: Callable[[list[str]], Dataset]
 
 
 def make_table(rows: Iterable[Row]) -> Dataset:
@@ -167,26 +178,17 @@ def zip_members(path: str | Path) -> dict[str, str]:
         raise InputError(f"{path} cannot be read as a zip ({error}): is it whole? Download it again") from error
 
 
-class _Archive:
-    """An open zip that several threads read from, one after the other."""
-
-    def __init__(self, path: str) -> None:
-        self._zip, self._lock = zipfile.ZipFile(path), threading.Lock()
-
-    def read(self, member: str) -> bytes:
-        with self._lock:
-            return self._zip.read(member)
-
-
 @functools.lru_cache(maxsize=_MAX_OPEN_ZIPS)
-def _archive(path: str, process: int) -> _Archive:
-    # By process, for a forked one shares the position in the file with its parent, and may find the lock taken.
-    return _Archive(path)
+def _archive(path: str, process: int) -> tuple[zipfile.ZipFile, threading.Lock]:
+    """An open zip, and what threads take turns by; of one process, for a forked one shares its parent's position."""
+    return zipfile.ZipFile(path), threading.Lock()
 
 
 def _read_member(archive: str, member: str) -> bytes:
     try:
-        return _archive(archive, os.getpid()).read(member)
+        opened, lock = _archive(archive, os.getpid())
+        with lock:
+            return opened.read(member)
     except FileNotFoundError as error:
         raise MissingPathError(f"no such zip: {archive} (for its image {member})") from error
     except KeyError as error:
@@ -254,15 +256,10 @@ def _key(entry: Mapping[str, Any], members: Callable[[str], Mapping[str, str]]) 
         return f"bytes {hashlib.sha256(entry['bytes']).hexdigest()}"
     path, member = _place(entry)
     if member is None:
-        return _file_key(path)
+        with contextlib.suppress(OSError):
+            status = os.stat(path)
+            return f"{path} {status.st_size} {status.st_mtime_ns}"
+        return f"{path} missing"  # an error only when it is read
     if member not in members(path):
         raise InputError(f"{path} has no member {member}: it is another zip than the one the data set was made from")
     return f"{entry['path']} {members(path)[member]}"
-
-
-def _file_key(path: str) -> str:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return f"{path} missing"  # an error only when it is read
-    return f"{path} {status.st_size} {status.st_mtime_ns}"

@@ -1,8 +1,7 @@
 """anomalib's detectors on a bundle's features: fitted and asked by Lightning's trainer, without a word."""
 
-from __future__ import annotations
-
 import contextlib
+import functools
 import io
 import logging
 import warnings
@@ -16,41 +15,36 @@ from anomalib.data import ImageBatch, ImageItem
 from anomalib.data.utils.generators.perlin import PerlinAnomalyGenerator
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from adpretrain_hf.images import Preprocessor
 from adpretrain_hf.integrations.anomalib import DetectorFeatures
 from adpretrain_hf.reference import ReferenceBank
-from training.data.folders import Sample
+from training.data.table import Row
 
 _IMAGES = 64  # whose maps are made at a time
 _TEXTURES = (".jpg", ".jpeg", ".png", ".webp")
 
 
-class ImageFiles(Dataset):
+def image_batches(
+    rows: Sequence[Row], preprocess: Preprocessor, size: int, workers: int, *, shuffle: bool = False
+) -> DataLoader[ImageBatch]:
     """Images of a category as anomalib's models take them, prepared exactly as the extractor prepares them.
 
     Args:
-        samples: which.
+        rows: of the images.
         preprocess: of the extractor. Models must not prepare images again: ``pre_processor=False``.
+        size: images of a batch.
+        workers: processes that read them.
+        shuffle: anew for every pass.
     """
+    collate = functools.partial(_batch, preprocess)
+    return DataLoader(list(rows), size, shuffle, num_workers=workers, collate_fn=collate)  # type: ignore[arg-type]
 
-    def __init__(self, samples: Sequence[Sample], preprocess: Preprocessor) -> None:
-        self._samples, self._preprocess = list(samples), preprocess
 
-    def __len__(self) -> int:
-        """How many."""
-        return len(self._samples)
-
-    def __getitem__(self, place: int) -> ImageItem:
-        """One image (3, H, W) with its label and path; ImageError if it cannot be used."""
-        sample = self._samples[place]
-        image, label = self._preprocess.prepare(sample.image).tensor, torch.tensor(sample.is_anomalous)
-        return ImageItem(image=image, gt_label=label, image_path=str(sample.image))
-
-    def batches(self, size: int, workers: int, *, shuffle: bool = False) -> DataLoader[ImageBatch]:
-        """So many images at a time."""
-        return DataLoader(self, size, shuffle, num_workers=workers, collate_fn=ImageBatch.collate)
+def _batch(preprocess: Preprocessor, rows: list[Row]) -> ImageBatch:
+    images = [(preprocess.prepare(row.image).tensor, torch.tensor(row.is_anomalous), row.image) for row in rows]
+    return ImageBatch.collate([ImageItem(image=image, gt_label=label, image_path=at) for image, label, at in images])
 
 
 class CategoryFeatures(DetectorFeatures):
@@ -111,13 +105,6 @@ def fit(model: Any, images: DataLoader, *, epochs: int, device: torch.device) ->
     """
     with quietly():
         _trainer(model, device, epochs).fit(model, train_dataloaders=images)
-
-
-def seed(number: int) -> None:
-    """Seeds everything that models draw."""
-    from lightning.pytorch import seed_everything
-
-    seed_everything(number, verbose=False)
 
 
 def predict(model: Any, images: DataLoader, *, device: torch.device) -> tuple[np.ndarray, np.ndarray]:

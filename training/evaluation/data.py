@@ -3,13 +3,11 @@
 RealIAD is evaluated by the split in its jsons, of any categories: anomalib takes the original 30 alone.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from adpretrain_hf.errors import InputError, MissingPathError
-from training.data.folders import LAYOUTS, Category, Layout, Sample
-from training.data.real_iad_files import class_tree, layout_of_folder, read_annotation, resolution_of, usable_items
+from training.data.folders import LAYOUTS, Category, Layout
+from training.data.real_iad import layout_of_folder, resolution_of, rows_of_class
 from training.data.table import refuse
 
 
@@ -53,31 +51,32 @@ def read_category(data_set: str, root: str | Path, name: str) -> Category:
 
 def views(category: Category) -> list[str]:
     """The views of a category that show normal and anomalous images, by name; one without a name where all are one."""
-    samples = (*category.train, *category.test)
-    shown = ({sample.view for sample in samples if sample.is_anomalous == label} for label in (False, True))
+    rows = (*category.train, *category.test)
+    shown = ({row.view for row in rows if row.is_anomalous == label} for label in (False, True))
     return sorted(set.intersection(*shown))
 
 
 def _check(category: Category, where: str) -> None:
-    if not category.train or any(sample.is_anomalous for sample in category.train):
+    rows = (*category.train, *category.test)
+    if not category.train or any(row.is_anomalous for row in category.train):
         raise InputError(f"{where} has {len(category.train)} training images, expected normal ones, at least 1")
     for is_anomalous, kind in ((True, "anomalous"), (False, "normal")):
-        if not any(sample.is_anomalous == is_anomalous for sample in category.test):
+        if not any(row.is_anomalous == is_anomalous for row in category.test):
             raise InputError(f"{where} has no {kind} test image: nothing can be measured without one")
     remedy = "unpack or download the data set again"
-    images = [sample.image for sample in (*category.train, *category.test)]
-    refuse([str(image) for image in images if not image.is_file()], f"images of {where} are missing", remedy)
-    masks = [sample.mask for sample in category.test if sample.mask]
-    refuse([str(mask) for mask in masks if not mask.is_file()], f"masks of {where} are missing", remedy)
+    missing = [row.image for row in rows if not Path(row.image).is_file()]
+    refuse(missing, f"images of {where} are missing", remedy)
+    masks = [row.mask for row in category.test if row.mask]
+    refuse([mask for mask in masks if not Path(mask).is_file()], f"masks of {where} are missing", remedy)
     if masks:  # without any, images alone are measured
-        without = [str(sample.image) for sample in category.test if sample.is_anomalous and not sample.mask]
+        without = [row.image for row in category.test if row.is_anomalous and not row.mask]
         refuse(without, f"anomalous images of {where} have no mask, others do", remedy)
 
 
 def _real_iad_names(root: Path) -> list[str]:
     """The categories at the resolution that is there."""
     base, resolution = _real_iad_resolution(root)
-    return sorted(layout_of_folder(base)[1][resolution])
+    return sorted(layout_of_folder(base)[1].get(resolution, ()))
 
 
 def _read_real_iad(root: Path, name: str) -> Category:
@@ -91,14 +90,9 @@ def _read_real_iad(root: Path, name: str) -> Category:
     folder = base / release.folder(resolution)
     if not (folder / name).is_dir():
         raise InputError(f"{folder / name}.zip is not unpacked: unpack it beside itself to evaluate on it")
-    annotation = read_annotation(base, name, release)
-    tree = class_tree(folder, name, annotation.prefix)
-    parts: dict[str, list[Sample]] = {"train": [], "test": []}
-    for item in usable_items(annotation, tree):
-        mask = Path(tree.address(item.mask)) if item.mask else None
-        labels = mask is not None, item.anomaly_class, item.view, not item.is_good
-        parts[item.split].append(Sample(Path(tree.address(item.image)), mask, *labels))
-    return Category.of("realiad", name, parts["train"], parts["test"])
+    rows = rows_of_class(base, release, resolution, name)
+    parts = ([row for split, row in rows if split == part] for part in ("train", "test"))
+    return Category.of("realiad", name, *parts)
 
 
 def _real_iad_resolution(root: Path) -> tuple[Path, str]:

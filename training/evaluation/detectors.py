@@ -4,14 +4,12 @@ The published ones judge every epoch of training, too. Each is fitted on the fea
 w) as the extractor gives them, all in memory; they differ from a detector library's, see the classes.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,7 +19,6 @@ from adpretrain_hf.errors import InputError
 from adpretrain_hf.scoring import anomaly_map, gaussian_smooth
 
 Features = Sequence[Tensor]
-State = TypeVar("State")
 _QUERIES = 4096  # patches whose distances are computed at a time
 _IMAGES = 4  # embedded at a time: more take memory that is slower to get, fewer are more calls
 
@@ -62,7 +59,7 @@ class PatchCore:
         self, *, width: int = 1024, coreset_sampling_ratio: float = 0.1, projected: int = 128, seed: int = 0
     ) -> None:
         self._width, self._share, self._projected, self._seed = width, coreset_sampling_ratio, projected, seed
-        self._bank: Tensor | None = None
+        self._bank = torch.empty(0)
 
     def fit(self, features: Features) -> None:
         """See ``PublishedDetector``."""
@@ -75,9 +72,8 @@ class PatchCore:
 
     def score(self, features: Features, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """See ``PublishedDetector``; an image's score is the largest distance of a patch, unsmoothed."""
-        bank = _fitted(self._bank)
         patches = embed_patches(features[-3:], self._width)  # (B, h*w, width)
-        nearest = [squared_distances(part, bank).amin(dim=1) for part in patches.flatten(0, 1).split(_QUERIES)]
+        nearest = [squared_distances(part, self._bank).amin(dim=1) for part in patches.flatten(0, 1).split(_QUERIES)]
         distances = torch.cat(nearest).view(-1, *features[-1].shape[-2:])
         return to_image(distances, size), distances.amax(dim=(1, 2))
 
@@ -95,7 +91,7 @@ class Padim:
 
     def __init__(self, *, regularization: float = 0.01) -> None:
         self._regularization = regularization
-        self._levels: list[Callable[[Tensor], Tensor]] | None = None
+        self._levels: list[Callable[[Tensor], Tensor]] = []
 
     def fit(self, features: Features) -> None:
         """See ``PublishedDetector``; at least 2 images."""
@@ -110,8 +106,7 @@ class Padim:
 
     def distances(self, features: Features) -> Tensor:
         """Mahalanobis distance of every patch, mean over the levels: L maps (B, C, h, w) -> (B, h, w), float32."""
-        levels = _fitted(self._levels)
-        distances = [distance(_by_place(level)) for distance, level in zip(levels, features, strict=True)]
+        distances = [distance(_by_place(level)) for distance, level in zip(self._levels, features, strict=True)]
         return torch.stack(distances).mean(dim=0).T.unflatten(1, features[0].shape[-2:]).float()
 
 
@@ -227,12 +222,6 @@ def _mahalanobis(normal: Tensor, regularization: float) -> Callable[[Tensor], Te
         return ((offset.square().sum(dim=2) - explained).clamp_min(0) / regularization).sqrt()
 
     return distance
-
-
-def _fitted(state: State | None) -> State:
-    if state is None:
-        raise InputError("the detector has nothing to compare with: call fit with the features of normal images first")
-    return state
 
 
 @dataclass(frozen=True)

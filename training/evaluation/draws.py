@@ -1,7 +1,5 @@
 """Which images a cell takes as references, trains on, and tests on."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence
@@ -11,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from adpretrain_hf.errors import InputError
-from training.data.folders import Category, Sample
+from training.data.folders import Category
+from training.data.table import Row
 from training.evaluation.plan import Cell
 from training.seeds import named_generator
 
@@ -26,9 +25,9 @@ class Drawn:
         test: all test images that are not trained on.
     """
 
-    references: tuple[Sample, ...]
-    train: tuple[Sample, ...]
-    test: tuple[Sample, ...]
+    references: tuple[Row, ...]
+    train: tuple[Row, ...]
+    test: tuple[Row, ...]
 
 
 def draw_training(category: Category, cell: Cell, references: Sequence[Path] | None = None) -> Drawn:
@@ -51,8 +50,12 @@ def draw_training(category: Category, cell: Cell, references: Sequence[Path] | N
     mistaken, order = _ordered(category, cell, normal)
     train, moved = tuple(order[: normal + len(mistaken)]), set(mistaken)
     test = tuple(sample for sample in category.test if sample not in moved)
-    chosen = _drawn(order, cell) if references is None else _fixed(references, cell, [*order, *test])
-    if tested := sorted(str(sample.image) for sample in set(chosen) & set(test)):
+    # Those that show an anomaly nobody knew of.
+    usable = [sample for sample in order if sample.is_anomalous or sample.is_good]
+    if references is None and cell.shots > len(usable):
+        raise InputError(f"{cell.category} has {len(usable)} training images, fewer than {cell.shots} shots")
+    chosen = usable[: cell.shots] if references is None else _fixed(references, cell, [*order, *test])
+    if tested := sorted(sample.image for sample in set(chosen) & set(test)):
         raise InputError(f"the list for {cell.category} names images that are tested on: {', '.join(tested)}")
     return Drawn(tuple(chosen), train, test)
 
@@ -66,9 +69,9 @@ def draw_few_shot(category: Category, cell: Cell) -> Drawn:
     Raises:
         InputError: too few normal images.
     """
-    samples = sorted((*category.train, *category.test), key=lambda sample: sample.image)
+    samples = sorted((*category.train, *category.test), key=lambda sample: Path(sample.image))
     own = [sample for sample in samples if sample.view == cell.view]
-    good = [sample for sample in own if not (sample.is_anomalous or sample.is_damaged)]
+    good = [sample for sample in own if sample.is_good]
     normal = sum(not sample.is_anomalous for sample in own)
     if cell.shots > len(good) or cell.shots >= normal:
         raise InputError(
@@ -98,12 +101,12 @@ def read_reference_lists(path: str | Path) -> dict[str, list[Path]]:
     return {category: [Path(path).parent / name for name in names] for category, names in lists.items()}
 
 
-def unlabelled(path: Path) -> Sample:
+def unlabelled(path: Path) -> Row:
     """A reference of which nothing is known but where it lies."""
-    return Sample(path.absolute(), None, False, "good")
+    return Row(str(path.absolute()), None, "", "", "good", False, True, "")
 
 
-def _ordered(category: Category, cell: Cell, normal: int) -> tuple[list[Sample], list[Sample]]:
+def _ordered(category: Category, cell: Cell, normal: int) -> tuple[list[Row], list[Row]]:
     """The anomalous images that are mistaken for normal ones, and all that may be trained on in the order of use.
 
     Args:
@@ -137,14 +140,7 @@ def _noise(anomalous: int, normal: int, cell: Cell) -> int:
     return number
 
 
-def _drawn(order: list[Sample], cell: Cell) -> list[Sample]:
-    usable = [sample for sample in order if sample.is_anomalous or not sample.is_damaged]  # the former nobody knew
-    if cell.shots > len(usable):
-        raise InputError(f"{cell.category} has {len(usable)} training images, fewer than {cell.shots} shots")
-    return usable[: cell.shots]
-
-
-def _fixed(references: Sequence[Path], cell: Cell, known: Sequence[Sample]) -> list[Sample]:
+def _fixed(references: Sequence[Path], cell: Cell, known: Sequence[Row]) -> list[Row]:
     """Samples of a list; those of the category are recognised, however their paths are written.
 
     A training image that is a reference would else be compared with itself.
@@ -156,7 +152,7 @@ def _fixed(references: Sequence[Path], cell: Cell, known: Sequence[Sample]) -> l
         )
     if missing := [str(path) for path in listed if not path.is_file()]:
         raise InputError(f"the list for {cell.category} names images that are not there: {', '.join(missing)}")
-    of_file = {sample.image.resolve(): sample for sample in known}
+    of_file = {Path(sample.image).resolve(): sample for sample in known}
     chosen = [of_file.get(path.resolve(), unlabelled(path)) for path in listed]
     if len(set(chosen)) < len(chosen):
         raise InputError(f"the list for {cell.category} names an image twice among its first {cell.shots}")

@@ -3,8 +3,6 @@
 A picture is the address of an ``img``, with the picture itself in it.
 """
 
-from __future__ import annotations
-
 import io
 from base64 import b64encode
 from collections import Counter, defaultdict
@@ -23,8 +21,8 @@ from torch import Tensor
 from adpretrain_hf.images import Preprocessor
 from adpretrain_hf.overlays import colour_range, overlay
 from training.data.samples import published_labels
-from training.evaluation.data import Sample
-from training.evaluation.metrics import Predicted, pixel_auroc
+from training.data.table import Row
+from training.evaluation.metrics import auroc
 from training.evaluation.plan import FEATURES, Cell
 from training.evaluation.store import PatchSample, Result, Shown
 from training.evaluation.tables import features_name
@@ -49,28 +47,30 @@ _STYLE: Any = {
 # Image, mask and map of the anomalies that are found best and worst
 
 
-def choose_shown(predicted: Predicted, samples: Sequence[Sample], preprocess: Preprocessor) -> Shown:
+def choose_shown(
+    maps: np.ndarray, scores: np.ndarray, masks: np.ndarray | None, rows: Sequence[Row], preprocess: Preprocessor
+) -> Shown:
     """The anomalous images whose anomalies are found best and worst, with masks and maps.
 
     How well one is found is its own pixel AUROC; where masks are not known, its score.
 
     Args:
-        predicted: of N images.
-        samples: the N images.
+        maps: (N, S, S), larger for more anomalous.
+        scores: (N,), of the images.
+        masks: (N, S, S), bool; None where the anomalous pixels are not known.
+        rows: the N images.
         preprocess: of the extractor.
     """
-    places = np.flatnonzero(predicted.is_anomalous).tolist()
-    if predicted.masks is None:
-        masks, found = np.zeros(predicted.maps.shape, dtype=bool), {place: predicted.scores[place] for place in places}
+    places = [place for place, row in enumerate(rows) if row.is_anomalous]
+    if masks is None:
+        masks, found = np.zeros(maps.shape, dtype=bool), {place: scores[place] for place in places}
     else:
-        masks = predicted.masks
         # A crop may cut the whole anomaly off, and some anomalies fill the image: no AUROC then.
-        found = {p: pixel_auroc(predicted.maps[p, None], masks[p, None]) for p in places if 0 < masks[p].mean() < 1}
+        found = {p: auroc(maps[p, None], masks[p, None]) for p in places if 0 < masks[p].mean() < 1}
     order = sorted(found, key=lambda place: found[place], reverse=True)
     chosen = np.array(order[:_BEST] + order[_BEST:][-_WORST:], dtype=int)
-    paths = [samples[place].image for place in chosen]
-    images = [preprocess.prepare(path).pixels.permute(1, 2, 0).numpy() for path in paths]
-    maps = np.clip(predicted.maps[chosen], -_LARGEST, _LARGEST).astype(np.float16)
+    images = [preprocess.prepare(rows[place].image).pixels.permute(1, 2, 0).numpy() for place in chosen]
+    maps = np.clip(maps[chosen], -_LARGEST, _LARGEST).astype(np.float16)
     return Shown(chosen, np.array(images, dtype=np.uint8).reshape(*maps.shape, 3), masks[chosen], maps)
 
 
@@ -97,7 +97,7 @@ def strips(result: Result, shown: Shown) -> Iterator[tuple[str, str, str]]:
             joined.paste(tile.resize((_TILE, _TILE), Image.Resampling.BILINEAR), (n * (_TILE + _GAP), 0))
         caption = f"{result.names[index]}, score {result.scores[index]:.4g}"
         if mask.any() and not mask.all():
-            caption += f", pixel AUROC {100 * pixel_auroc(maps[place, None], mask[None]):.1f}"
+            caption += f", pixel AUROC {100 * auroc(maps[place, None], mask[None]):.1f}"
         rank = "best" if place < (len(maps) + 1) // 2 else "worst"
         yield rank, caption, _address("jpeg", joined.save, quality=75, optimize=True)
 

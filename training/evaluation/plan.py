@@ -1,33 +1,26 @@
 """What is to be evaluated: plans, the cells that they come to, and plan.json in the folder of a run."""
 
-from __future__ import annotations
-
-import functools
+import argparse
 import hashlib
 import itertools
 import json
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_origin, get_type_hints
+from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser
 
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.files import write_text
 from training.evaluation.data import DATA_SETS, category_names, read_category, views
 from training.evaluation.detectors import DETECTORS, PAPER
 from training.evaluation.encoded import FEATURES
+from training.settings import parse, setting
 
 PUBLISHED = "published"
 
 _FILE = "plan.json"
-_json = functools.partial(json.dumps, ensure_ascii=False, default=str)  # YAML has dates
-_USAGE = """%(prog)s [BUNDLE] [--config plan.yaml] [--data NAME=FOLDER ...] [--output FOLDER]
-       [--shots 1 2 4 ...] [--epochs DETECTOR=NUMBER ...] [--set DETECTOR.NAME=VALUE ...] [--NAME VALUE ...]
-names: """
 
 
 @dataclass(frozen=True, order=True)
@@ -61,10 +54,6 @@ class Cell:
     def __post_init__(self) -> None:
         for name in ("noise", "fraction"):  # 1 and 1.0 are one cell, and one file
             object.__setattr__(self, name, float(getattr(self, name)))
-        if self.features not in FEATURES:
-            raise InputError(f"unknown features {self.features!r}: expected one of {', '.join(FEATURES)}")
-        if (self.variant != "") != (self.features == "pretrained"):
-            raise InputError(f"features {self.features!r} with variant {self.variant!r}: only pretrained ones have one")
         if self.shots < 1:
             raise InputError(f"shots is {self.shots}, expected a number of reference images >= 1")
         if not 0 <= self.noise <= 0.2:
@@ -79,7 +68,7 @@ class Cell:
         return "__".join([*(str(value) or "-" for value in values), *filter(None, [view])]).replace("/", "_")
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Cell:
+    def from_dict(cls, values: dict[str, Any]) -> "Cell":
         """Reads what ``dataclasses.asdict`` gave; other keys are left alone."""
         return cls(**{"view": "", **{one.name: values[one.name] for one in fields(cls) if one.name in values}})
 
@@ -88,53 +77,40 @@ class Cell:
 class Plan:
     """Everything that is to be evaluated; each list is combined with every other.
 
-    Attributes:
-        bundle: a folder, or an id on the Hub.
-        data: for each data set, e.g. ``mvtecad``, the folder that it is in.
-        output: the folder of the run.
-        protocol: ``full``, detectors are fitted on the training images; or ``few-shot``, on the references alone, view
-            by view of a category, each taken against the others, and tested on all other images.
-        categories: names, or ``data_set/name``; all categories where there are none.
-        detectors: those that are fitted; ``anomalib_patchcore`` and ``anomalib_padim`` there are besides the default.
-        features: that they are fitted on.
-        variants: of the bundle's projectors; ``published`` stands for the one that the paper gives each detector.
-        shots: numbers of reference images.
-        seeds: of all that is drawn.
-        noise: shares of anomalous images in the training data, from 0 to 0.2.
-        fraction: shares of the normal training images that detectors are fitted on, in (0, 1].
-        references: a JSON file ``{category: [paths]}`` whose first ``shots`` are the references; drawn without it.
-        epochs: for detectors, passes over the training images instead of their default.
-        set: for detectors, settings of their models instead of the defaults, by name.
-        image_size: side in pixels that images are prepared to; the bundle's by default.
-        resize_mode: ``crop`` or ``resize``, as ``ADPretrainConfig`` has it; the bundle's by default.
-        batch_size: images at a time.
-        workers: processes that read images; 0 reads them in the program itself.
-        device: ``cpu``, ``cuda``, ``cuda:1``, ...; the first GPU, if there is one, by default.
-
     Raises:
         InputError: a value is not as described; the message names it.
     """
 
-    bundle: str
-    data: Mapping[str, str]
-    output: str
-    protocol: Literal["full", "few-shot"] = "full"
-    categories: tuple[str, ...] = ()
-    detectors: tuple[str, ...] = PAPER
-    features: tuple[str, ...] = FEATURES
-    variants: tuple[str, ...] = (PUBLISHED,)
-    shots: tuple[int, ...] = (8,)
-    seeds: tuple[int, ...] = (0,)
-    noise: tuple[float, ...] = (0.0,)
-    fraction: tuple[float, ...] = (1.0,)
-    references: str | None = None
-    epochs: Mapping[str, int] = field(default_factory=dict)
-    set: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    image_size: int | None = None
-    resize_mode: Literal["crop", "resize"] | None = None
-    batch_size: int = 8
-    workers: int = 0
-    device: str | None = None
+    bundle: str = setting("", "a folder, or an id on the Hub")
+    data: Mapping[str, str] = setting({}, "for each data set, e.g. mvtecad, the folder that it is in")
+    output: str = setting("", "the folder of the run")
+    protocol: str = setting(
+        "full",
+        "full: detectors are fitted on the training images; few-shot: on the references alone, view by view of a "
+        "category, each taken against the others, and tested on all other images",
+    )
+    categories: tuple[str, ...] = setting((), "names, or data_set/name; all categories where there are none")
+    detectors: tuple[str, ...] = setting(
+        PAPER, "those that are fitted; anomalib_patchcore and anomalib_padim there are besides the default"
+    )
+    features: tuple[str, ...] = setting(FEATURES, "that they are fitted on")
+    variants: tuple[str, ...] = setting((PUBLISHED,), "of the projectors; published: that the paper gives a detector")
+    shots: tuple[int, ...] = setting((8,), "numbers of reference images")
+    seeds: tuple[int, ...] = setting((0,), "of all that is drawn")
+    noise: tuple[float, ...] = setting((0.0,), "shares of anomalous images in the training data, from 0 to 0.2")
+    fraction: tuple[float, ...] = setting((1.0,), "shares of the normal training images that are fitted on, in (0, 1]")
+    references: str = setting(
+        "", "a JSON file {category: [paths]} whose first shots are the references; drawn without it"
+    )
+    epochs: Mapping[str, int] = setting({}, "for detectors, passes over the training images instead of their default")
+    set: Mapping[str, Mapping[str, Any]] = setting(
+        {}, "for detectors, settings of their models instead of the defaults: detector.name=value"
+    )
+    image_size: int = setting(0, "side in pixels that images are prepared to; the bundle's by default")
+    resize_mode: str = setting("", "crop or resize, as ADPretrainConfig has it; the bundle's by default")
+    batch_size: int = setting(8, "images at a time")
+    workers: int = setting(0, "processes that read images; 0 reads them in the program itself")
+    device: str = setting("", "cpu, cuda, cuda:1, ...; the first GPU, if there is one, by default")
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -145,8 +121,10 @@ class Plan:
         for what, (names, known) in named.items():
             if unknown := [name for name in names if name not in known]:
                 raise InputError(f"unknown {what} {', '.join(unknown)}: expected some of {', '.join(known)}")
-        may_be_empty = ("categories", "epochs", "set")
-        if empty := [name for name, value in vars(self).items() if value in ((), {}) and name not in may_be_empty]:
+        if self.protocol not in ("full", "few-shot"):
+            raise InputError(f"protocol is {self.protocol!r}, expected full or few-shot")
+        may_be_empty = ("categories", "epochs", "set", "references", "device")
+        if empty := [name for name, value in vars(self).items() if value in ((), {}, "") and name not in may_be_empty]:
             raise InputError(f"no {', '.join(empty)} given: expected at least one of each")
         least = {"batch_size": self.batch_size - 1, "workers": self.workers, "seeds": min(self.seeds)}
         least |= {f"epochs of {name}": number - 1 for name, number in self.epochs.items()}
@@ -163,85 +141,42 @@ class Plan:
     @property
     def preparation(self) -> dict[str, Any]:
         """How images are prepared, where it is not as the bundle says; arguments of ``from_pretrained``."""
-        return {"image_size": self.image_size, "resize_mode": self.resize_mode}
+        return {"image_size": self.image_size or None, "resize_mode": self.resize_mode or None}
 
     def epochs_of(self, detector: str) -> int:
         """How often a detector sees the training images."""
         return self.epochs.get(detector, DETECTORS[detector].epochs)
 
 
-_KINDS = {name: get_origin(kind) for name, kind in get_type_hints(Plan).items()}  # tuple and Mapping among them
+class _Bundle(argparse.Action):
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        namespace.bundle = values or namespace.bundle
 
 
 def parse_plan(words: Sequence[str], description: str = "") -> tuple[Plan, str | None]:
     """Reads a plan from the words of the command line, and the YAML file of the same names after ``--config``.
 
-    Flags win over the file, where a single value may stand for a list of one. Lists go with spaces or commas, and a
-    word that no flag takes is the bundle.
-
     Returns:
         The plan, and the bundle whose card gets the results, if one is named.
 
     Raises:
-        SystemExit: a value of another kind than expected, or an unknown or missing name, which has been printed.
-        InputError: see ``Plan``; or the file is not YAML, or not a mapping.
-        OSError: the file cannot be read.
+        SystemExit: flags that there are not, or values of another kind, which has been printed.
+        InputError: see ``Plan`` and ``training.settings.parse``.
     """
-    about = f"{description} Data sets: {', '.join(DATA_SETS)}."
-    parser = ArgumentParser("python -m training.evaluate", _USAGE + ", ".join(_KINDS), about, allow_abbrev=False)
-    parser.add_argument("--config", action="config", help="a YAML file of the same names; flags win")
-    parser.add_argument("--export_card", metavar="FOLDER", help="a bundle, whose card gets the results as model-index")
-    parser.add_class_arguments(Plan, as_group=False)
-    values = parser.parse_args(_arguments(parser, words)).as_dict()
-    return Plan(**{name: values[name] for name in _KINDS}), values["export_card"]
-
-
-def _read_file(path: str) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path} holds a {type(values).__name__}, expected names and values, such as `shots: [1, 8]`")
-    given = {name: value for name, value in values.items() if value is not None}
-    single = [name for name, value in given.items() if _KINDS.get(name) is tuple and not isinstance(value, list)]
-    return given | {name: [given[name]] for name in single}
-
-
-def _arguments(parser: ArgumentParser, words: Sequence[str]) -> list[str]:
-    """The words as jsonargparse reads lists and mappings: ``--shots 1 2`` becomes ``--shots '["1", "2"]'``."""
-    given: dict[str, list[str]] = {}
-    flag = "--bundle"
-    for word in words:
-        if re.match("--?[a-z]", word):
-            flag, *first = word.split("=", maxsplit=1)
-            flag = flag[:2] + flag[2:].replace("-", "_")
-            given[flag] = first
-        else:
-            is_full = given.get(flag) and _KINDS.get(flag[2:]) not in (tuple, Mapping)
-            given.setdefault("--bundle" if is_full else flag, []).append(word)
-    for flag, values in given.items():
-        kind = _KINDS.get(flag[2:])
-        if kind is tuple:
-            given[flag] = [_json([part for word in values for part in word.split(",") if part])]
-        elif kind is Mapping:
-            given[flag] = [_json(_mapping(parser, flag, values))]
-        elif flag == "--config":
-            given[flag] = [_json(_read_file(file)) for file in values]
-    flags = sorted(given, key=lambda flag: flag != "--config")  # what comes later wins
-    return [word for flag in flags for word in (flag, *given[flag])]
-
-
-def _mapping(parser: ArgumentParser, flag: str, words: Sequence[str]) -> dict[str, Any]:
-    """``name=value`` as a mapping; ``detector.name=value`` as one of mappings."""
-    outer, expected = (r"([^.=]+)\.", "detector.name=value") if flag == "--set" else ("", "name=value")
-    mapping: dict[str, Any] = {}
-    for word in words:
-        if not (match := re.fullmatch(outer + "([^=]+)=(.+)", word)):
-            parser.error(f"{flag}: got {word!r}, expected {expected}")
-        *detector, name, value = match.groups()
-        (mapping.setdefault(detector[0], {}) if detector else mapping)[name] = value
-    return mapping
+    parser = argparse.ArgumentParser(
+        "python -m training.evaluate",
+        description=f"{description} Data sets: {', '.join(DATA_SETS)}.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("word", nargs="?", action=_Bundle, metavar="BUNDLE", help="the same as --bundle")
+    parser.add_argument("--export-card", metavar="FOLDER", help="a bundle, whose card gets the results as model-index")
+    parser.add_argument("--print-config", "--print_config", action="store_true", help="print the plan as such a file")
+    args, plan = parse(Plan, parser, words)
+    if args.print_config:
+        print(yaml.safe_dump(json.loads(json.dumps(asdict(plan))), allow_unicode=True, sort_keys=False), end="")
+        parser.exit()
+    return plan, args.export_card
 
 
 def plan_cells(plan: Plan) -> list[tuple[Cell, ...]]:
@@ -300,8 +235,6 @@ def write_plan(plan: Plan, bundle: Mapping[str, str], made_by: Mapping[str, str]
     """
     deciding = {**bundle, **_deciding(plan)}
     decided = _read(plan.output).get("decided by", {})
-    if decided:  # earlier versions had one protocol, and another PatchCore and PaDiM
-        decided = {"protocol": "an earlier version's"} | decided
     if changed := [f"{key} {decided[key]} -> {new}" for key, new in deciding.items() if decided.get(key, new) != new]:
         changes = "; ".join(changed)
         raise InputError(f"{plan.output} holds results of something else ({changes}): choose another --output")

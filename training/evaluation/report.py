@@ -1,7 +1,5 @@
 """What people read of a run beside its tables: report.html, one file, and the ``model-index`` of a model card."""
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,28 +12,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from adpretrain_hf.errors import BundleError, InputError
 from adpretrain_hf.files import write_text
+from training.evaluation import store, tables
 from training.evaluation.figures import scatter_figure, scores_figure, strips
 from training.evaluation.plan import FEATURES, Cell, read_origin
-from training.evaluation.store import (
-    METRICS,
-    PatchSample,
-    Result,
-    load_failures,
-    load_patches,
-    load_results,
-    load_shown,
-)
-from training.evaluation.tables import (
-    METRIC_NAMES,
-    SETTINGS,
-    DataSetTables,
-    data_set_tables,
-    features_name,
-    misses,
-    proper_name,
-    settings_text,
-    summary,
-)
+from training.evaluation.store import METRICS, PatchSample, Result
+from training.evaluation.tables import DataSetTables
 
 
 def write_report(folder: str | Path) -> Path:
@@ -51,31 +32,32 @@ def write_report(folder: str | Path) -> Path:
         InputError: no cell is finished.
         BundleError: a file of the run is damaged.
     """
-    results, samples = load_results(folder), load_patches(folder)
+    results, samples = store.load_results(folder), store.load_patches(folder)
     if not results:
         raise InputError(f"{folder} has no finished cells: there is nothing to report, run some first")
     # Also what comes from names of files is escaped.
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    asked = (proper_name, features_name, settings_text, misses, load_shown, strips, scores_figure, scatter_figure)
+    asked = (tables.proper_name, tables.features_name, tables.settings_text, tables.misses, store.load_shown)
+    drawn = (strips, scores_figure, scatter_figure)
     text = environment.get_template("report_template.html").render(
         folder=folder,
         results=results,
-        sections=[_section(tables, results, samples) for tables in data_set_tables(results)],
+        sections=[_section(one, results, samples) for one in tables.data_set_tables(results)],
         origin=read_origin(folder),
-        failures=load_failures(folder),
-        **{one.__name__: one for one in asked},
+        failures=store.load_failures(folder),
+        **{one.__name__: one for one in (*asked, *drawn)},
     )
     path = Path(folder, "report.html")
     write_text(path, text)
     return path
 
 
-def _section(tables: DataSetTables, results: Sequence[Result], samples: Sequence[PatchSample]) -> dict[str, Any]:
+def _section(of: DataSetTables, results: Sequence[Result], samples: Sequence[PatchSample]) -> dict[str, Any]:
     """What the template shows of a data set: by detector and settings all results, and by class the plainest ones."""
-    results = [result for result in results if result.cell.data_set == tables.data_set]
-    samples = [sample for sample in samples if sample.data_set == tables.data_set]
+    results = [result for result in results if result.cell.data_set == of.data_set]
+    samples = [sample for sample in samples if sample.data_set == of.data_set]
     detectors: dict[tuple[Any, ...], list[Result]] = defaultdict(list)
     for result in results:
         cell = result.cell
@@ -85,10 +67,10 @@ def _section(tables: DataSetTables, results: Sequence[Result], samples: Sequence
             "results": _plainest([result for result in results if result.cell.category == name]),
             "samples": sorted((sample for sample in samples if sample.category == name), key=_place),
         }
-        for name in tables.classes
+        for name in of.classes
     }
     several = len({key[1:] for key in detectors}) > 1
-    return {"tables": tables, "detectors": sorted(detectors.items()), "several": several, "classes": classes}
+    return {"tables": of, "detectors": sorted(detectors.items()), "several": several, "classes": classes}
 
 
 def _plainest(results: Sequence[Result]) -> list[Result]:
@@ -122,7 +104,7 @@ def export_card(folder: str | Path, bundle_folder: str | Path) -> None:
         InputError: no finished cell has pretrained features.
         BundleError: the bundle has no card, or its front matter cannot be read.
     """
-    rows = summary(load_results(folder))
+    rows = tables.summary(store.load_results(folder))
     rows = [row for row in rows if row["category"] is None and row["features"] == "pretrained"]
     if not rows:
         raise InputError(f"{folder} has no finished cells with pretrained features: run some, then export again")
@@ -153,8 +135,8 @@ def _entries(row: Mapping[str, Any]) -> Iterator[EvalResult]:
     data_set, seeds = row["data_set"], row["seeds"]
     over = f"mean of {row['categories']} class{'es' * (row['categories'] != 1)}"
     over += f" and {seeds} seeds" if seeds > 1 else ""
-    features = f"{features_name(row['features'], row['variant'])} features"
-    settings = settings_text(*(row[name] for name in SETTINGS))
+    what = f"{tables.proper_name(row['detector'])}, {tables.features_name(row['features'], row['variant'])} features"
+    settings = tables.settings_text(*(row[name] for name in tables.SETTINGS))
     for metric in METRICS:
         if row[metric] is None:
             continue
@@ -162,13 +144,12 @@ def _entries(row: Mapping[str, Any]) -> Iterator[EvalResult]:
             task_type="image-feature-extraction",  # the Hub has no task of this name
             task_name="Image anomaly detection",
             dataset_type=_DATA_SET_IDS.get(data_set, data_set),
-            dataset_name=proper_name(data_set),
+            dataset_name=tables.proper_name(data_set),
             # Entries of one task, data set, configuration and split are joined: not with those of others.
             dataset_config="mean of classes",
             dataset_split="test",
             metric_type=_TYPES[metric.rpartition("_")[2]],
-            metric_name=f"{METRIC_NAMES[metric]}, {proper_name(row['detector'])}, {features}, {settings}, {over} "
-            f"({_MEASURED})",
+            metric_name=f"{tables.METRIC_NAMES[metric]}, {what}, {settings}, {over} ({_MEASURED})",
             metric_value=round(row[metric], 5),
             verified=False,
         )

@@ -1,7 +1,5 @@
 """Running cells: encode, make features, fit a detector, test it, keep the result."""
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import logging
@@ -21,23 +19,16 @@ from adpretrain_hf.errors import ImageError, InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.files import combined_digest, tensor_digest
 from adpretrain_hf.images import choose_device
-from training.data.folders import Category, Sample
+from training.data.folders import Category
+from training.data.table import Row
+from training.evaluation import store
 from training.evaluation.data import category_names, read_category
 from training.evaluation.detectors import DETECTORS, PublishedDetector
 from training.evaluation.draws import Drawn, draw_few_shot, draw_training, read_reference_lists, unlabelled
 from training.evaluation.encoded import EncodedBackbone, EncodedImages, MakeFeatures, feature_maker, score_images
 from training.evaluation.figures import choose_shown, sample_patches
-from training.evaluation.metrics import Predicted, measure
+from training.evaluation.metrics import measure
 from training.evaluation.plan import Cell, Plan
-from training.evaluation.store import (
-    Result,
-    copy_result,
-    is_done,
-    patches_done,
-    save_failure,
-    save_patches,
-    save_result,
-)
 
 _LOG = logging.getLogger(__name__)
 _KEPT = 16  # categories
@@ -66,7 +57,7 @@ class Evaluation:
         self.with_variant = lru_cache(self._load)
         self.extractor = self.with_variant(None)
         self._category = lru_cache(_KEPT)(self._read_category)
-        self._encoded: dict[tuple[str, str], tuple[EncodedImages, dict[Sample, int]]] = {}
+        self._encoded: dict[tuple[str, str], tuple[EncodedImages, dict[Row, int]]] = {}
         self._tokens = Path(plan.output, "tokens")
 
     def identity(self, variants: Sequence[str]) -> dict[str, str]:
@@ -99,7 +90,7 @@ class Evaluation:
         """
         for cell in cells:
             _take_over(self.plan, cell)
-        pending = [cell for cell in cells if not is_done(self.plan.output, cell)]
+        pending = [cell for cell in cells if not store.is_done(self.plan.output, cell)]
         if not pending:
             return
         try:
@@ -119,9 +110,9 @@ class Evaluation:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         for cell in pending:
-            if not is_done(self.plan.output, cell):
+            if not store.is_done(self.plan.output, cell):
                 _LOG.warning("%s failed: %s", cell.name, reason)
-                save_failure(self.plan.output, cell, reason)
+                store.save_failure(self.plan.output, cell, reason)
 
     def forget(self, but: Iterable[Cell] = ()) -> None:
         """Drops what is encoded, but for the categories of some cells."""
@@ -151,7 +142,7 @@ class Evaluation:
         """The images of a cell's category, and those that are listed as its references."""
         return self._of_category(cell)[0]
 
-    def places(self, cell: Cell, samples: Sequence[Sample]) -> Tensor:
+    def places(self, cell: Cell, samples: Sequence[Row]) -> Tensor:
         """Where images are among those."""
         places = self._of_category(cell)[1]
         return torch.tensor([places[sample] for sample in samples])
@@ -162,14 +153,14 @@ class Evaluation:
             plan.bundle, variant=variant, device=self.device, **plan.preparation
         )
 
-    def _of_category(self, cell: Cell) -> tuple[EncodedImages, dict[Sample, int]]:
+    def _of_category(self, cell: Cell) -> tuple[EncodedImages, dict[Row, int]]:
         key = cell.data_set, cell.category
         if key not in self._encoded:
             category = self._category(*key)
             listed = map(unlabelled, self._listed(cell) or ())
             samples = list(dict.fromkeys([*category.train, *category.test, *listed]))
-            images = [{"bytes": None, "path": str(sample.image)} for sample in samples]
-            masks = [{"bytes": None, "path": str(sample.mask)} if sample.mask else None for sample in samples]
+            images = [{"bytes": None, "path": sample.image} for sample in samples]
+            masks = [{"bytes": None, "path": sample.mask} if sample.mask else None for sample in samples]
             encoded = EncodedImages(self.extractor, images, masks, self._file(*key))
             self._encoded[key] = encoded, {sample: place for place, sample in enumerate(samples)}
         return self._encoded[key]
@@ -221,11 +212,13 @@ class Evaluation:
         return predict
 
     def _fit_anomalib(self, drawn: dict[Cell, Drawn]) -> Predict:
+        from lightning.pytorch import seed_everything
+
         from training.evaluation import anomalib_models as models  # importing anomalib takes seconds
 
         plan, first = self.plan, next(iter(drawn))
         kind, own = DETECTORS[first.detector], plan.set.get(first.detector, {})
-        models.seed(first.seed)
+        seed_everything(first.seed, verbose=False)
         without = dict.fromkeys(("pre_processor", "post_processor", "evaluator", "visualizer"), False)
         with models.quietly():
             own = {"features": first.features, **plan.preparation, **own}
@@ -237,22 +230,21 @@ class Evaluation:
             self.encoded(cell).encode(self.places(cell, images.train).tolist())
         if kind.serves_all:
             levels = [int(name.removeprefix("layer")) for name in model.features.layers]
-            of_path = {str(one.image): banks[cell] for cell, images in drawn.items() for one in images.train}
+            of_path = {one.image: banks[cell] for cell, images in drawn.items() for one in images.train}
             model.install_features(models.CategoryFeatures(model.features, levels, of_path))
         models.give_textures(model, self._textures(first))
         model.set_reference(*banks[first])
         train = [sample for images in drawn.values() for sample in images.train]
-        files = models.ImageFiles(train, self.extractor.preprocess)
-        batches = files.batches(plan.batch_size, plan.workers, shuffle=True)
+        settings = self.extractor.preprocess, plan.batch_size, plan.workers
+        batches = models.image_batches(train, *settings, shuffle=True)
         models.fit(model, batches, epochs=plan.epochs_of(first.detector), device=self.device)
 
         def predict(cell: Cell) -> tuple[np.ndarray, np.ndarray]:
             test = drawn[cell].test
             self.encoded(cell).encode(self.places(cell, test).tolist())
             model.set_reference(*banks[cell])
-            files = models.ImageFiles(test, self.extractor.preprocess).batches(plan.batch_size, plan.workers)
             ask = models.predict_likelihoods if kind.has_likelihoods else models.predict
-            return ask(model, files, device=self.device)
+            return ask(model, models.image_batches(test, *settings), device=self.device)
 
         return predict
 
@@ -262,38 +254,36 @@ class Evaluation:
         images: list[Path] = []
         for name in [name for name in names if name != cell.category][: _KEPT - 1]:
             with contextlib.suppress(InputError):  # one that is not unpacked, for example
-                images += [sample.image for sample in self._category(cell.data_set, name).train[:_TEXTURES]]
+                images += [Path(sample.image) for sample in self._category(cell.data_set, name).train[:_TEXTURES]]
         return images
 
     def _references(self, cell: Cell, drawn: Drawn) -> tuple[Any, list[str]]:
         places = self.places(cell, drawn.references).tolist()
-        return self.encoded(cell).bank(places), [str(sample.image) for sample in drawn.references]
+        return self.encoded(cell).bank(places), [sample.image for sample in drawn.references]
 
     def _keep(self, cell: Cell, drawn: Drawn, maps: np.ndarray, scores: np.ndarray, seconds: float) -> None:
         samples, places = drawn.test, self.places(cell, drawn.test)
         labels = np.array([sample.is_anomalous for sample in samples])
         are_known = all(sample.mask for sample in samples if sample.is_anomalous)
         masks = self.encoded(cell).masks(places).numpy() if are_known else None
-        predicted = Predicted(maps, scores, labels, masks)
-        metrics = measure(predicted)
-        if masks is not None and not patches_done(
-            self.plan.output, cell.data_set, cell.category, cell.features, cell.variant
-        ):
+        metrics = measure(maps, scores, labels, masks)
+        if masks is not None and not store.patches_file(self.plan.output, cell).is_file():
             make = self.features(cell, drawn)
             deepest = torch.cat([make(part)[-1].cpu() for part in places.split(self.plan.batch_size)])
-            save_patches(self.plan.output, sample_patches(cell, deepest, masks, self.extractor.config.patch_size))
+            store.save_patches(self.plan.output, sample_patches(cell, deepest, masks, self.extractor.config.patch_size))
         root = Path(self.plan.data[cell.data_set]).absolute()
-        names = [sample.image.relative_to(root).as_posix() for sample in samples]
-        defects = [sample.defect for sample in samples]
-        result = Result(cell, metrics, scores.tolist(), labels.tolist(), names, seconds, defects)
-        save_result(self.plan.output, result, choose_shown(predicted, samples, self.extractor.preprocess))
+        names = [Path(sample.image).relative_to(root).as_posix() for sample in samples]
+        defects = [sample.anomaly_class for sample in samples]
+        result = store.Result(cell, metrics, scores.tolist(), labels.tolist(), names, seconds, defects)
+        shown = choose_shown(maps, scores, masks, samples, self.extractor.preprocess)
+        store.save_result(self.plan.output, result, shown)
 
 
 def _take_over(plan: Plan, cell: Cell) -> None:
     """Gives a cell of raw features the result of one with another number of references, which these do not know."""
-    if cell.features != "raw" or plan.protocol == "few-shot" or is_done(plan.output, cell):
+    if cell.features != "raw" or plan.protocol == "few-shot" or store.is_done(plan.output, cell):
         return
     for other in (replace(cell, shots=shots) for shots in plan.shots):
-        if is_done(plan.output, other):
-            copy_result(plan.output, other, cell)
+        if store.is_done(plan.output, other):
+            store.copy_result(plan.output, other, cell)
             return

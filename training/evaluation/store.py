@@ -1,9 +1,6 @@
 """What a run keeps on disk: a cell's numbers as JSON, its pictures beside them, and samples of patch features."""
 
-from __future__ import annotations
-
 import json
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -14,7 +11,7 @@ from zlib import error as ZlibError
 
 import numpy as np
 
-from adpretrain_hf.errors import BundleError, InputError
+from adpretrain_hf.errors import BundleError
 from adpretrain_hf.files import atomic_path, write_text
 from training.evaluation.plan import Cell
 
@@ -34,9 +31,6 @@ class Result:
         names: of the test images, as people know them.
         seconds: that the cell took.
         defects: the kinds of the test images' anomalies, as the data set calls them; empty where they are not known.
-
-    Raises:
-        InputError: the lists are of different lengths, a metric is unknown, or a number is not finite.
     """
 
     cell: Cell
@@ -46,18 +40,6 @@ class Result:
     names: list[str]
     seconds: float
     defects: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        lengths = [len(one) for one in (self.scores, self.is_anomalous, self.names)]
-        if len(set(lengths)) > 1:
-            raise InputError(f"scores, is_anomalous and names have lengths {lengths}, expected one entry an image each")
-        if self.defects and len(self.defects) != len(self.names):
-            raise InputError(f"got {len(self.defects)} defects for {len(self.names)} images, expected one each")
-        if unknown := sorted(set(self.metrics) - set(METRICS)):
-            raise InputError(f"unknown metrics {', '.join(unknown)}: expected some of {', '.join(METRICS)}")
-        measured = [value for value in self.metrics.values() if value is not None]
-        if not all(map(math.isfinite, [*measured, *self.scores, self.seconds])):
-            raise InputError("the metrics, the scores or the seconds hold NaN or infinite values, expected finite ones")
 
 
 @dataclass(frozen=True)
@@ -69,25 +51,12 @@ class Shown:
         images: (k, S, S, 3), uint8.
         masks: (k, S, S), bool.
         maps: (k, S, S), float16, larger for more anomalous.
-
-    Raises:
-        InputError: shapes or types are others.
     """
 
     indices: np.ndarray
     images: np.ndarray
     masks: np.ndarray
     maps: np.ndarray
-
-    def __post_init__(self) -> None:
-        grid = self.maps.shape
-        got = [(one.shape, one.dtype.name) for one in (self.images, self.masks, self.maps)]
-        expected = [((*grid, 3), "uint8"), (grid, "bool"), (grid, "float16")]
-        if got != expected or len(grid) != 3 or self.indices.shape != grid[:1] or self.indices.dtype.kind != "i":
-            raise InputError(
-                f"got indices {self.indices.shape} {self.indices.dtype} and images, masks, maps {got}; expected "
-                "integers (k,), uint8 (k, S, S, 3), bool (k, S, S) and float16 (k, S, S)"
-            )
 
 
 @dataclass(frozen=True)
@@ -96,11 +65,8 @@ class PatchSample:
 
     Attributes:
         data_set, category, features, variant: as in ``Cell``.
-        values: (n, C), float32, with n >= 4 and C >= 2: less cannot be drawn in a plane.
+        values: (n, C), float32.
         is_anomalous: (n,), bool.
-
-    Raises:
-        InputError: shapes or types are others, or a value is not finite.
     """
 
     data_set: str
@@ -109,19 +75,6 @@ class PatchSample:
     variant: str
     values: np.ndarray
     is_anomalous: np.ndarray
-
-    def __post_init__(self) -> None:
-        types = (self.values.dtype.name, self.is_anomalous.dtype.name)
-        shape = self.values.shape
-        if types != ("float32", "bool") or len(shape) != 2 or self.is_anomalous.shape != shape[:1]:
-            raise InputError(
-                f"got values {shape} {types[0]} and is_anomalous {self.is_anomalous.shape} {types[1]}, "
-                "expected float32 (n, C) and bool (n,)"
-            )
-        if shape[0] < 4 or shape[1] < 2:
-            raise InputError(f"got {shape[0]} patches of {shape[1]} channels, expected at least 4 of at least 2")
-        if not np.isfinite(self.values).all():
-            raise InputError("the patch features hold NaN or infinite values, expected finite ones")
 
 
 _Record = TypeVar("_Record", Shown, PatchSample)
@@ -147,17 +100,8 @@ def copy_result(folder: str | Path, source: Cell, cell: Cell) -> None:
 
 
 def is_done(folder: str | Path, cell: Cell) -> bool:
-    """Whether a cell need not be run again.
-
-    Raises:
-        BundleError: its file is damaged, or another cell's.
-    """
-    numbers, pictures = (_file(folder, "cells", cell, suffix) for suffix in (".json", ".npz"))
-    if not (numbers.is_file() and pictures.is_file()):
-        return False
-    if (found := _read_result(numbers).cell) != cell:
-        raise BundleError(f"{numbers} holds {found}, expected {cell}: delete it to run the cell again")
-    return True
+    """Whether a cell need not be run again."""
+    return all(_file(folder, "cells", cell, suffix).is_file() for suffix in (".json", ".npz"))
 
 
 def load_results(folder: str | Path) -> list[Result]:
@@ -199,12 +143,13 @@ def load_failures(folder: str | Path) -> dict[Cell, str]:
 
 def save_patches(folder: str | Path, sample: PatchSample) -> None:
     """Writes a sample of patch features into the folder of a run."""
-    _write_arrays(_patches_file(folder, sample.data_set, sample.category, sample.features, sample.variant), sample)
+    _write_arrays(patches_file(folder, sample), sample)
 
 
-def patches_done(folder: str | Path, data_set: str, category: str, features: str, variant: str) -> bool:
-    """Whether ``save_patches`` has written these patches."""
-    return _patches_file(folder, data_set, category, features, variant).is_file()
+def patches_file(folder: str | Path, of: Cell | PatchSample) -> Path:
+    """Where ``save_patches`` writes the patches of a category, features and variant."""
+    names = (of.data_set, of.category, of.features, of.variant)
+    return Path(folder, "patches", "__".join(name or "-" for name in names).replace("/", "_") + ".npz")
 
 
 def load_patches(folder: str | Path) -> list[PatchSample]:
@@ -218,10 +163,6 @@ def load_patches(folder: str | Path) -> list[PatchSample]:
 
 def _file(folder: str | Path, kind: str, cell: Cell, suffix: str) -> Path:
     return Path(folder, kind, cell.name + suffix)  # not with_suffix(): a name ends in numbers with a dot
-
-
-def _patches_file(folder: str | Path, *names: str) -> Path:
-    return Path(folder, "patches", "__".join(name or "-" for name in names).replace("/", "_") + ".npz")
 
 
 def _finished(folder: str | Path, kind: str, suffix: str) -> list[Path]:
@@ -250,7 +191,7 @@ def _read_arrays(path: Path, kind: type[_Record]) -> _Record:
 def _damage_named(path: Path) -> Iterator[None]:
     try:
         yield
-    # ValueError: JSON, text encoding, a header of numpy's, and what the dataclasses refuse.
+    # ValueError: JSON, text encoding, a header of numpy's, and what a cell refuses.
     except (ValueError, KeyError, TypeError, AttributeError, EOFError, OSError, BadZipFile, ZlibError) as error:
         raise BundleError(
             f"{path} is damaged or missing ({error}): delete it, and the file of the same name beside it, and start "

@@ -1,7 +1,5 @@
 """The paper's tables, in percent: of every data set the means, the gains of pretrained features, and every class."""
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from adpretrain_hf.errors import InputError
-from training.evaluation.metrics import image_auroc, overkill
+from training.evaluation.metrics import auroc, overkill
 from training.evaluation.plan import FEATURES, Cell
 from training.evaluation.store import METRICS, Result
 
@@ -108,7 +106,7 @@ def decisions(result: Result) -> dict[str, float]:
     if result.cell.data_set in _VIEWS:
         objects = images.groupby([str(PurePosixPath(name).parent) for name in result.names]).max()
         if not objects["labels"].all():
-            numbers |= {"object_auroc": image_auroc(objects["scores"], objects["labels"])}
+            numbers |= {"object_auroc": auroc(objects["scores"], objects["labels"])}
             numbers |= _overkill("object_", objects)
     return numbers
 
@@ -122,7 +120,7 @@ def defect_aurocs(result: Result) -> dict[str, float]:
     """Image AUROC of each kind of defect against all normal images, by the kinds' names; empty where none is known."""
     scores, labels, kinds = np.array(result.scores), np.array(result.is_anomalous), np.array(result.defects)
     return {
-        str(kind): image_auroc(scores[chosen], labels[chosen])
+        str(kind): auroc(scores[chosen], labels[chosen])
         for kind in (np.unique(kinds[labels]) if len(kinds) else ())
         for chosen in [(kinds == kind) | ~labels]
     }

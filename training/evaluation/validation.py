@@ -1,9 +1,6 @@
 """Judging every epoch on the validation categories, and keeping the best weights for each variant."""
 
-from __future__ import annotations
-
 import logging
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from datasets import Dataset
 from torch import Tensor
@@ -21,7 +19,7 @@ from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from training.data.sources import TrainingData
 from training.evaluation.detectors import FeatureNorm, PatchCore, PublishedDetector
 from training.evaluation.encoded import EncodedImages, feature_maker, score_images
-from training.evaluation.metrics import image_auroc, pixel_metrics
+from training.evaluation.metrics import auroc, pixel_metrics
 from training.run import distributed
 from training.run.folder import RunFolder
 from training.run.reporting import Reporter, scores_text
@@ -56,7 +54,9 @@ class Cell:
     draws: list[list[int]]
 
     @classmethod
-    def of(cls, extractor: ADPretrainFeatureExtractor, view: Dataset, shots: int, seed: int, file: Path) -> Cell | None:
+    def of(
+        cls, extractor: ADPretrainFeatureExtractor, view: Dataset, shots: int, seed: int, file: Path
+    ) -> "Cell | None":
         """Encodes some images of a view, chosen by chance but always the same; None where there are too few."""
         random, labels = np.random.default_rng(seed), np.array(view["is_anomalous"])
         some = [random.permutation(np.flatnonzero(labels == label))[:_IMAGES] for label in (False, True)]
@@ -84,9 +84,8 @@ class Cell:
         fitted.fit(make(torch.tensor(references)))
         test = torch.tensor([place for place in self.usable if place not in references])
         maps, scores = score_images(fitted, make, test, self.images, _BATCH)
-        pixels = pixel_metrics(maps, self.images.masks(test))
-        images = image_auroc(scores, self.is_anomalous[test])
-        return {"image_auroc": images, "pixel_auroc": pixels.auroc, "aupro": pixels.aupro}
+        pixels, pro = pixel_metrics(maps, self.images.masks(test))
+        return {"image_auroc": auroc(scores, self.is_anomalous[test]), "pixel_auroc": pixels, "aupro": pro}
 
 
 class Validation:
@@ -111,15 +110,12 @@ class Validation:
         self._run, self._extractor, self._cells = run, extractor, list[Cell]()
         if distributed.rank() > 0 or not data.validation:
             return
-        columns = (list(data.dataset[name]) for name in ("category", "view"))
-        views: dict[tuple[str, str], list[int]] = defaultdict(list)
-        for position, key in enumerate(zip(*columns, strict=True)):
-            if key[0] in data.validation:
-                views[key].append(position)
+        columns = pd.DataFrame({name: list(data.dataset[name]) for name in ("category", "view")})
+        views = columns[columns["category"].isin(data.validation)].groupby(["category", "view"]).groups
         found = set[str]()
         for (name, view), positions in tqdm(sorted(views.items()), unit="cell", desc="validation images"):
             file = run.cache / f"validation-{len(self._cells)}.bin"
-            cell = Cell.of(extractor, data.dataset.select(positions), settings.shots, settings.seed, file)
+            cell = Cell.of(extractor, data.dataset.select(positions.tolist()), settings.shots, settings.seed, file)
             if cell is None:
                 _LOG.warning("%s %s is left out of the validation: it has too few images that can be used", name, view)
             else:

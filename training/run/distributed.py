@@ -1,7 +1,5 @@
 """The processes of a run, one or many: what differs is here, so that the loop reads the same; and stopping in time."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal
@@ -161,7 +159,7 @@ class StopRequest:
         self.signal = 0
         self._over = multiprocessing.Event()
 
-    def __enter__(self) -> StopRequest:
+    def __enter__(self) -> "StopRequest":
         self._before = {one: signal.signal(one, self._note) for one in (signal.SIGTERM, signal.SIGINT)}
         return self
 

@@ -1,7 +1,5 @@
 """The folder of a run: settings, checkpoint, the best weights so far, metrics, and at the end the bundle."""
 
-from __future__ import annotations
-
 import copy
 import json
 import platform

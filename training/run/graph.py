@@ -4,8 +4,6 @@ A step launches about a thousand kernels, most of them short; with a small netwo
 no gradients has the same shapes in every step, and becomes one launch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

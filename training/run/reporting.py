@@ -1,7 +1,5 @@
 """What a run shows while it goes on: a bar with losses, images/s and time left, and a tracker's curves."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 import time
@@ -52,7 +50,7 @@ class Reporter:
         self._epoch_began = time.monotonic()
         self._epoch_seconds = 0.0
 
-    def __enter__(self) -> Reporter:
+    def __enter__(self) -> "Reporter":
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -4,8 +4,6 @@ A checkpoint is all that a run needs to go on as if it had never stopped, in one
 generator is among it: all that is drawn follows from the seed, the epoch, the step and the image.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import time
@@ -15,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from adpretrain_hf.errors import InputError
-from adpretrain_hf.files import atomic_path
+from adpretrain_hf.files import atomic_path, read_safetensors
 from adpretrain_hf.projector import Projectors
 from training.run import distributed
 from training.settings import PretrainSettings
@@ -199,16 +196,14 @@ def load_checkpoint(
         InputError: not a checkpoint, damaged, or of other modules.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {})[_FORMAT])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        tensors, about = read_safetensors(path)
         for name, module in modules.items():
             module.load_state_dict(_below(tensors, f"{name}."))
         numbers = {int(name.split(".")[0]) for name in _below(tensors, "optimizer.")}
         state = {number: _below(tensors, f"optimizer.{number}.") for number in numbers}
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        return Progress(**about["progress"]), tensors["centers"]
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        return Progress(**json.loads(about[_FORMAT])["progress"]), tensors["centers"]
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise InputError(f"{path} is not a checkpoint of this run: {error}") from error
 
 

@@ -3,8 +3,6 @@
 python -m training.synthetic OUTPUT [--categories 24] [--normals 12] [--seed 0] [--size 256]
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

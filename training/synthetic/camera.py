@@ -1,7 +1,5 @@
 """What drawings are made of - random fields, surfaces, light - and how a class is photographed in three views."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Defects painted on any photograph, with the mask of the pixels that they changed."""
 
-from __future__ import annotations
-
 import math
 from itertools import pairwise
 
@@ -38,13 +36,13 @@ Layer = tuple[Field, np.ndarray]
 class Defect:
     """One defect to paint: where, how large, how plain; and the shapes and tones that painters share.
 
-    ``image`` and ``other``: (H, W, 3) uint8; ``size``: (H, W); ``unit``: px that are one px of an image of 256 px;
+    ``image``: (H, W, 3) uint8; ``size``: (H, W); ``unit``: px that are one px of an image of 256 px;
     ``radius``: px, of a disc with the area that the defect is to have; ``centre``: (y, x) px; ``contrast``: 0
     (invisible) to 1 (black on white).
     """
 
-    def __init__(self, image: np.ndarray, other: np.ndarray | None, where: np.ndarray | None, rng: Rng) -> None:
-        self.image, self.other, self.rng = image, image if other is None else other, rng
+    def __init__(self, image: np.ndarray, where: np.ndarray | None, rng: Rng) -> None:
+        self.image, self.rng = image, rng
         height, width = self.size = image.shape[:2]
         self.unit = max(min(self.size) / 256, 0.5)
         self.radius = float(np.sqrt(log_uniform(rng, *AREAS) * height * width / np.pi))
@@ -73,14 +71,14 @@ class Defect:
         cast -= cast.mean()
         return (cast / np.abs(cast).max() * log_uniform(self.rng, 0.1, 1.0)).astype(np.float32)
 
-    def piece(self, source: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """A random window (h, w, 3) float32 of ``source``, turned or mirrored; a small source is repeated."""
+    def piece(self, shape: tuple[int, ...]) -> np.ndarray:
+        """A random window (h, w, 3) float32 of the image, turned or mirrored."""
         places = []
-        for side, length in zip(source.shape, shape, strict=False):
+        for side, length in zip(self.size, shape, strict=False):
             place = (int(self.rng.integers(0, side)) + np.arange(length)) % (2 * side)
             places.append(np.minimum(place, 2 * side - 1 - place))  # mirrored: repeated as it is it would show seams
         down, across = (1 if self.rng.random() < 0.5 else -1 for _ in range(2))
-        return source[np.ix_(*places)].astype(np.float32)[::down, ::across]
+        return self.image[np.ix_(*places)].astype(np.float32)[::down, ::across]
 
     def blob(self, *, feather: float, roughness: float, stretch: float = 2.0) -> Layer:
         """An irregular ellipse of up to ``stretch`` times its width, from ``roughness`` 0 (smooth) to 0.5 (a splash).
@@ -222,16 +220,14 @@ class Defect:
         return total, share * material + (1 - share) * window * 0.35
 
     def _material(self, window: np.ndarray) -> np.ndarray:
-        """A texture (h, w, 3) unlike the window: from another photograph, from the same one transformed, or drawn."""
-        rng, kind = self.rng, self.rng.random()
-        if kind < 0.45:
+        """A texture (h, w, 3) unlike the window: from the photograph with other colours, or drawn."""
+        rng = self.rng
+        if rng.random() < 0.45:
             colour = window.mean((0, 1)) + self.tone(window) * (1 + 0.8 * self.tint())
             grain = noise(rng, window.shape[:2], rng.uniform(1, 8) * self.unit)[..., None]
             return colour + grain * rng.uniform(3, 25)
-        source = self.other if kind < 0.8 else self.image
-        piece = self.piece(source, window.shape[:2])
-        if source is self.image:
-            piece = 255 - piece if rng.random() < 0.5 else piece[..., rng.permutation(3)]
+        piece = self.piece(window.shape[:2])
+        piece = 255 - piece if rng.random() < 0.5 else piece[..., rng.permutation(3)]
         return piece + 0.3 * self.tone(window)
 
     def missing(self) -> Layer:
@@ -258,7 +254,7 @@ class Defect:
     def misplaced(self) -> Layer:
         """A patch of the same photograph in a place where it does not belong."""
         alpha, window = self.blob(feather=2, roughness=0.2) if self.rng.random() < 0.6 else self.shard()
-        pieces = [self.piece(self.image, alpha.shape) for _ in range(3)]
+        pieces = [self.piece(alpha.shape) for _ in range(3)]
         # Of three candidates the one that differs most: on an even ground most pieces look like what they cover.
         piece = max(pieces, key=lambda p: float((np.abs(p - window).mean(-1) * alpha).sum()))
         return alpha, piece + self.rng.normal(0, 12)
@@ -328,7 +324,7 @@ def _from_afar(window: np.ndarray) -> np.ndarray:
 
 
 def paint_defect(
-    image: np.ndarray, family: str, rng: Rng, *, other: np.ndarray | None = None, where: np.ndarray | None = None
+    image: np.ndarray, family: str, rng: Rng, *, where: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Paints one defect of random place, size (0.1 % to 8 % of the image) and contrast (subtle to plain).
 
@@ -338,7 +334,6 @@ def paint_defect(
         image: a photograph (H, W, 3) uint8, both sides at least 64 px; it is not changed.
         family: a name out of ``FAMILIES``.
         rng: all that is random comes from it.
-        other: another photograph (h, w, 3) uint8 that foreign bodies may take their texture from.
         where: (H, W) bool, the pixels that may be the middle of the defect, e.g. the part; default is everywhere.
 
     Returns:
@@ -346,18 +341,13 @@ def paint_defect(
         ``GRACE`` px from the mask the image is what it was.
 
     Raises:
-        InputError: unknown family, or an array of another shape or type.
+        InputError: an image of another shape or type.
     """
-    if family not in FAMILIES:
-        raise InputError(f"unknown defect family {family!r}: expected one of {', '.join(FAMILIES)}")
-    for name, photo, least in (("image", image, MIN_SIDE), ("other", image if other is None else other, 1)):
-        if photo.ndim != 3 or photo.shape[2] != 3 or photo.dtype != np.uint8 or min(photo.shape[:2]) < least:
-            expected = f"(H, W, 3) uint8 with both sides at least {least} px"
-            raise InputError(f"{name}: expected {expected}, got {photo.shape} {photo.dtype}")
-    if where is not None and (where.shape != image.shape[:2] or where.dtype != bool):
-        raise InputError(f"where: expected {image.shape[:2]} bool, got {where.shape} {where.dtype}")
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or min(image.shape[:2]) < MIN_SIDE:
+        expected = f"(H, W, 3) uint8 with both sides at least {MIN_SIDE} px"
+        raise InputError(f"image: expected {expected}, got {image.shape} {image.dtype}")
     while True:  # a shape that happens to fall out of the image or on pixels of its own colour is drawn anew
-        defect = Defect(image, other, where, rng)
+        defect = Defect(image, where, rng)
         painted, mask = _compose(defect, *getattr(defect, family)())
         if mask.sum() >= _SMALLEST:
             return painted, mask

@@ -1,7 +1,5 @@
 """Procedural materials: sheets, cloth, and what grows or is cast."""
 
-from __future__ import annotations
-
 import colorsys
 import math
 from collections.abc import Sequence
@@ -9,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from training.synthetic.camera import Field, Rng, Surface, log_uniform, mix, noise, smoothstep
+from training.synthetic.camera import Field, Rng, Surface, mix, noise, smoothstep
 
 Range = tuple[float, float]  # the least and the greatest value
 
@@ -135,20 +133,6 @@ class Material(Sheet):
         body = mix(np.array([0.05, 0.05, 0.06], np.float32), tone, metal)
         return Surface(body, 2.5 * unit * smoothstep(hole / (2.5 * unit)), 0.3 * metal, 0.5 * metal)
 
-    def checker_plate(self) -> Surface:
-        """Steel plate with raised lozenges in alternating directions."""
-        pitch = self.length(26, 40)
-        row, column = np.floor(self.rows / pitch), np.floor(self.columns / pitch)
-        y, x = self.rows - (row + 0.5) * pitch, self.columns - (column + 0.5) * pitch
-        turned = np.where((row + column) % 2 < 1, 1.0, -1.0)
-        along, across = (x + turned * y) * math.sqrt(0.5), (x - turned * y) * math.sqrt(0.5)
-        lozenge = 1 - np.sqrt((along / (pitch * 0.52)) ** 2 + (across / (pitch * 0.15)) ** 2)
-        rust = self.noise(50, 5)
-        steel = mix(self.near((0.55, 0.56, 0.57)), self.near((0.5, 0.38, 0.3)), smoothstep(0.25 * rust - 0.05))
-        worn = 1 + 0.25 * smoothstep(lozenge * 3) + 0.05 * self.noise(2)
-        height = 4.5 * self.unit * smoothstep(lozenge * 2.2) + 0.25 * self.unit * rust
-        return Surface(steel * worn[..., None], height.astype(np.float32), 0.3, 0.35)
-
     def cardboard(self) -> Surface:
         """Brown or grey board with fibres and faint flutes."""
         fibres = self.noise((1.5, 12), 2) + self.noise((7, 1.5), 2)
@@ -212,18 +196,6 @@ class Material(Sheet):
         shades = (0.35 + 0.65 * band) * (1 + 0.12 * np.sin(7.1 * row + 3.3 * column)) * (1 + 0.09 * grain)
         return Surface(self.near((0.62, 0.46, 0.28), 0.08) * shades[..., None], height, 0.12)
 
-    def quilt(self) -> Surface:
-        """Padded cloth or leatherette with seams in a lozenge pattern."""
-        pitch, unit = log_uniform(self.rng, 30, 56) * self.unit, self.unit
-        diagonals = self.rows + self.columns, self.rows - self.columns
-        seam = np.minimum(*(periodic_distance(diagonal * math.sqrt(0.5), pitch) for diagonal in diagonals))
-        pad = np.sqrt(np.clip(seam / (pitch / 2), 0, 1))
-        stitches = (wave(diagonals[1] / (5 * unit)) > 0.4) & (seam < 1.0 * unit)
-        grain = self.noise(3, 3)
-        cloth = self.colour((0.1, 0.7), (0.15, 0.75)) * (0.75 + 0.25 * pad + 0.03 * grain)[..., None]
-        body = mix(cloth, np.array([0.85, 0.82, 0.75], np.float32), 0.8 * stitches)
-        return Surface(body, pad * pitch * 0.22 + 0.25 * unit * grain, 0.3)
-
     def wood(self) -> Surface:
         """Planed boards: rings cut lengthwise, pores, and seams."""
         width, unit = self.length(60, 110), self.unit
@@ -238,25 +210,18 @@ class Material(Sheet):
         return Surface(body, (0.3 * pores - 0.4 * rings - 2 * seam) * unit, 0.12)
 
     def tiles(self) -> Surface:
-        """Glazed tiles with grout."""
-        return self.brick(glazed=True)
-
-    def brick(self, glazed: bool = False) -> Surface:
-        """Bricks in a running bond; glazed ones are square, and lie in line."""
-        heights, long, offset, rough = ((36, 60), 1, 0.0, 0.25) if glazed else ((22, 32), 2.4, 0.5, 1.3)
-        size, unit = self.length(*heights), self.unit
-        wobble = 0.5 * rough * unit * self.noise(12)
-        row = np.floor(self.rows / size)
-        place = self.columns / (size * long) + offset * row
+        """Square glazed tiles with grout."""
+        size, unit = self.length(36, 60), self.unit
+        wobble = 0.125 * unit * self.noise(12)
+        row, column = np.floor(self.rows / size), np.floor(self.columns / size)
         down = np.abs((self.rows / size - row) - 0.5) * size
-        across = np.abs(place % 1 - 0.5) * size * long
-        edge = np.minimum(size / 2 - down, size * long / 2 - across) + wobble - 1.6 * unit
-        stone, own = smoothstep(edge / (2.2 * unit)), np.sin(row * 127.1 + np.floor(place) * 311.7) * 43758.5
+        across = np.abs(self.columns / size % 1 - 0.5) * size
+        edge = size / 2 - np.maximum(down, across) + wobble - 1.6 * unit
+        tile, own = smoothstep(edge / (2.2 * unit)), np.sin(row * 127.1 + column * 311.7) * 43758.5
         grain = self.noise(14, 5)
-        tone = self.colour((0.02, 0.5), (0.5, 0.9)) if glazed else self.near((0.6, 0.36, 0.27), 0.1)
-        body = tone * (0.8 + 0.35 * (own - np.floor(own)) + 0.07 * rough * grain)[..., None]
+        body = self.colour((0.02, 0.5), (0.5, 0.9)) * (0.8 + 0.35 * (own - np.floor(own)) + 0.0175 * grain)[..., None]
         joint = self.near((0.6, 0.58, 0.55), 0.06) * (1 + 0.08 * self.noise(2))[..., None]
-        return Surface(mix(joint, body, stone), (3 * stone + 0.4 * rough * grain * stone) * unit, 0.5 * glazed * stone)
+        return Surface(mix(joint, body, tile), (3 * tile + 0.1 * grain * tile) * unit, 0.5 * tile)
 
     def leather(self) -> Surface:
         """Grained hide."""
@@ -276,15 +241,6 @@ class Material(Sheet):
         body = body * (0.3 + 0.75 * dome + 0.05 * grain)[..., None]
         return Surface(body, dome * pitch * 0.45 + 0.3 * self.unit * grain, 0.06)
 
-    def terrazzo(self) -> Surface:
-        """Polished chips of several stones in cement."""
-        unit, (gap, _, value) = self.unit, self.cells(self.length(12, 22))
-        chip = smoothstep((gap + 1.5 * unit * self.noise(6) - 3.5 * unit) / (1.3 * unit)) * (value > 0.25)
-        palette = np.stack([self.colour((0.05, 0.45), (0.25, 0.9)) for _ in range(5)])
-        body = mix(self.near((0.78, 0.76, 0.72), 0.06), palette[(value * 997).astype(int) % 5], chip)
-        cloud = self.noise(5, 3)
-        return Surface(body * (1 + 0.03 * cloud)[..., None], 0.08 * unit * cloud, 0.3)
-
     def concrete(self) -> Surface:
         """Cast concrete with clouds and air pores."""
         unit, cloud, grain = self.unit, self.noise(110, 6), self.noise(2.5, 3)
@@ -293,33 +249,3 @@ class Material(Sheet):
         shades = (1 + 0.07 * cloud + 0.035 * grain) * (1 - 0.6 * pore)
         body = self.near((0.58, 0.57, 0.55), 0.05) * shades[..., None]
         return Surface(body, (0.5 * grain + 0.8 * cloud - 3 * pore) * unit)
-
-    def foam(self) -> Surface:
-        """Open-celled sponge."""
-        pitch = self.length(6, 13)
-        gap, _, value = self.cells(pitch)
-        bubble = smoothstep(gap / (0.55 * pitch)) * (0.4 + 0.6 * value)
-        body = (1 - 0.6 * bubble + 0.03 * self.noise(40, 3))[..., None] * self.colour((0.1, 0.7), (0.55, 0.95))
-        return Surface(body, -3.0 * bubble * self.unit)
-
-    def granite(self) -> Surface:
-        """Polished rock of three minerals."""
-        first, second = self.noise(9, 4), self.noise(6, 4)
-        body = mix(self.colour((0.05, 0.35), (0.4, 0.65)), self.near((0.8, 0.78, 0.76)), smoothstep(1.6 * first))
-        body = mix(body, self.near((0.13, 0.12, 0.12), 0.03), smoothstep(2.2 * second - 1.2))
-        return Surface(body, 0.1 * self.unit * first, 0.35)
-
-    def marble(self) -> Surface:
-        """Polished stone with veins."""
-        bend, other = self.noise(120, 6), self.noise(70, 5)
-        veins = np.exp(-(np.abs(bend) / 0.07)) + 0.5 * np.exp(-(np.abs(other - 0.3) / 0.05))
-        ground, vein = self.near((0.86, 0.84, 0.82), 0.05), self.colour((0.05, 0.4), (0.25, 0.5))
-        body = mix(ground, vein, np.clip(veins, 0, 1) * 0.75)
-        return Surface(body * (1 + 0.03 * other)[..., None], 0.05 * self.unit * bend, 0.35)
-
-    def cork(self) -> Surface:
-        """Pressed granules of bark."""
-        gap, _, value = self.cells(self.length(9, 15))
-        gap, grain = smoothstep(gap / (2.5 * self.unit)), self.noise(5, 4)
-        shades = (0.7 + 0.5 * value) * (0.65 + 0.35 * gap) + 0.06 * grain
-        return Surface(self.near((0.68, 0.5, 0.34), 0.05) * shades[..., None], (0.9 * gap + 0.5 * grain) * self.unit)

@@ -1,7 +1,5 @@
 """Procedural parts seen from above: turned, cast or pressed ones, and devices that are moulded or assembled."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from itertools import product
@@ -13,9 +11,7 @@ from training.synthetic.materials import Range, Sheet, wave
 
 _STEEL, _BRASS, _BLACK = (0.68, 0.69, 0.71), (0.78, 0.65, 0.38), (0.12, 0.12, 0.13)
 _METALS = (_STEEL, _BRASS, (0.6, 0.62, 0.62), (0.72, 0.5, 0.4))
-_TIN, _PRINT, _GOLD, _WHITE = np.array(
-    [(0.74, 0.75, 0.75), (0.6, 0.6, 0.6), (0.84, 0.68, 0.32), (0.92, 0.92, 0.9)], np.float32
-)
+_TIN, _PRINT, _GOLD = np.array([(0.74, 0.75, 0.75), (0.6, 0.6, 0.6), (0.84, 0.68, 0.32)], np.float32)
 
 
 def bulge(place: Field) -> Field:
@@ -59,12 +55,6 @@ class Part(Sheet):
         across = np.abs(dy * math.cos(turn) - dx * math.sin(turn)) - height + corner
         outside = np.hypot(np.clip(along, 0, None), np.clip(across, 0, None))
         return (outside + np.minimum(np.maximum(along, across), 0) - corner) * self.half
-
-    def polygon(self, corners: int, radius: float, turn: float = 0.0) -> Field:
-        """Outline of a regular polygon around the centre; ``radius`` of the inscribed circle."""
-        sector = 2 * math.pi / corners
-        folded = (self.angle - turn + sector / 2) % sector - sector / 2
-        return (self.radius * np.cos(folded) - radius) * self.half
 
     def rosette(self, radius: float, teeth: int, depth: float, sharpness: float = 1.0) -> Field:
         """About the outline of a toothed or waved circle; ``sharpness`` 1 for waves, 4 for a gear."""
@@ -161,47 +151,6 @@ class Part(Sheet):
         for ring in (self.ring(0.25, 0.38), self.ring(0.6, 0.74)):
             self.add(ring, shine, rise=6, bevel=3, gloss=0.4, metal=0.7)
 
-    def nut(self) -> None:
-        """Hexagon nut with a thread in its bore."""
-        metal = self.metal()
-        self.add(self.polygon(6, 0.56, self.rng.uniform(0, 1)), metal * 0.85, rise=10, bevel=3, gloss=0.3, metal=0.7)
-        self.add(self.disc(0, 0, 0.55), self.turned(metal), rise=3, bevel=6, gloss=0.4, metal=0.7)
-        thread = 1.5 * wave(self.radius * 30 + self.angle / (2 * math.pi))
-        self.add(self.disc(0, 0, 0.34), metal * 0.45, rise=-10, bevel=5, metal=0.6, relief=thread)
-        self.add(self.disc(0, 0, 0.25), self.near((0.08, 0.08, 0.08), 0.02), rise=-4, gloss=0.0)
-
-    def coin(self) -> None:
-        """Embossed token: rim, dots and a figure."""
-        metal, rng = self.metal(), self.rng
-        self.add(self.disc(0, 0, 0.7), metal, rise=4, gloss=0.4, metal=0.7, grain=0.03)
-        self.add(self.ring(0.62, 0.7), metal, rise=3, gloss=0.4, metal=0.7)
-        for dot in self.discs(int(rng.integers(20, 40)), 0.57, 0.018):
-            self.add(dot, metal, rise=2, bevel=2, metal=0.7)
-        for k in range(int(rng.integers(2, 4))):
-            figure = self.rosette(0.38 - 0.13 * k, int(rng.integers(3, 9)), rng.uniform(0.03, 0.1), rng.uniform(1, 3))
-            self.add(figure, metal * (0.95 + 0.05 * k), rise=3, bevel=5, gloss=0.4, metal=0.7)
-
-    def bolt_head(self) -> None:
-        """Screw head from above with a hexagonal, crossed or slotted drive."""
-        metal, dome = self.metal(), 14 * bulge(self.radius / 0.85)
-        self.add(self.disc(0, 0, 0.62), self.turned(metal), rise=5, gloss=0.5, metal=0.65, relief=dome)
-        turn = self.rng.uniform(0, math.pi)
-        cross = np.minimum(*(self.box(0, 0, 0.34, 0.06, 0.02, turn + more) for more in (0, math.pi / 2)))
-        drives = [self.polygon(6, 0.24, turn), cross, self.box(0, 0, 0.56, 0.06, 0.0, turn)]
-        self.add(self.choose(drives), metal * 0.3, rise=-9, bevel=3, metal=0.5)
-
-    def spring(self) -> None:
-        """Coil spring lying on its side."""
-        metal, rng = self.metal(), self.rng
-        coils, wire, reach = int(rng.integers(7, 13)), rng.uniform(0.026, 0.04), rng.uniform(0.2, 0.3)
-        pitch = 1.3 / coils
-        # The far half of each coil lies below the near half.
-        for count, shift, lean, tone, rise in ((coils + 1, 0.5, -0.5, metal * 0.45, 0.1), (coils, 0.0, 0.5, metal, 3)):
-            for k in range(count):
-                x = -0.65 + pitch * (k - shift) + pitch / 4
-                rod = self.box(x, 0, wire, reach, wire, math.atan2(pitch * lean, 2 * reach))
-                self.add(rod, tone, rise=rise, gloss=0.5, metal=0.6, relief=6 * self.dome(rod, wire))
-
     def circuit_board(self) -> None:
         """Printed circuit board with traces, vias, chips and small components."""
         rng = self.rng
@@ -223,8 +172,8 @@ class Part(Sheet):
             self.add(self.box(x, y, width, height, 0.01), _TIN, rise=2, gloss=0.4, metal=0.5)
             body = self.near(self.choose(((0.13, 0.13, 0.13), (0.5, 0.38, 0.26))), 0.04)
             self.add(self.box(x, y, width * (0.6 if wide else 1), height * (1 if wide else 0.6)), body, rise=1.5)
-        self.chip(rng.uniform(-0.35, -0.1), rng.uniform(-0.25, 0.25), (0.18, 0.26), (6, 10))
-        self.chip(rng.uniform(0.35, 0.45), rng.uniform(-0.35, 0.35), (0.1, 0.15), (3, 6))
+        self._chip(rng.uniform(-0.35, -0.1), rng.uniform(-0.25, 0.25), (0.18, 0.26), (6, 10))
+        self._chip(rng.uniform(0.35, 0.45), rng.uniform(-0.35, 0.35), (0.1, 0.15), (3, 6))
 
     def capsule(self) -> None:
         """Gelatine capsule of two colours."""
@@ -265,28 +214,7 @@ class Part(Sheet):
         barrel = 8 * bulge(self.y / 0.4) + 2.5 * wave(self.x * rng.uniform(9, 14)) * (np.abs(self.x + 0.15) < 0.22)
         self.add(self.box(-0.05, 0, 0.38, 0.36, 0.12), body, rise=4, bevel=6, gloss=0.25, relief=barrel)
 
-    def tablet(self) -> None:
-        """Pressed pill with a score line and an embossed mark."""
-        chalk = self.colour((0.02, 0.35), (0.7, 0.95))
-        outline = self.disc(0, 0, 0.6) if self.rng.random() < 0.6 else self.box(0, 0, 0.68, 0.4, 0.36)
-        self.add(outline, chalk, rise=10, bevel=16, gloss=0.1, grain=0.04)
-        self.add(np.maximum(self.box(0, 0, 0.8, 0.03), outline), chalk * 0.85, rise=-3, bevel=3, gloss=0.05)
-        corners = int(self.rng.integers(3, 7))
-        mark = np.maximum(self.polygon(corners, 0.24), -self.polygon(corners, 0.18))
-        self.add(mark, chalk * 0.9, rise=-2, bevel=2, gloss=0.05)
-
-    def switch(self) -> None:
-        """Rocker switch in a frame, with a printed mark."""
-        frame = self.near(_BLACK, 0.02) + np.float32(0.03)
-        self.add(self.box(0, 0, 0.66, 0.46, 0.06), frame, rise=6, bevel=4, gloss=0.25)
-        self.add(self.box(0, 0, 0.54, 0.34, 0.03), frame * 0.5, rise=-4, bevel=2)
-        rocker = self.colour((0.1, 0.9), (0.35, 0.8))
-        self.add(self.box(0, 0, 0.52, 0.32, 0.03), rocker, rise=5, bevel=3, gloss=0.45, relief=14 * np.abs(self.x))
-        ring = np.maximum(self.disc(0.28, 0, 0.1), -self.disc(0.28, 0, 0.065))
-        for mark in (ring, self.box(-0.28, 0, 0.02, 0.1)):
-            self.add(mark, _WHITE, rise=0, bevel=0, gloss=0.3)
-
-    def chip(self, x: float = 0, y: float = 0, sizes: Range = (0.42, 0.52), leads: tuple[int, int] = (6, 11)) -> None:
+    def _chip(self, x: float, y: float, sizes: Range, leads: tuple[int, int]) -> None:
         """One packaged circuit at (x, y), of a size and a number of leads on two sides within the given bounds."""
         half, count = self.rng.uniform(*sizes), int(self.rng.integers(*leads))
         for k in range(count):
@@ -297,13 +225,3 @@ class Part(Sheet):
         for line, k in product(range(2), range(6)):
             letter = self.box(x + half * (k * 0.22 - 0.55), y + half * (0.1 + 0.3 * line), half * 0.07, half * 0.08)
             self.add(letter, _PRINT, rise=0, bevel=0)
-
-    def battery(self) -> None:
-        """Round cell lying on its side: sleeve with a printed band, terminal."""
-        sleeve, band = self.colour((0.2, 0.9), (0.15, 0.7)), self.colour((0.3, 0.9), (0.6, 0.95))
-        self.add(self.box(0.72, 0, 0.06, 0.1, 0.02), _TIN, rise=2, gloss=0.5, metal=0.6)
-        place = self.rng.uniform(-0.4, 0.3)
-        skin = mix(sleeve, band, ((self.x > place) & (self.x < place + 0.25)).astype(np.float32))
-        self.add(self.box(0, 0, 0.68, 0.29, 0.03), skin, rise=1, gloss=0.7, metal=0.2, relief=26 * bulge(self.y / 0.3))
-        for k in range(5):
-            self.add(self.box(-0.5 + 0.09 * k, 0.02, 0.025, 0.06), band, rise=0, bevel=0, gloss=0.6)

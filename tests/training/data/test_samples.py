@@ -21,8 +21,7 @@ from adpretrain_hf import ADPretrainConfig
 from adpretrain_hf.errors import ImageError, InputError
 from adpretrain_hf.images import Preprocessor, normalize
 from tests.conftest import random_image
-from tests.training.real_iad_tree import RealIADClass
-from training.data.real_iad import load_real_iad
+from tests.training.real_iad_tree import RealIADClass, load_real_iad
 from training.data.samples import (
     Item,
     Sample,
@@ -318,9 +317,7 @@ def test_workers_change_nothing(tree):
     def batches(workers: int):
         order = epoch_batches(range(len(samples)), batch_size=4)
         return list(
-            DataLoader(
-                samples, batch_sampler=order, collate_fn=partial(collate, coverage_labels, 8), num_workers=workers
-            )
+            DataLoader(samples, batch_sampler=order, collate_fn=partial(collate, "coverage", 8), num_workers=workers)
         )
 
     for one, other in zip(batches(0), batches(2), strict=True):
@@ -330,7 +327,7 @@ def test_workers_change_nothing(tree):
 
 def test_a_batch_has_labels_for_both_losses(tree):
     samples = load(tree)
-    batch = collate(coverage_labels, 8, [get(samples, position) for position in range(6)])
+    batch = collate("coverage", 8, [get(samples, position) for position in range(6)])
     assert batch.images.shape == (6, 3, 64, 64)
     assert batch.augmentations.shape == (6, 2, 10)
     assert batch.labels.shape == (2, 6, 8, 8)
@@ -388,12 +385,12 @@ def test_unreadable_image_is_replaced_by_the_next(tree):
     sample = get(samples, 2)
     assert path.name in sample.unreadable
     assert torch.equal(sample.image, get(samples, 3).image)
-    assert collate(coverage_labels, 8, [sample, get(samples, 4)]).unreadable == [sample.unreadable]
+    assert collate("coverage", 8, [sample, get(samples, 4)]).unreadable == [sample.unreadable]
 
 
 def test_adjacent_unreadable_images_are_counted_once_each(tree):
     damaged = [damage(tree, position).name for position in (1, 2, 3)]
-    batch = collate(coverage_labels, 8, [get(load(tree), position) for position in range(6)])
+    batch = collate("coverage", 8, [get(load(tree), position) for position in range(6)])
     assert len(batch.unreadable) == 3
     assert all(name in message for name, message in zip(damaged, batch.unreadable, strict=True))
 
@@ -470,9 +467,3 @@ def test_no_defect_goes_without_an_anomalous_patch():
     assert torch.equal((labels == 1).any(dim=(1, 2)), masks.any(dim=(1, 2)))
     empty = ~masks.unflatten(2, (-1, 8)).unflatten(1, (-1, 8)).any(dim=4).any(dim=2)
     assert torch.equal(labels == 0, empty)
-
-
-@pytest.mark.parametrize("label", [published_labels, coverage_labels])
-def test_masks_that_are_no_whole_patches_are_refused(label):
-    with pytest.raises(InputError, match=r"30 x 28 pixels, expected multiples of the patch size 14"):
-        label(torch.zeros(1, 30, 28, dtype=torch.bool), 14)

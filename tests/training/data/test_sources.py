@@ -40,7 +40,7 @@ def load_data(*data: object, **settings: object) -> TrainingData:
 def test_training_reads_what_evaluation_reads(make, data_set, tmp_path):
     data = load_data(make(tmp_path))
     expected = [
-        (str(one.image), one.mask and str(one.mask), name, one.is_anomalous, not one.is_anomalous, one.defect)
+        (one.image, one.mask, name, one.is_anomalous, not one.is_anomalous, one.anomaly_class)
         for name in category_names(data_set, tmp_path)
         for category in [read_category(data_set, tmp_path, name)]
         for one in (*category.train, *category.test)

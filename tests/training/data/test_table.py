@@ -18,8 +18,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from adpretrain_hf.errors import ImageError, MissingPathError
-from tests.training.real_iad_tree import RealIADClass
-from training.data.real_iad import load_real_iad
+from tests.training.real_iad_tree import RealIADClass, load_real_iad
 from training.data.table import read_encoded, read_mask
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.evaluation.metrics import average_precision, f1_max, image_auroc
+from training.evaluation.metrics import auroc, precision_recall
 from training.evaluation.plan import FEATURES, Cell
 from training.evaluation.store import METRICS, PatchSample, Result, Shown, save_patches, save_result
 
@@ -35,7 +35,7 @@ def made_up_result(cell: Cell, *, masks: bool = True) -> Result:
     random = np.random.default_rng(list(cell.name.encode()))
     is_anomalous = np.arange(12) < 6
     scores = random.normal(size=12) + is_anomalous * (0.5 + FEATURES.index(cell.features))
-    measured = [measure(scores, is_anomalous) for measure in (image_auroc, average_precision, f1_max)]
+    measured = [auroc(scores, is_anomalous), *precision_recall(scores, is_anomalous)]
     pixels = random.uniform(0.5, 1, size=4) if masks else [None] * 4
     metrics = dict(zip(METRICS, [*measured, *pixels], strict=True))
     return Result(cell, metrics, scores.tolist(), is_anomalous.tolist(), NAMES, seconds=1.5)

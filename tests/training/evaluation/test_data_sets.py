@@ -110,7 +110,7 @@ def shape(category) -> tuple[int, int, int]:
 
 def assert_masks(category, pairs: dict[str, str], root: Path) -> None:
     got = {
-        str(sample.image.relative_to(root)): str(sample.mask.relative_to(root))
+        str(Path(sample.image).relative_to(root)): str(Path(sample.mask).relative_to(root))
         for sample in category.test
         if sample.mask
     }
@@ -125,7 +125,7 @@ def test_mvtecads_layout(data_set, tmp_path):
     category = read_category(data_set, root, "cable")
     assert shape(category) == (3, 2, 3)
     assert (category.data_set, category.name) == (data_set, "cable")
-    assert sorted({sample.defect for sample in category.test}) == ["broken", "contamination", "good"]
+    assert sorted({sample.anomaly_class for sample in category.test}) == ["broken", "contamination", "good"]
     assert_masks(
         category,
         {
@@ -139,7 +139,8 @@ def test_mvtecads_layout(data_set, tmp_path):
 def test_order_is_that_of_the_paths(tmp_path):
     category = read_category("mvtecad", make_mvtecad(tmp_path), "bottle")
     for samples in (category.train, category.test):
-        assert [sample.image for sample in samples] == sorted(sample.image for sample in samples)
+        paths = [Path(sample.image) for sample in samples]
+        assert paths == sorted(paths)
 
 
 LAYOUTS = [
@@ -168,10 +169,12 @@ def test_links_and_dots_are_called_as_they_were_given(way, data_set, make, name,
     expected = read_category(data_set, real, name)
     category = read_category(data_set, root, name)
     for got, plain in ((category.train, expected.train), (category.test, expected.test)):
-        assert [sample.image.relative_to(root) for sample in got] == [one.image.relative_to(real) for one in plain]
-        assert [sample.mask and sample.mask.relative_to(root) for sample in got] == [
-            one.mask and one.mask.relative_to(real) for one in plain
-        ]
+        for column in ("image", "mask"):
+            paths = [
+                [path and Path(path).relative_to(below) for path in (getattr(sample, column) for sample in samples)]
+                for samples, below in ((got, root), (plain, real))
+            ]
+            assert paths[0] == paths[1]
 
 
 @pytest.mark.parametrize(("data_set", "make", "name"), [one for one in LAYOUTS if one[0] != "mvtec3d"])
@@ -299,13 +302,13 @@ def test_folder_of_one_category_without_masks(tmp_path):
     category = read_category("folder", root, "screws")
     assert shape(category) == (2, 1, 1)
     assert category.test[0].mask is None
-    assert category.test[0].defect == "bent"
+    assert category.test[0].anomaly_class == "bent"
 
 
 def test_folder_with_masks_called_like_their_images(tmp_path):
     category = read_category("folder", make_mvtecad(tmp_path, suffix=""), "bottle")
     assert shape(category) == (3, 2, 3)
-    assert all(sample.mask.stem == sample.image.stem for sample in category.test if sample.is_anomalous)
+    assert all(Path(sample.mask).stem == Path(sample.image).stem for sample in category.test if sample.is_anomalous)
 
 
 def test_visa(tmp_path):
@@ -341,7 +344,7 @@ def test_mvtec3d_takes_colour_and_leaves_validation_out(tmp_path):
     assert category_names("mvtec3d", root) == ["bagel"]
     category = read_category("mvtec3d", root, "bagel")
     assert shape(category) == (2, 2, 2)
-    assert {sample.image.parent.name for sample in (*category.train, *category.test)} == {"rgb"}
+    assert {Path(sample.image).parent.name for sample in (*category.train, *category.test)} == {"rgb"}
     assert_masks(
         category, {f"bagel/test/hole/rgb/{n}.png": f"bagel/test/hole/gt/{n}.png" for n in ("000", "001")}, root
     )
@@ -356,8 +359,8 @@ def test_real_iad_by_its_own_split(jsons, tmp_path):
     category = read_category("realiad", tmp_path, "toy")
     # Of three views of a damaged sample the last does not show the damage.
     assert shape(category) == (6, 7, 2)
-    assert all(sample.mask.stem == sample.image.stem for sample in category.test if sample.is_anomalous)
-    assert {sample.defect for sample in category.test if sample.is_anomalous} == {"AK"}
+    assert all(Path(sample.mask).stem == Path(sample.image).stem for sample in category.test if sample.is_anomalous)
+    assert {sample.anomaly_class for sample in category.test if sample.is_anomalous} == {"AK"}
     assert shape(read_category("realiad", tmp_path, "u__block")) == (3, 4, 2)
 
 

@@ -11,15 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adpretrain_hf.errors import InputError
-from training.data.folders import Category, Sample
+from training.data.folders import Category
+from training.data.table import Row
 from training.evaluation.data import views
 from training.evaluation.draws import draw_few_shot, draw_training, read_reference_lists
 from training.evaluation.plan import Cell
 
 
+def row(path: object, is_anomalous: bool = False, kind: str = "good", view: str = "", is_good: bool = True) -> Row:
+    return Row(str(path), None, "bolt", view, kind, is_anomalous, is_good and not is_anomalous, "1")
+
+
 def category(train: int = 20, normal: int = 5, anomalous: int = 15) -> Category:
-    def samples(kind: str, number: int, is_anomalous: bool = False) -> tuple[Sample, ...]:
-        return tuple(Sample(Path(f"/data/{kind}/{n:03}.png"), None, is_anomalous, kind) for n in range(number))
+    def samples(kind: str, number: int, is_anomalous: bool = False) -> tuple[Row, ...]:
+        return tuple(row(f"/data/{kind}/{n:03}.png", is_anomalous, kind) for n in range(number))
 
     return Category(
         "mvtecad", "bolt", samples("train", train), samples("good", normal) + samples("bad", anomalous, True)
@@ -116,7 +121,7 @@ def test_fixed_references_take_the_place_of_drawn_ones(tmp_path):
     (tmp_path / "lists.json").write_text(json.dumps({"bolt": ["a.png", "b.png", "c.png"]}))
     lists = read_reference_lists(tmp_path / "lists.json")
     drawn = draw_training(category(), cell(shots=2), lists["bolt"])
-    assert [sample.image for sample in drawn.references] == [tmp_path / "a.png", tmp_path / "b.png"]
+    assert [Path(sample.image) for sample in drawn.references] == [tmp_path / "a.png", tmp_path / "b.png"]
     assert drawn.train == draw_training(category(), cell(shots=2)).train
     with pytest.raises(InputError, match="the list for bolt has 3 references, fewer than 4 shots"):
         draw_training(category(), cell(), lists["bolt"])
@@ -126,9 +131,9 @@ def test_fixed_references_take_the_place_of_drawn_ones(tmp_path):
 
 
 def test_reference_that_is_trained_on_is_the_same_sample(tmp_path):
-    train = tuple(Sample(tmp_path / f"{n}.png", None, False, "good") for n in range(5))
-    train[3].image.touch()
-    drawn = draw_training(Category("mvtecad", "bolt", train, category().test), cell(shots=1), [train[3].image])
+    train = tuple(row(tmp_path / f"{n}.png") for n in range(5))
+    Path(train[3].image).touch()
+    drawn = draw_training(Category("mvtecad", "bolt", train, category().test), cell(shots=1), [Path(train[3].image)])
     assert drawn.references == (train[3],)
 
 
@@ -136,8 +141,8 @@ def test_reference_is_recognised_however_its_path_is_written(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "lists").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "data")
-    train = tuple(Sample(tmp_path / f"data/{n}.png", None, False, "good") for n in range(5))
-    train[3].image.touch()
+    train = tuple(row(tmp_path / f"data/{n}.png") for n in range(5))
+    Path(train[3].image).touch()
     for written in ("../data/3.png", "../link/3.png"):
         (tmp_path / "lists/list.json").write_text(json.dumps({"bolt": [written]}))
         listed = read_reference_lists(tmp_path / "lists/list.json")["bolt"]
@@ -146,7 +151,7 @@ def test_reference_is_recognised_however_its_path_is_written(tmp_path):
 
 
 def test_list_of_what_is_tested_or_twice_the_same_is_refused(tmp_path):
-    test = tuple(Sample(tmp_path / f"{n}.png", None, n > 0, "any") for n in range(3))
+    test = tuple(row(tmp_path / f"{n}.png", n > 0) for n in range(3))
     (tmp_path / "0.png").touch()
     (tmp_path / "reference.png").touch()
     one = Category("mvtecad", "bolt", category().train, test)
@@ -177,9 +182,9 @@ def test_lists_that_cannot_be_read_are_refused(tmp_path):
 def two_views(normal: int = 6, anomalous: int = 3, damaged: int = 2) -> Category:
     """Views C1 and C2 of parts; of the damaged ones some images show no damage."""
 
-    def samples(kind: str, number: int, is_anomalous: bool, defect: str) -> list[Sample]:
+    def samples(kind: str, number: int, is_anomalous: bool, defect: str) -> list[Row]:
         return [
-            Sample(Path(f"/data/{kind}/{n:03}_{view}.png"), None, is_anomalous, defect, view, defect != "OK")
+            row(f"/data/{kind}/{n:03}_{view}.png", is_anomalous, defect, view, defect == "OK")
             for n in range(number)
             for view in ("C1", "C2")
         ]
@@ -194,17 +199,19 @@ def test_few_shot_trains_on_the_references_of_a_view_and_tests_on_all_its_others
     whole = two_views()
     drawn = draw_few_shot(whole, cell(shots=shots, seed=seed, view=view))
     assert drawn.references == drawn.train and len(set(drawn.train)) == shots
-    assert {sample.defect for sample in drawn.references} == {"OK"}  # of damaged parts none, even where none shows
+    assert {sample.anomaly_class for sample in drawn.references} == {
+        "OK"
+    }  # of damaged parts none, even where none shows
     own = {sample for sample in (*whole.train, *whole.test) if sample.view == view}
     assert set(drawn.test) == own - set(drawn.references) and len(drawn.test) == len(own) - shots
 
 
 def test_references_are_of_undamaged_parts():
     whole = two_views()
-    train = (*whole.train, *(sample for sample in whole.test if sample.is_damaged and not sample.is_anomalous))
+    train = (*whole.train, *(sample for sample in whole.test if not (sample.is_good or sample.is_anomalous)))
     for seed in range(10):
         drawn = draw_training(replace(whole, train=train), cell(shots=6, seed=seed))
-        assert len(drawn.references) == 6 and not any(sample.is_damaged for sample in drawn.references)
+        assert len(drawn.references) == 6 and all(sample.is_good for sample in drawn.references)
         assert set(drawn.train) == set(train)
 
 
@@ -226,6 +233,6 @@ def test_few_shot_needs_an_image_more_than_references(shots):
 def test_views_are_those_that_show_anomalies():
     whole = two_views()
     assert views(whole) == ["C1", "C2"]
-    hidden = [replace(sample, is_anomalous=False) if sample.view == "C2" else sample for sample in whole.test]
+    hidden = [sample._replace(is_anomalous=False) if sample.view == "C2" else sample for sample in whole.test]
     assert views(replace(whole, test=tuple(hidden))) == ["C1"]
     assert views(category()) == [""]

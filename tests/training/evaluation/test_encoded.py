@@ -103,11 +103,6 @@ def test_a_reference_is_compared_with_the_others(extractor: ADPretrainFeatureExt
     assert all(level.abs().max() < 1e-5 for level in alone(places(0)))  # there is no other
 
 
-def test_features_of_an_unknown_kind_are_refused(extractor: ADPretrainFeatureExtractor, paths: list[Path]) -> None:
-    with pytest.raises(InputError, match="unknown features 'cooked': expected one of raw, residual, pretrained"):
-        feature_maker(encode(extractor, paths), extractor, "cooked", [0])
-
-
 def test_a_backbone_looks_up_what_is_encoded_and_encodes_the_rest(
     extractor: ADPretrainFeatureExtractor, paths: list[Path]
 ) -> None:

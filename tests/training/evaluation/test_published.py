@@ -163,12 +163,6 @@ def test_the_memory_layout_makes_no_difference(make: Callable[[], Detector]) -> 
     torch.testing.assert_close(maps_of(*strided), maps_of(normal, test), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("make", [PatchCore, Padim])
-def test_scoring_before_fitting_is_refused(make: Callable[[], Detector]) -> None:
-    with pytest.raises(InputError, match="nothing to compare with: call fit with the features of normal images first"):
-        make().score(features_of(1), (8, 8))
-
-
 def test_padim_needs_two_images() -> None:
     with pytest.raises(InputError, match="got 1 normal image, expected at least 2"):
         Padim().fit(features_of(1))

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from anomalib.data.utils.generators.perlin import PerlinAnomalyGenerator
+from lightning.pytorch import seed_everything
 from PIL import Image
 from torch import Tensor
 
@@ -22,12 +23,12 @@ from adpretrain_hf.errors import InputError
 from tests.conftest import GOLDEN, random_image
 from tests.training.evaluation.conftest import MakePlan
 from tests.training.real_iad_tree import RealIADClass
+from training.data.table import Row
 from training.evaluation import anomalib_models
-from training.evaluation.anomalib_models import ImageFiles, fit, predict, predict_likelihoods, seed
-from training.evaluation.data import Sample
+from training.evaluation.anomalib_models import fit, image_batches, predict, predict_likelihoods
 from training.evaluation.detectors import Padim, PatchCore
 from training.evaluation.figures import choose_shown, sample_patches
-from training.evaluation.metrics import Predicted, measure
+from training.evaluation.metrics import measure
 from training.evaluation.plan import Cell, Plan, plan_cells
 from training.evaluation.run import Evaluation
 from training.evaluation.store import METRICS, Result, load_patches, load_results, load_shown
@@ -153,15 +154,15 @@ def test_detectors_score_as_without_tokens_that_are_kept(make_plan: MakePlan, de
     ((cell,),) = plan_cells(plan)
     evaluation.run((cell,))
     drawn = evaluation.draw(cell)
-    seed(0)
+    seed_everything(0, verbose=False)
     kind = {"anomalib_patchcore": ADPretrainPatchcore, "anomalib_padim": ADPretrainPadim}[detector]
     model = kind(plan.bundle, **dict.fromkeys(COMPONENTS, False))
     paths = [str(sample.image) for sample in drawn.references]
     model.set_reference(paths, paths)
     preprocess, device = evaluation.extractor.preprocess, torch.device("cpu")
-    train, test = (ImageFiles(samples, preprocess) for samples in (drawn.train, drawn.test))
-    fit(model, train.batches(plan.batch_size, 0, shuffle=True), epochs=1, device=device)
-    _, scores = predict(model, test.batches(plan.batch_size, 0), device=device)
+    train = image_batches(drawn.train, preprocess, plan.batch_size, 0, shuffle=True)
+    fit(model, train, epochs=1, device=device)
+    _, scores = predict(model, image_batches(drawn.test, preprocess, plan.batch_size, 0), device=device)
     (result,) = load_results(plan.output)
     assert result.scores == pytest.approx(scores.tolist(), rel=1e-4)
 
@@ -376,17 +377,17 @@ def test_likelihoods_in_batches_are_those_of_one_batch(make_plan: MakePlan) -> N
     ((cell,),) = plan_cells(plan)
     drawn = {cell: evaluation.draw(cell)}
     samples, cpu = drawn[cell].test, torch.device("cpu")
-    seed(0)
+    seed_everything(0, verbose=False)
     model = ADPretrainCflow(plan.bundle, features="raw", **dict.fromkeys(COMPONENTS, False))
     model.set_reference([str(sample.image) for sample in drawn[cell].references])
-    train, test = (ImageFiles(own, evaluation.extractor.preprocess) for own in (drawn[cell].train, samples))
-    fit(model, train.batches(plan.batch_size, 0), epochs=1, device=cpu)
-    whole = predict(model, test.batches(len(samples), 0), device=cpu)
+    preprocess = evaluation.extractor.preprocess
+    fit(model, image_batches(drawn[cell].train, preprocess, plan.batch_size, 0), epochs=1, device=cpu)
+    whole = predict(model, image_batches(samples, preprocess, len(samples), 0), device=cpu)
     for size in (1, 3):
-        batched = predict_likelihoods(model, test.batches(size, 0), device=cpu)
+        batched = predict_likelihoods(model, image_batches(samples, preprocess, size, 0), device=cpu)
         for got, expected in zip(batched, whole, strict=True):
             np.testing.assert_allclose(got, expected, atol=1e-5)
-    again = predict(model, test.batches(len(samples), 0), device=cpu)
+    again = predict(model, image_batches(samples, preprocess, len(samples), 0), device=cpu)
     assert np.array_equal(again[0], whole[0])  # anomalib's maps are back in place
 
 
@@ -420,14 +421,17 @@ CELL = Cell("folder", "nut", "patchcore", "raw", "", 8, 0.0, 1.0, 0)
 SIDE = 32
 
 
+Predicted = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # maps, scores, labels, masks
+
+
 def predicted(golden: dict[str, Tensor]) -> Predicted:
     maps, masks = golden["metrics.scores"].numpy(), golden["metrics.masks"].bool().numpy()
-    return Predicted(maps, maps.max(axis=(1, 2)), golden["metrics.labels"].bool().numpy(), masks)
+    return maps, maps.max(axis=(1, 2)), golden["metrics.labels"].bool().numpy(), masks
 
 
 def test_the_metrics_of_a_cell_are_the_authors(golden: dict[str, Tensor]) -> None:
     expected = json.loads((GOLDEN / "expected.json").read_text())["metrics"]
-    got = measure(predicted(golden))
+    got = measure(*predicted(golden))
     assert tuple(got) == METRICS
     names = {name: name.replace("_f1", "_f1max") for name in METRICS if name != "aupro"}
     assert got == pytest.approx(
@@ -438,8 +442,8 @@ def test_the_metrics_of_a_cell_are_the_authors(golden: dict[str, Tensor]) -> Non
 
 def test_without_masks_there_are_no_metrics_of_pixels(golden: dict[str, Tensor]) -> None:
     whole = predicted(golden)
-    got = measure(Predicted(whole.maps, whole.scores, whole.is_anomalous, None))
-    assert got == {name: value for name, value in measure(whole).items() if name.startswith("image")}
+    got = measure(*whole[:3], None)
+    assert got == {name: value for name, value in measure(*whole).items() if name.startswith("image")}
     assert len(got) == 3
 
 
@@ -449,32 +453,33 @@ def test_forty_maps_take_seconds() -> None:
     maps = (random.random(masks.shape) + 0.3 * masks).astype(np.float32)
     labels = np.arange(40) < 20
     began = time.process_time()
-    measure(Predicted(maps, maps.mean(axis=(1, 2)), labels, masks))
+    measure(maps, maps.mean(axis=(1, 2)), labels, masks)
     assert time.process_time() - began < 8
 
 
 def test_maps_that_are_not_finite_are_refused(golden: dict[str, Tensor]) -> None:
-    whole = predicted(golden)
-    maps = np.where(whole.masks, np.nan, whole.maps)
+    maps, scores, labels, masks = predicted(golden)
+    maps = np.where(masks, np.nan, maps)
     with pytest.raises(InputError, match="NaN or infinite"):
-        measure(Predicted(maps, whole.scores, whole.is_anomalous, whole.masks))
+        measure(maps, scores, labels, masks)
 
 
 # What is shown
 
 
 @pytest.fixture
-def eight_images(tmp_path: Path) -> list[Sample]:
+def eight_images(tmp_path: Path) -> list[Row]:
     """Two normal and six anomalous images, 48 x 40 px."""
     kept = []
     for number in range(8):
         path = tmp_path / f"{number}.png"
         random_image(number).save(path)
-        kept.append(Sample(path, path if number > 1 else None, number > 1, "crack" if number > 1 else "good"))
+        mask, kind = (str(path), "crack") if number > 1 else (None, "good")
+        kept.append(Row(str(path), mask, "nut", "", kind, number > 1, number <= 1, path.stem))
     return kept
 
 
-def of_quality(qualities: list[float]) -> Predicted:
+def of_quality(qualities: list[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Maps that find the anomaly of an image as well as its quality says; those without one are normal."""
     masks = np.zeros((len(qualities), SIDE, SIDE), dtype=bool)
     maps = np.random.default_rng(0).random(masks.shape).astype(np.float32)
@@ -482,48 +487,46 @@ def of_quality(qualities: list[float]) -> Predicted:
         if not np.isnan(quality):
             masks[place, :8, :8] = True
             maps[place, :8, :8] = quality
-    return Predicted(maps, maps.max(axis=(1, 2)), ~np.isnan(qualities), masks)
+    return maps, maps.max(axis=(1, 2)), masks
 
 
 def test_the_two_best_and_the_two_worst_are_shown(
-    extractor: ADPretrainFeatureExtractor, eight_images: list[Sample]
+    extractor: ADPretrainFeatureExtractor, eight_images: list[Row]
 ) -> None:
-    whole = of_quality([np.nan, np.nan, 0.5, 0.9, 0.1, 0.3, 0.7, 0.4])
-    shown = choose_shown(whole, eight_images, extractor.preprocess)
+    maps, scores, masks = of_quality([np.nan, np.nan, 0.5, 0.9, 0.1, 0.3, 0.7, 0.4])
+    shown = choose_shown(maps, scores, masks, eight_images, extractor.preprocess)
     assert shown.indices.tolist() == [3, 6, 5, 4]
-    assert whole.masks is not None
-    assert np.array_equal(shown.masks, whole.masks[shown.indices])
-    assert np.array_equal(shown.maps, whole.maps[shown.indices].astype(np.float16))
+    assert np.array_equal(shown.masks, masks[shown.indices])
+    assert np.array_equal(shown.maps, maps[shown.indices].astype(np.float16))
     crop = extractor.preprocess.seen(Image.open(eight_images[6].image))
     assert np.array_equal(shown.images[1], np.array(crop))
 
 
 def test_all_are_shown_where_there_are_few_and_one_that_is_cut_off_is_not(
-    extractor: ADPretrainFeatureExtractor, eight_images: list[Sample]
+    extractor: ADPretrainFeatureExtractor, eight_images: list[Row]
 ) -> None:
-    whole = of_quality([np.nan, np.nan, 0.5, 0.9, 0.1])
-    assert whole.masks is not None
-    whole.masks[2] = False
-    shown = choose_shown(whole, eight_images, extractor.preprocess)
-    assert shown.indices.tolist() == [3, 4]
-    whole.masks[:] = False
-    assert len(choose_shown(whole, eight_images, extractor.preprocess).images) == 0
+    maps, scores, masks = of_quality([np.nan, np.nan, 0.5, 0.9, 0.1])
+    masks[2] = False
+    few = eight_images[:5]
+    assert choose_shown(maps, scores, masks, few, extractor.preprocess).indices.tolist() == [3, 4]
+    masks[:] = False
+    assert len(choose_shown(maps, scores, masks, few, extractor.preprocess).images) == 0
 
 
 def test_without_masks_the_scores_say_which_are_found(
-    extractor: ADPretrainFeatureExtractor, eight_images: list[Sample]
+    extractor: ADPretrainFeatureExtractor, eight_images: list[Row]
 ) -> None:
-    whole = of_quality([np.nan, np.nan, 0.5, 0.9, 0.1, 0.3, 0.7, 0.4])
+    maps, _, _ = of_quality([np.nan, np.nan, 0.5, 0.9, 0.1, 0.3, 0.7, 0.4])
     scores = np.array([9, 9, 1, 2, 3, 4, 5, 6], dtype=np.float32)
-    shown = choose_shown(Predicted(whole.maps, scores, whole.is_anomalous, None), eight_images, extractor.preprocess)
+    shown = choose_shown(maps, scores, None, eight_images, extractor.preprocess)
     assert shown.indices.tolist() == [7, 6, 3, 2]
     assert not shown.masks.any()
 
 
-def test_values_beyond_float16_stay_finite(extractor: ADPretrainFeatureExtractor, eight_images: list[Sample]) -> None:
-    whole = of_quality([np.nan, np.nan, 0.5, 0.9])
-    huge = Predicted(whole.maps * 1e6, whole.scores, whole.is_anomalous, whole.masks)
-    assert np.isfinite(choose_shown(huge, eight_images, extractor.preprocess).maps).all()
+def test_values_beyond_float16_stay_finite(extractor: ADPretrainFeatureExtractor, eight_images: list[Row]) -> None:
+    maps, scores, masks = of_quality([np.nan, np.nan, 0.5, 0.9])
+    shown = choose_shown(maps * 1e6, scores, masks, eight_images[:4], extractor.preprocess)
+    assert np.isfinite(shown.maps).all()
 
 
 def test_patches_are_labelled_and_drawn_by_the_seed() -> None:
