@@ -24,7 +24,7 @@ from adpretrain_hf.files import write_text
 from tests.benchmarks.rows import HEADER, Row, table
 
 NAMES = (
-    "projector", "extraction", "matching", "compaction", "folder", "loading", "start", "frame", "precision", "training"
+    "projector", "extraction", "matching", "compaction", "folder", "loading", "start", "precision", "training"
 )  # fmt: skip
 _BEGIN, _END = "<!-- table begins -->\n", "<!-- table ends -->\n"
 

@@ -18,11 +18,11 @@ import torch
 
 from adpretrain_hf import ADPretrainFeatureExtractor
 from adpretrain_hf.images import AUGMENTATIONS
-from training.data.folders import Category, Sample
-from training.data.table import seen_mask
+from training.data.folders import Category
+from training.data.table import Row, seen_mask
 from training.evaluation.data import read_category, views
 from training.evaluation.draws import Drawn, draw_few_shot
-from training.evaluation.metrics import image_auroc, pixel_metrics
+from training.evaluation.metrics import auroc, pixel_metrics
 from training.evaluation.plan import Cell
 
 BUNDLE = "hub_cards/adpretrain-dinov2-small"
@@ -67,13 +67,13 @@ def measure(extractor: ADPretrainFeatureExtractor, drawn: Drawn, augmentation: s
     maps = torch.stack([one.anomaly for one in scored])
     labels = np.array([sample.is_anomalous for sample in drawn.test])
     of_pixels = pixel_metrics(*(values[:, ::2, ::2].contiguous().numpy() for values in (maps, torch.stack(masks))))
-    of_images = image_auroc(np.array([one.score for one in scored]), labels)
+    of_images = auroc(np.array([one.score for one in scored]), labels)
     return [100 * value for value in (of_images, *of_pixels)], bank.augmentation or "none"
 
 
-def paths(samples: Sequence[Sample]) -> list[Path]:
+def paths(samples: Sequence[Row]) -> list[Path]:
     """Where they lie."""
-    return [sample.image for sample in samples]
+    return [Path(sample.image) for sample in samples]
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -186,14 +186,16 @@ class EncodedBackbone(nn.Module):
         super().__init__()
         self.backbone, self._encoded = backbone, list(dict.fromkeys(encoded))
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Images (B, 3, H, W) to L maps (B, C, h, w)."""
+    def forward(self, images: Tensor, layers: Sequence[int] | None = None) -> list[Tensor]:
+        """Images (B, 3, H, W) to L maps (B, C, h, w), or some of them; see ``Backbone``."""
         found = [self._find(image) for image in images]
         new = [place for place, tokens in enumerate(found) if tokens is None]
         maps = self.backbone(images[new]) if new else []
         for row, place in enumerate(new):
             found[place] = [level[row] for level in maps]
-        return [torch.stack(level).to(images.device) for level in zip(*found, strict=True)]
+        levels, backbone = list(zip(*found, strict=True)), cast(Any, self.backbone)
+        places = range(len(levels)) if layers is None else [backbone.layers.index(layer) for layer in layers]
+        return [torch.stack(levels[place]).to(images.device) for place in places]
 
     def _find(self, image: Tensor) -> list[Tensor] | None:
         digest = _digest(image)

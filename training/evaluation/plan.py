@@ -123,7 +123,7 @@ class Plan:
                 raise InputError(f"unknown {what} {', '.join(unknown)}: expected some of {', '.join(known)}")
         if self.protocol not in ("full", "few-shot"):
             raise InputError(f"protocol is {self.protocol!r}, expected full or few-shot")
-        may_be_empty = ("categories", "epochs", "set", "references", "device")
+        may_be_empty = ("categories", "epochs", "set", "references", "resize_mode", "device")
         if empty := [name for name, value in vars(self).items() if value in ((), {}, "") and name not in may_be_empty]:
             raise InputError(f"no {', '.join(empty)} given: expected at least one of each")
         least = {"batch_size": self.batch_size - 1, "workers": self.workers, "seeds": min(self.seeds)}
