@@ -32,7 +32,7 @@ from adpretrain_hf.scoring import anomaly_map, score_images
 
 
 class ADPretrainScores:
-    """Adds to every batch the columns ``score`` and ``error``.
+    """Adds to every batch the columns ``score`` and ``error``, and ``p_value`` where a reference is calibrated.
 
     An image that cannot be used has the score NaN, and the message as its error; for all others that is empty.
 
@@ -77,7 +77,10 @@ class ADPretrainScores:
         level = np.full((extractor.config.hidden_size, side, side), np.nan, dtype=np.float32)
         if any(bank.tiles for bank in self.extractor.references.values()):
             level = level[None]
-        self._no_row = [np.array(np.nan), *[level] * len(self.layers)]
+        calibrated = any(judgement.calibration for judgement in self.extractor.judgements.values())
+        numbers = ("score", "p_value") if calibrated else ("score",)
+        self.columns = (*numbers, *self.layers)
+        self._no_row = [*[np.array(np.nan)] * len(numbers), *[level] * len(self.layers)]
         self.column, self.batch_size, self.read = column, batch_size, read
         self.category_column = category_column
 
@@ -104,7 +107,7 @@ class ADPretrainScores:
         options = {"categories": categories, "batch_size": self.batch_size, "progress": False, "on_error": note}
         rows = iter([*self._rows(images, **options)])  # in order, without those that cannot be used
         found = zip(*(self._no_row if name in errors else next(rows) for name in names), strict=True)
-        columns = {name: _column(column) for name, column in zip(("score", *self.layers), found, strict=True)}
+        columns = {name: _column(column) for name, column in zip(self.columns, found, strict=True)}
         return {**batch, **columns, "error": np.array([errors.get(name, "") for name in names], dtype=object)}
 
     def _rows(self, images: Any, **options: Any) -> Iterator[list[np.ndarray]]:
@@ -112,7 +115,11 @@ class ADPretrainScores:
         wanted = len(self.layers)  # the rest stays on the GPU
         results = ((batch, [anomaly_map(maps, batch[0].network_size), *maps[:wanted]]) for batch, maps in batches)
         for scored, levels in score_images(to_host(results, self.extractor.device), judgements, options["on_error"]):
-            yield [np.array(scored.score), *(level.float().numpy() for level in levels)]
+            numbers = [scored.score]
+            if "p_value" in self.columns:
+                calibration = scored.judgement.calibration
+                numbers.append(calibration.p_value(scored.score) if calibration else math.nan)
+            yield [*map(np.array, numbers), *(level.float().numpy() for level in levels)]
 
 
 class ADPretrainFeatures(ADPretrainScores):

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, Optional, TypeVar
+from typing import Any, NamedTuple, Optional, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,6 +33,16 @@ from adpretrain_hf.scoring import Judgement, anomaly_map, encode_region
 Banks = Mapping[str, ReferenceBank]
 Batches = Iterator[tuple[list[PreparedImage], list[Tensor]]]
 T = TypeVar("T", bound="ReferencesMixin")
+
+
+class _Gathered(NamedTuple):
+    """Encoded reference images: L tensors (K, C); of each image what is known and its patches; sizes; the grid."""
+
+    patches: list[Tensor]
+    images: list[ReferenceImage]
+    counts: list[int]
+    sizes: set[tuple[int, int]]
+    grid: tuple[int, ...]
 
 
 class ReferencesMixin:
@@ -123,10 +133,42 @@ class ReferencesMixin:
         if augment_references == "auto":
             images = [image for batch in PreparedBatches(images, self.preprocess, batch_size) for image in batch]
             augment_references = self._best_augmentation(images, batch_size)
+        found = self._gather(images, augment_references, tiles, tile_reference, batch_size, progress)
+        if calibrate is True and not all(image.digest for image in found.images):
+            raise InputError("calibrate=True recognises the references by their pixels: give tensors on the CPU")
+        if (region is not None or ignore is not None) and len(found.sizes) > 1:
+            raise InputError(f"a region of interest needs images of one size, got {sorted(found.sizes)} (H, W)")
+        bank = ReferenceBank(
+            found.patches,
+            fingerprint=self._fingerprint,
+            category=category,
+            num_images=len(found.images),
+            images=found.images,
+            image_patches=found.counts if len(set(found.counts)) > 1 else (),
+            augmentation="" if augment_references == "none" else augment_references,
+            tiles=tiles,
+            grid=found.grid,
+            judgement=replace(judgement, region=encode_region(region, ignore, next(iter(found.sizes)))),
+        )
+        if calibrate is None or calibrate is False:
+            return bank
+        normals = images if calibrate is True else calibrate
+        return self.calibrate(bank, normals, batch_size=batch_size, progress=progress)
+
+    def _gather(
+        self,
+        images: Any,
+        augmentation: str,
+        tiles: Optional[Tiles],
+        tile_reference: Optional[str],
+        batch_size: int,
+        progress: bool,
+    ) -> _Gathered:
+        """Encodes images batch by batch; with tiles, the patches of one window of all images come before the next."""
 
         def encode(images: Tensor) -> list[Tensor]:
             # Copies lie below their image, so that its patches are followed by theirs.
-            sets = [self.encode(copies) for copies in with_copies(images, augment_references)]
+            sets = [self.encode(copies) for copies in with_copies(images, augmentation)]
             return [torch.cat(level, dim=2) for level in zip(*sets, strict=True)]
 
         batches = PreparedBatches(images, self.preprocess, batch_size, tiles={"": (tiles, ())} if tiles else {})
@@ -148,21 +190,10 @@ class ReferencesMixin:
                 places.append(image.place if grid else 0)
         if not encoded:
             raise InputError("no reference images were given: expected at least one normal image")
-        if (region is not None or ignore is not None) and len(sizes) > 1:
-            raise InputError(f"a region of interest needs images of one size, got {sorted(sizes)} (H, W)")
-        judgement = replace(judgement, region=encode_region(region, ignore, next(iter(sizes))))
         order = sorted(range(len(places)), key=places.__getitem__)
         levels = (list(chain.from_iterable(level)) for level in zip(*encoded, strict=True))
         patches = [torch.cat([rows[number] for number in order]) for rows in levels]
-        about: dict[str, Any] = {"fingerprint": self._fingerprint, "category": category, "num_images": len(known)}
-        about |= {"judgement": judgement, "image_patches": counts if len(set(counts)) > 1 else ()}
-        about |= {"tiles": tiles, "grid": grid}
-        about["augmentation"] = "" if augment_references == "none" else augment_references
-        bank = ReferenceBank(patches, images=known, **about)
-        if calibrate is None or calibrate is False:
-            return bank
-        normals = images if calibrate is True else calibrate
-        return self.calibrate(bank, normals, batch_size=batch_size, progress=progress)
+        return _Gathered(patches, known, counts, sizes, grid)
 
     def set_reference(self: T, images: Any = None, *, category: str = "", **options: Any) -> T:
         """Sets the normal images that later calls compare with, and returns self.

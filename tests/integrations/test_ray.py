@@ -70,6 +70,23 @@ def test_bytes_paths_and_arrays(arguments: dict[str, object], image_folder: Path
 
 
 @pytest.mark.parametrize("kind", [ADPretrainScores, ADPretrainFeatures])
+def test_a_calibrated_reference_gives_p_values(
+    kind: type[ADPretrainScores],
+    arguments: dict[str, object],
+    extractor: ADPretrainFeatureExtractor,
+    image_folder: Path,
+    tmp_path: Path,
+) -> None:
+    bank = extractor.make_reference([random_image(100), random_image(101)])
+    extractor.calibrate(bank, [random_image(200 + number) for number in range(5)]).save(tmp_path / "own.safetensors")
+    images = [str(image_folder / f"{number}.png") for number in range(3)]
+    expected = extractor.set_reference(tmp_path / "own.safetensors").score(images).p_values.tolist()
+    made = kind(**arguments | {"references": tmp_path / "own.safetensors"}, column="path")
+    done = made({"path": np.array([*images, "no/such.png"])})
+    assert done["p_value"][:3].tolist() == expected and np.isnan(done["p_value"][3])
+
+
+@pytest.mark.parametrize("kind", [ADPretrainScores, ADPretrainFeatures])
 def test_images_that_cannot_be_used_are_told(
     kind: type[ADPretrainScores], arguments: dict[str, object], image_folder: Path, expected: dict[str, float]
 ) -> None:
