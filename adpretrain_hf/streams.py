@@ -238,7 +238,8 @@ class StreamsMixin:
         for number, scored in enumerate(self.score_stream(normals, **run, label="calibrate")):
             scores[f"{scored.image.name} ({number})"] = scored.score
             peaks.append(float(scored.anomaly.max()))
-            typical.append(float(scored.anomaly[scored.anomaly > 0].median()))  # 0: outside the region of interest
+            inside = scored.anomaly[scored.anomaly > 0]  # it is 0 outside the region of interest
+            typical.append(float(inside.median()) if len(inside) else 0.0)
             own |= scored.image.digest in digests
         if not scores:
             raise InputError("no calibration images were given: expected normal images of the product")

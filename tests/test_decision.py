@@ -212,6 +212,16 @@ def test_the_references_themselves_are_compared_with_the_others(extractor: ADPre
     assert calibration.scores == pytest.approx(sorted(torch.cat(alone).tolist()), rel=1e-5)
 
 
+def test_images_without_a_residual_calibrate_too(tiny_folder: Path) -> None:
+    """A bank that knows no digests does not recognise its image, and projectors that are the identity leave 0."""
+    extractor = ADPretrainFeatureExtractor.from_backbone(str(tiny_folder), image_size=32)
+    bank = extractor.make_reference(random_image(1))
+    unknown = ReferenceBank(bank.patches, fingerprint=bank.fingerprint, num_images=1)
+    calibration = extractor.calibrate(unknown, [random_image(1)] * 3).judgement.calibration
+    assert calibration is not None and calibration.scores == (0, 0, 0)
+    assert calibration.typical == 0 and calibration.confidence(1.0) == 1
+
+
 def test_a_reference_is_calibrated_when_it_is_set(extractor: ADPretrainFeatureExtractor) -> None:
     extractor.set_reference(normals(4), calibrate=normals(4, first=200))
     assert extractor.score(normals(1)).p_values.shape == (1,)
