@@ -273,6 +273,7 @@ def test_scores_on_ray_are_those_of_one_process_to_the_bit(
     assert {path.suffix for path in on_ray.iterdir()} == {".parquet", ".json", ".safetensors"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_workers", "one_thread")
 def test_several_products_on_ray_are_those_of_one_process_to_the_bit(
     bundle: Path, banks: Path, image_folder: Path, tmp_path: Path
@@ -376,6 +377,7 @@ def test_features_of_a_data_set_on_ray_are_those_of_one_process_to_the_bit(
             np.testing.assert_array_equal(np.asarray(rows[f"row {number}"][layer]), level.numpy(), strict=True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_workers")
 def test_results_are_written_while_others_are_computed(
     arguments: dict[str, object], image_folder: Path, tmp_path: Path
