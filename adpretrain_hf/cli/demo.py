@@ -62,14 +62,17 @@ def run(args: argparse.Namespace) -> int:
 def _score_category(extractor: "ADPretrainFeatureExtractor", category: Path, output: Path) -> "dict[Row, SheetEntry]":
     from adpretrain_hf.files import atomic_path
     from adpretrain_hf.images import list_images, read_image
-    from adpretrain_hf.overlays import SheetEntry, colour_range, overlay
+    from adpretrain_hf.overlays import SheetEntry, calibrated_colours, colour_range, overlay
 
-    extractor.set_reference(category / "train" / "good", category=category.name)
+    normal = category / "train" / "good"
+    bank = extractor.make_reference(normal, category=category.name)
+    extractor.set_reference(extractor.calibrate(bank, normal) if bank.leaves_out else bank)
     paths = list_images(category / "test")
     print(f"{category.name}: {len(paths)} images", file=sys.stderr)
     results = list(extractor.score_stream(paths))
     maps = [result.full_size_map().numpy() for result in results]
-    colours = colour_range(maps)
+    calibration = results[0].judgement.calibration
+    colours = calibrated_colours(calibration) if calibration else colour_range(maps)
     entries = {}
     for path, result, anomaly in zip(paths, results, maps, strict=True):
         name = path.relative_to(category / "test")
