@@ -195,12 +195,26 @@ def positive(text: str) -> int:
 
 def fraction(text: str) -> float:
     """A number above 0 and at most 1."""
+    return _number(text, lambda value: 0 < value <= 1, "a number above 0 and at most 1")
+
+
+def rate(text: str) -> float:
+    """A number above 0 and below 1."""
+    return _number(text, lambda value: 0 < value < 1, "a number above 0 and below 1")
+
+
+def seconds(text: str) -> float:
+    """A number above 0."""
+    return _number(text, lambda value: 0 < value < float("inf"), "a number of seconds above 0")
+
+
+def _number(text: str, holds: Callable[[float], bool], expected: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        value = 0.0
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number above 0 and at most 1")
+        value = float("nan")  # which nothing holds of
+    if not holds(value):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected {expected}")
     return value
 
 
@@ -211,25 +225,6 @@ def area(text: str) -> Path | tuple[float, float]:
         return (float(x), float(y)) if comma else Path(text)
     except ValueError:
         return Path(text)
-
-
-def rate(text: str) -> float:
-    """A number above 0 and below 1."""
-    value = fraction(text)
-    if value == 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number above 0 and below 1")
-    return value
-
-
-def seconds(text: str) -> float:
-    """A number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number of seconds above 0")
-    return value
 
 
 def seed(text: str) -> int:

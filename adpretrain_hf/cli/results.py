@@ -176,13 +176,11 @@ def write_scores(run: FolderRun, decisions: Mapping[str, Decision]) -> int:
 
 def write_overlays(run: FolderRun, decisions: Mapping[str, Decision]) -> None:
     """Draws every image that has a result with its map over it into ``overlays/``, framed by its decision."""
-    products: dict[int, list[str]] = {}
     results = run.results()
-    for image in results:
-        products.setdefault(id(_own(run, image, decisions)), []).append(image)
-    for images in products.values():
-        decision = _own(run, images[0], decisions)
-        _draw(run, {image: results[image] for image in images}, decision)
+    for decision in decisions.values():
+        _draw(
+            run, {image: path for image, path in results.items() if _own(run, image, decisions) is decision}, decision
+        )
 
 
 def _own(run: FolderRun, image: str, decisions: Mapping[str, Decision]) -> Decision:
@@ -190,6 +188,8 @@ def _own(run: FolderRun, image: str, decisions: Mapping[str, Decision]) -> Decis
 
 
 def _draw(run: FolderRun, results: dict[str, Path], decision: Decision) -> None:
+    if not results:
+        return
     if (colours := decision.colours) is None:
         _LOG.warning("the reference has no calibration: the overlays' colours are of this run alone; give --colours")
         colours = colour_range(load_score(path)["map"].numpy() for path in results.values())
