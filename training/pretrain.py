@@ -13,7 +13,6 @@ A run that was stopped goes on with the same command and ``--resume``. ``--push 
 ``adpretrain push runs/large/bundle me/name --private`` later. ``train`` is the method.
 """
 
-import argparse
 import copy
 import logging
 import shlex
@@ -29,6 +28,7 @@ from signal import SIGTERM
 from typing import Any
 
 import torch
+from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
@@ -51,7 +51,7 @@ from training.run.folder import RunFolder
 from training.run.graph import graphed
 from training.run.reporting import Reporter
 from training.run.state import Progress, TrainingState, initialise
-from training.settings import PretrainSettings, parse
+from training.settings import PretrainSettings, parse, settings_of
 
 _LOG = logging.getLogger(__name__)
 
@@ -358,16 +358,15 @@ def _crops(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; see the docstring of the module. Returns the exit code, see ``run_program``."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = ArgumentParser(prog="python -m training.pretrain", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--output", type=Path, required=True, help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="go on with the run in that folder")
     parser.add_argument("--push", metavar="OWNER/NAME", help="push the bundle to the Hub at the end")
     parser.add_argument("--public", action="store_true", help="push to a public repository; private by default")
 
     def run() -> int:
-        args, settings = parse(PretrainSettings, parser, argv)
+        args = parse(PretrainSettings, parser, argv)
+        settings = settings_of(PretrainSettings, args)
         command = shlex.join(["python", "-m", "training.pretrain", *(sys.argv[1:] if argv is None else argv)])
         with distributed.process_group():
             if args.push and distributed.rank() == 0:

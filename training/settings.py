@@ -1,9 +1,8 @@
 """Settings as one dataclass, as flags and as a YAML file; and all those that a pretraining run depends on."""
 
-import argparse
-import contextlib
 import dataclasses
 import json
+import sys
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,11 +10,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
-from adpretrain_hf.cli import Values
 from adpretrain_hf.errors import InputError
 
 Settings = TypeVar("Settings")
+_EMPTY = ("", "null", "~")  # as YAML writes it
 
 
 def setting(default: Any, help: str) -> Any:
@@ -136,14 +136,12 @@ class PretrainSettings:
             raise InputError(f"these are not the settings of a pretraining run of this version: {error}") from error
 
 
-def parse(
-    kind: type[Settings], parser: argparse.ArgumentParser, argv: Sequence[str] | None
-) -> tuple[argparse.Namespace, Settings]:
-    """Reads settings from flags, and from the YAML file of the same names that ``--config`` names; flags win.
+def parse(kind: type[Settings], parser: ArgumentParser, argv: Sequence[str] | None) -> Namespace:
+    """Reads the values of settings from flags, and from the YAML file of the same names after ``--config``; flags win.
 
     ``--batch-size 32``, ``--levels 3 6 9 12``, ``--no-normalize-tokens``, ``--data visa=VisA/``; in the file
-    ``batch-size: 32`` (or ``batch_size``), ``levels: [3, 6, 9, 12]``, ``normalize-tokens: false``, and
-    ``data: {visa: VisA/}``.
+    ``batch_size: 32`` (or ``batch-size``), ``levels: [3, 6, 9, 12]``, ``normalize_tokens: false``, and
+    ``data: {visa: VisA/}``. ``--print_config`` prints such a file.
 
     Args:
         kind: their dataclass.
@@ -151,35 +149,26 @@ def parse(
         argv: the words; those of the command line by default.
 
     Returns:
-        The other flags, and the settings.
+        All values, by name, for ``settings_of``.
 
     Raises:
-        InputError: see the dataclass; or the file cannot be read, or names what is no setting.
+        SystemExit: flags or names that there are not, or values of another kind, which has been printed.
+        InputError: the file cannot be read as one of settings, or a word is no ``name=value``.
     """
-    parser.add_argument("--config", type=Path, help="YAML file of settings, named as the flags; flags win")
     kinds = typing.get_type_hints(kind)
+    parser.add_argument("--config", action="config", help="YAML file of settings, named as the flags; flags win")
     for field in dataclasses.fields(kind):  # type: ignore[arg-type] # which has no name for dataclasses
         default = {} if field.default is dataclasses.MISSING else field.default
-        flag, options = f"--{_flag(field.name)}", {"default": default, "help": field.metadata["help"]}
-        own = kinds[field.name]
-        if own is bool:
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
-        elif typing.get_origin(own) is Mapping:
-            parser.add_argument(flag, nargs="+", metavar="NAME=VALUE", **options)
-        elif typing.get_origin(own) is tuple:
-            several: Any = {"nargs": "+"} if field.name == "data" else {"action": Values}  # a path may have a comma
-            parser.add_argument(flag, type=typing.get_args(own)[0], **several, **options)
-        else:
-            parser.add_argument(flag, type=own, **options)
-    config = parser.parse_known_args(argv)[0].config
-    if config is not None:
-        parser.set_defaults(**_read_config(config, kinds))
-    args = parser.parse_intermixed_args(argv)
-    values = {name: getattr(args, name) for name in kinds}
-    for name, words in values.items():
-        if typing.get_origin(kinds[name]) is Mapping and isinstance(words, list):
-            values[name] = _converted(f"--{_flag(name)}", name, _mapping(_flag(name), words), kinds[name])
-    return args, kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        own: dict[str, Any] = {"type": kinds[field.name]}
+        if kinds[field.name] is bool:
+            own = {"action": ActionYesNo(no_prefix="no-")}
+        parser.add_argument(f"--{_flag(field.name)}", default=default, help=field.metadata["help"], **own)
+    return parser.parse_args(_words(sys.argv[1:] if argv is None else argv, kinds))
+
+
+def settings_of(kind: type[Settings], values: Namespace) -> Settings:
+    """The settings of a kind that are among some values; InputError: see the dataclass."""
+    return kind(**{name: values[name] for name in typing.get_type_hints(kind)})
 
 
 def differing(old: PretrainSettings, new: PretrainSettings) -> Sequence[str]:
@@ -193,18 +182,30 @@ def _flag(name: str) -> str:
     return name.replace("_", "-")
 
 
-def _read_config(file: Path, kinds: dict[str, Any]) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{file} cannot be read as YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{file} holds {content!r:.80}, expected settings such as 'batch-size: 32'")
-    values = {str(name).replace("-", "_"): value for name, value in content.items() if value is not None}
-    unknown = sorted(values.keys() - kinds.keys())
-    if unknown:
-        raise InputError(f"{file} names {unknown}, which are no settings: expected some of {sorted(kinds)}")
-    return {name: _converted(file, name, value, kinds[name]) for name, value in values.items()}
+def _words(argv: Sequence[str], kinds: Mapping[str, Any]) -> list[str]:
+    """The words as jsonargparse takes them: lists and mappings as JSON, and the file before the flags that win."""
+    given: list[tuple[str, list[str]]] = [("", [])]
+    for word in argv:
+        if word.startswith("--"):
+            flag, equals, value = word.partition("=")
+            given.append((flag, [value] if equals else []))
+        else:
+            given[-1][1].append(word)
+    file, words = list[str](), list[str]()
+    for flag, values in given:
+        name = flag[2:].replace("-", "_")
+        kind = typing.get_origin(kinds.get(name))
+        if name == "config":
+            file += [flag, *(_read_config(value, kinds) for value in values)]
+        elif kind is tuple:
+            # A path may have a comma.
+            split = values if name == "data" else [part for value in values for part in value.split(",") if part]
+            words += [flag, json.dumps(split, ensure_ascii=False)]
+        elif kind is Mapping:
+            words += [flag, json.dumps(_mapping(flag, values), ensure_ascii=False)]
+        else:
+            words += [flag, *values] if flag else values
+    return file + words
 
 
 def _mapping(flag: str, words: Sequence[str]) -> dict[str, Any]:
@@ -213,24 +214,24 @@ def _mapping(flag: str, words: Sequence[str]) -> dict[str, Any]:
     for word in words:
         name, _, value = word.partition("=")
         if not name or not value:
-            raise InputError(f"--{flag}: got {word!r}, expected name=value")
+            raise InputError(f"{flag}: got {word!r}, expected name=value")
         group, _, own = name.rpartition(".")
-        (mapping.setdefault(group, {}) if group else mapping)[own] = yaml.safe_load(value) if group else value
+        (mapping.setdefault(group, {}) if group else mapping)[own] = value
     return mapping
 
 
-def _converted(file: Path | str, name: str, value: Any, kind: Any) -> Any:
-    """A value of the file as a flag gives it, numbers for texts included (``resolution: 512``)."""
-    if kind is Any:
-        return value
-    if typing.get_origin(kind) is Mapping and isinstance(value, dict):
-        own = typing.get_args(kind)[1]
-        return {str(key): _converted(file, f"{key} of {name}", one, own) for key, one in value.items()}
-    if typing.get_origin(kind) is tuple:
-        values = value if isinstance(value, list) else [value]
-        return [_converted(file, name, one, typing.get_args(kind)[0]) for one in values]
-    usable = kind in (bool, int, float, str) and isinstance(value, bool) == (kind is bool)
-    with contextlib.suppress(ValueError, TypeError):
-        if usable and not (kind is int and isinstance(value, float) and value != int(value)):
-            return kind(value)
-    raise InputError(f"{file}: {name} is {value!r}, expected {kind.__name__}")
+def _read_config(file: str, kinds: Mapping[str, Any]) -> str:
+    """A YAML file of settings as JSON, all values texts as those of flags; one that stands for a list is one."""
+    try:
+        values = yaml.load(Path(file).read_text(encoding="utf-8"), yaml.BaseLoader)  # noqa: S506 # makes texts alone
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{file} cannot be read as YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{file} holds {values!r:.80}, expected settings such as 'batch_size: 32'")
+    settings = {str(name).replace("-", "_"): value for name, value in values.items() if value not in _EMPTY}
+    if unknown := sorted(settings.keys() - kinds.keys()):
+        raise InputError(f"{file} names {unknown}, which are no settings: expected some of {sorted(kinds)}")
+    for name, value in settings.items():
+        if typing.get_origin(kinds[name]) is tuple and isinstance(value, str):
+            settings[name] = [value]
+    return json.dumps(settings, ensure_ascii=False)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import signal
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 
 from adpretrain_hf import ADPretrainFeatureExtractor
 from adpretrain_hf.bundle import convert
@@ -28,7 +28,7 @@ from training.references import nearest_residuals
 from training.run.folder import RunFolder
 from training.run.graph import graphed
 from training.run.reporting import Reporter
-from training.settings import PretrainSettings, parse
+from training.settings import PretrainSettings, parse, settings_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 
@@ -133,7 +133,7 @@ def test_a_stopped_run_goes_on(flags, tmp_path):
 
     assert main(["--output", str(tmp_path / "whole"), *flags]) == 0
     run = RunFolder(tmp_path / "stopped")
-    settings = parse(PretrainSettings, argparse.ArgumentParser(), flags)[1]
+    settings = settings_of(PretrainSettings, parse(PretrainSettings, ArgumentParser(), flags))
     parts, state = begin(settings, run)
     run.note_start(settings, "")
     with Stopping(run.path, total=100) as reporter:
@@ -167,7 +167,7 @@ def test_no_step_waits_for_the_device(flags, tmp_path, more):
             super().end_steps()
 
     one_shape = ["--references", "4"]  # and so one recording
-    settings = parse(PretrainSettings, argparse.ArgumentParser(), [*flags, *more, *one_shape])[1]
+    settings = settings_of(PretrainSettings, parse(PretrainSettings, ArgumentParser(), [*flags, *more, *one_shape]))
     run = RunFolder(tmp_path / "run")
     parts, state = begin(settings, run)
     with warnings.catch_warnings(record=True) as caught, Watched(run.path, total=100) as reporter:

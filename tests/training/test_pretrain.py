@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import functools
@@ -22,6 +21,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import HfApi
+from jsonargparse import ArgumentError, ArgumentParser
 from safetensors.torch import load_file
 
 from adpretrain_hf import ADPretrainFeatureExtractor
@@ -34,7 +34,7 @@ from tests.tiny import save_tiny
 from tests.training.real_iad_tree import RealIADClass, pack_jsons
 from training import synthetic
 from training.pretrain import main
-from training.settings import PretrainSettings, differing, parse
+from training.settings import PretrainSettings, differing, parse, settings_of
 
 OWNER = next(iter(TOKENS))
 VARIANTS = {"angle": "model.safetensors", "norm": "model.norm.safetensors"}
@@ -434,7 +434,7 @@ def test_errors_are_one_line(flags, tmp_path, capsys):
 
 
 def read(*words: str) -> PretrainSettings:
-    return parse(PretrainSettings, argparse.ArgumentParser(), words)[1]
+    return settings_of(PretrainSettings, parse(PretrainSettings, ArgumentParser(exit_on_error=False), words))
 
 
 def test_no_flags_are_the_defaults():
@@ -461,7 +461,7 @@ def test_flags_of_every_kind():
 
 
 def test_every_flag_has_help():
-    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = ArgumentParser()
     parse(PretrainSettings, parser, [])
     text = parser.format_help()
     for field in dataclasses.fields(PretrainSettings):
@@ -483,17 +483,28 @@ def test_a_yaml_file_holds_settings_and_flags_win(tmp_path):
     ("text", "message"),
     [
         ("epoch: 3", r"run.yaml names \['epoch'\], which are no settings: expected some of \['accumulate'"),
-        ("epochs: many", "run.yaml: epochs is 'many', expected int"),
-        ("epochs: 2.5", "run.yaml: epochs is 2.5, expected int"),
-        ("balanced: 3", "run.yaml: balanced is 3, expected bool"),
-        ("levels: [a]", "run.yaml: levels is 'a', expected int"),
-        ("just text", "run.yaml holds 'just text', expected settings such as 'batch-size: 32'"),
+        ("just text", "run.yaml holds 'just text', expected settings such as 'batch_size: 32'"),
         ("a: [", "run.yaml cannot be read as YAML"),
     ],
 )
 def test_a_yaml_file_with_mistakes_is_refused(tmp_path, text, message):
     (tmp_path / "run.yaml").write_text(text)
     with pytest.raises(InputError, match=message):
+        read("--config", str(tmp_path / "run.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epochs: many", 'epochs".*int.*many'),
+        ("epochs: 2.5", 'epochs".*int.*2.5'),
+        ("balanced: 3", "not boolean: 3"),
+        ("levels: [a]", 'levels".*int.*a'),
+    ],
+)
+def test_values_of_another_kind_in_a_yaml_file_are_named(tmp_path, text, message):
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(ArgumentError, match=f"(?s){message}"):
         read("--config", str(tmp_path / "run.yaml"))
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from adpretrain_hf import ADPretrainConfig
@@ -22,7 +22,7 @@ from training.references import match
 from training.run.folder import RunFolder
 from training.run.reporting import Reporter
 from training.run.state import TrainingState, initialise
-from training.settings import PretrainSettings, parse
+from training.settings import PretrainSettings, parse, settings_of
 
 
 class Recorder(Reporter):
@@ -50,7 +50,7 @@ def start_run(synthetic_set, tiny_folder, tmp_path):
         }
         words = [str(word) for setting in settings.items() for word in setting]
         run = RunFolder(tmp_path / f"run{len(list(tmp_path.iterdir()))}")
-        return *begin(parse(PretrainSettings, argparse.ArgumentParser(), words)[1], run), run
+        return *begin(settings_of(PretrainSettings, parse(PretrainSettings, ArgumentParser(), words)), run), run
 
     return begin_run
 

@@ -1,6 +1,5 @@
 """What is to be evaluated: plans, the cells that they come to, and plan.json in the folder of a run."""
 
-import argparse
 import hashlib
 import itertools
 import json
@@ -9,14 +8,14 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
+from jsonargparse import ArgumentParser
 
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.files import write_text
 from training.evaluation.data import DATA_SETS, category_names, read_category, views
 from training.evaluation.detectors import DETECTORS, PAPER
 from training.evaluation.encoded import FEATURES
-from training.settings import parse, setting
+from training.settings import parse, setting, settings_of
 
 PUBLISHED = "published"
 
@@ -148,11 +147,6 @@ class Plan:
         return self.epochs.get(detector, DETECTORS[detector].epochs)
 
 
-class _Bundle(argparse.Action):
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
-        namespace.bundle = values or namespace.bundle
-
-
 def parse_plan(words: Sequence[str], description: str = "") -> tuple[Plan, str | None]:
     """Reads a plan from the words of the command line, and the YAML file of the same names after ``--config``.
 
@@ -160,23 +154,15 @@ def parse_plan(words: Sequence[str], description: str = "") -> tuple[Plan, str |
         The plan, and the bundle whose card gets the results, if one is named.
 
     Raises:
-        SystemExit: flags that there are not, or values of another kind, which has been printed.
-        InputError: see ``Plan`` and ``training.settings.parse``.
+        SystemExit, InputError: see ``Plan`` and ``training.settings.parse``.
     """
-    parser = argparse.ArgumentParser(
-        "python -m training.evaluate",
-        description=f"{description} Data sets: {', '.join(DATA_SETS)}.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("word", nargs="?", action=_Bundle, metavar="BUNDLE", help="the same as --bundle")
+    about = f"{description} Data sets: {', '.join(DATA_SETS)}."
+    parser = ArgumentParser(prog="python -m training.evaluate", description=about, allow_abbrev=False)
+    parser.add_argument("word", nargs="?", metavar="BUNDLE", help="the same as --bundle")
     parser.add_argument("--export-card", metavar="FOLDER", help="a bundle, whose card gets the results as model-index")
-    parser.add_argument("--print-config", "--print_config", action="store_true", help="print the plan as such a file")
-    args, plan = parse(Plan, parser, words)
-    if args.print_config:
-        print(yaml.safe_dump(json.loads(json.dumps(asdict(plan))), allow_unicode=True, sort_keys=False), end="")
-        parser.exit()
-    return plan, args.export_card
+    values = parse(Plan, parser, words)
+    values.bundle = values.word or values.bundle
+    return settings_of(Plan, values), values.export_card
 
 
 def plan_cells(plan: Plan) -> list[tuple[Cell, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -71,18 +72,31 @@ def test_wrong_values_are_named(values: dict[str, Any], changed: dict[str, Any],
         ({"shot": 8}, r"run.yaml names \['shot'\], which are no settings: expected some of \['batch_size'"),
         ({"bundle": None}, "no bundle given: expected"),
         ({"data": None}, "no data given: expected"),
-        ({"data": "mvtec/"}, "run.yaml: data is 'mvtec/', expected Mapping"),
-        ({"epochs": {"glass": 1.5}}, "run.yaml: glass of epochs is 1.5, expected int"),
-        ({"shots": [1, True]}, "run.yaml: shots is True, expected int"),
-        ({"shots": 1.5}, "run.yaml: shots is 1.5, expected int"),
-        ({"noise": ["a"]}, "run.yaml: noise is 'a', expected float"),
-        ({"set": {"padim": 3}}, "run.yaml: padim of set is 3, expected Mapping"),
         ({"protocol": "quick"}, "protocol is 'quick', expected full or few-shot"),
     ],
 )
-def test_values_of_another_kind_are_named(values: dict[str, Any], changed: dict[str, Any], message: str) -> None:
+def test_names_and_values_that_no_plan_has(values: dict[str, Any], changed: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         plan_of(values, **changed)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"data": "mvtec/"}, "'data'.*Mapping.*mvtec/"),
+        ({"epochs": {"glass": 1.5}}, "'epochs'.*int.*1.5"),
+        ({"shots": [1, True]}, "'shots'.*int.*True"),
+        ({"shots": 1.5}, "'shots'.*int.*1.5"),
+        ({"noise": ["a"]}, "'noise'.*float.*a"),
+        ({"set": {"padim": 3}}, "'set'.*Mapping.*3"),
+    ],
+)
+def test_values_of_another_kind_are_named(
+    values: dict[str, Any], changed: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        plan_of(values, **changed)
+    assert re.search(message, printed_error(capsys))
 
 
 @pytest.mark.parametrize(
@@ -153,33 +167,32 @@ def test_files_that_are_no_plan(tmp_path: Path) -> None:
         parse_plan(["--config", str(file)])
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("--data mvtecad", "--data: got 'mvtecad', expected name=value"),
-        ("--data =tree", "--data: got '=tree', expected name=value"),
-        ("--set padim=3", "--set: padim of set is '3', expected Mapping"),
-        ("--epochs glass=many", "--epochs: glass of epochs is 'many', expected int"),
-    ],
-)
-def test_mappings_of_another_kind_are_named(words: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        parse_plan(["--bundle=b", "--output=run", "--data=mvtecad=tree", *words.split()])
+@pytest.mark.parametrize("word", ["mvtecad", "=tree", "mvtecad="])
+def test_words_that_are_no_mapping_are_named(word: str) -> None:
+    with pytest.raises(InputError, match=f"--data: got '{word}', expected name=value"):
+        parse_plan(["--bundle=b", "--output=run", "--data", word])
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--shots 1 two", "argument --shots: invalid literal for int() with base 10: 'two'"),
-        ("--shot 1", "unrecognized arguments: --shot"),
-        ("--bundle b c d", "unrecognized arguments: d"),
+        ("--set padim=3", "'set'.*Mapping.*3"),
+        ("--epochs glass=many", "'epochs'.*int.*many"),
+        ("--shots 1 two", "'shots'.*int.*two"),
+        ("--shot 1", "nrecognized arguments: --shot"),
+        ("--bundle b c d", "nrecognized arguments: d"),
         ("--config", "argument --config: expected one argument"),
     ],
 )
 def test_words_of_another_kind_are_named(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         parse_plan(["--bundle=b", "--output=run", "--data=mvtecad=tree", *words.split()])
-    assert f"error: {message}" in capsys.readouterr().err
+    assert re.search(message, printed_error(capsys))
+
+
+def printed_error(capsys: pytest.CaptureFixture[str]) -> str:
+    """The message on one line; which quotes stand in it differs between jsonargparse's releases."""
+    return " ".join(capsys.readouterr().err.partition("error:")[2].split()).replace('"', "'")
 
 
 def test_help_tells_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,7 +202,7 @@ def test_help_tells_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     assert "A program. Data sets: mvtecad, visa," in text
     for one in fields(Plan):
         assert f"--{one.name.replace('_', '-')} " in text
-    assert "numbers of reference images (default: (8,))" in text
+    assert re.search(r"numbers of reference images \(type: tuple\[int, .*default: \(8,\)\)", text)
 
 
 # Cells
