@@ -24,6 +24,7 @@ from adpretrain_hf.images.tiles import Tiles, Windows
 from adpretrain_hf.images.transfer import to_device
 
 MAX_ASPECT_RATIO = 20
+_AHEAD = 16 * THREADS  # images that go into one batch anyway: no thread waits for one that is large
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Preprocessor:
             InputError: nothing to prepare, or (with ``resize_mode="resize"``) images of different shapes.
             ImageError: an image is missing, unreadable or of a kind that is not supported.
         """
-        prepared = list(prepare_ahead(self.prepare, named_sources(images)[0], 2 * THREADS))
+        prepared = list(prepare_ahead(self.prepare, named_sources(images)[0], _AHEAD))
         if not prepared:
             raise InputError("no images were given: expected at least one")
         shapes = sorted({tuple(image.pixels.shape) for image in prepared})
@@ -128,8 +129,7 @@ class Preprocessor:
         width, height = picture.size
         self._check_size(width, height, name)
         image, box = self._fit(picture)
-        pixels = to_pixels(image).contiguous()
-        return PreparedImage(pixels, name, (height, width), box, self.config.mean, self.config.std, category)
+        return PreparedImage(to_pixels(image), name, (height, width), box, self.config.mean, self.config.std, category)
 
     def prepare_windows(
         self,
@@ -160,12 +160,13 @@ class Preprocessor:
         if grid:
             windows.check_grid(name, grid)
         size, (mean, std) = (height, width), (self.config.mean, self.config.std)
-        identity = PreparedImage(to_pixels(image), name, size, (0, 0, *size), mean, std).digest
+        whole = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        identity = PreparedImage(whole, name, size, (0, 0, *size), mean, std).digest
         prepared = []
         for place, box in enumerate(windows.boxes):
             top, left, rows, columns = box
             part = Picture.whole(image.crop((left, top, left + columns, top + rows)))
-            pixels = to_pixels(self._resize(part)[0]).contiguous()
+            pixels = to_pixels(self._resize(part)[0])
             prepared.append(PreparedImage(pixels, name, size, box, mean, std, category, windows, place, identity))
         return prepared
 
@@ -255,8 +256,11 @@ def digests(batch: Sequence[PreparedImage]) -> list[str]:
 
 
 def to_pixels(image: Image.Image) -> Tensor:
-    """An RGB image as a tensor (3, H, W), uint8."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # a copy: PIL's memory is read-only
+    """An RGB image as a tensor (3, H, W), uint8.
+
+    Copied by numpy: PyTorch would start threads of its own for each thread that decodes.
+    """
+    return torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
