@@ -4,7 +4,7 @@
 
 Training images are those that training/synthetic draws, at RealIAD's resolutions. JPEGs that are prepared exactly and
 with ``decode="fast"``, in turn, are the photographs of tests/photos, side by side: as they are, with about as much
-detail as a JPEG can have, and enlarged twofold, as a lens that is not quite sharp shows them. A network input of 224 px.
+detail as a JPEG can have, and enlarged twofold, as a lens that is not quite sharp shows them. Networks of 224 px.
 """
 
 from __future__ import annotations
