@@ -123,6 +123,7 @@ def test_confidence_and_borderline_in_closed_form() -> None:
     assert calibration.threshold() == 3.0
     assert calibration.scale == pytest.approx(spread)
     assert calibration.confidence(4.0) == pytest.approx(1 / (1 + math.exp(-1 / spread)))
+    assert calibration.confidence(4.0, 0.2) == 0.5  # whose threshold it is
     assert [calibration.is_borderline(score) for score in (1.8, 1.9, 4.1, 4.2)] == [False, True, True, False]
     assert [calibration.is_borderline(score, band=0.5) for score in (2.4, 2.5, 3.5, 3.6)] == [False, True, True, False]
 

@@ -86,7 +86,7 @@ class Decision:
             "score": score,
             "p_value": calibration.p_value(score),
             "decision": "anomalous" if calibration.is_anomalous(score, self.false_alarms) else "normal",
-            "confidence": calibration.confidence(score),
+            "confidence": calibration.confidence(score, self.false_alarms),
         }
 
     def about(self) -> dict[str, Any]:

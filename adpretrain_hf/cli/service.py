@@ -118,8 +118,8 @@ class Service:
         score, calibration = scored.score, scored.judgement.calibration
         if calibration is None:
             return {"score": score}
-        anomalous = calibration.is_anomalous(score, self._args.false_alarms)
-        confidence = calibration.confidence(score)
+        alpha = self._args.false_alarms
+        anomalous, confidence = calibration.is_anomalous(score, alpha), calibration.confidence(score, alpha)
         return {"score": score, "p_value": calibration.p_value(score), "anomalous": anomalous, "confidence": confidence}
 
     def _is_final(self, one: Arrival, error: BaseException | None) -> bool:

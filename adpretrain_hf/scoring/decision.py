@@ -100,13 +100,13 @@ class Calibration:
         """Whether a score lies within ``band`` times ``scale`` of the threshold, on either side: one to look at."""
         return abs(score - self.threshold(alpha)) <= band * self.scale
 
-    def confidence(self, score: float) -> float:
+    def confidence(self, score: float, alpha: float | None = None) -> float:
         """How clearly a score is anomalous, from 0 to 1, comparable between products.
 
-        ``sigmoid((score - t) / scale)``, 0.5 at the threshold t of ``false_alarms``. It is no probability of a defect:
+        ``sigmoid((score - t) / scale)``, 0.5 at the threshold t of alpha. It is no probability of a defect:
         nothing is known of how often there are any.
         """
-        return 0.5 * (1 + math.tanh((score - self.threshold()) / self.scale / 2))
+        return 0.5 * (1 + math.tanh((score - self.threshold(alpha)) / self.scale / 2))
 
     @property
     def outliers(self) -> int:

@@ -47,7 +47,7 @@ class AnomalyScores:
 
     @property
     def confidence(self) -> Tensor:
-        """(B,), float64, 0.5 at the threshold; see ``Calibration.confidence``."""
+        """(B,), float64, 0.5 at the threshold of ``false_alarms``; see ``Calibration.confidence``."""
         return torch.tensor([own.confidence(score) for own, score in self._pairs()], dtype=torch.float64)
 
     def is_anomalous(self, alpha: float | None = None) -> Tensor:

@@ -440,7 +440,9 @@ def test_scores_are_decided_by_the_calibration(
         rows = list(csv.DictReader(file))
     assert [row["decision"] == "anomalous" for row in rows] == expected
     assert [float(row["p_value"]) for row in rows] == pytest.approx(result.p_values.tolist())
-    assert [float(row["confidence"]) for row in rows] == pytest.approx(result.confidence.tolist(), abs=1e-5)
+    assert [float(row["confidence"]) for row in rows] == pytest.approx(
+        [calibration.confidence(score, 0.4) for score in result.scores.tolist()], abs=1e-5
+    )
     report = json.loads((out / "scores.json").read_text(encoding="utf-8"))
     assert report["decision"] == {
         "false_alarms": 0.4,
