@@ -248,13 +248,13 @@ def open_real_iad(
         MissingPathError: no such folder or repository.
         InputError: what is there is incomplete, damaged or contradicts itself; or the Hub does not give it.
     """
-    root = Path(os.path.abspath(source))
-    files: RepositoryFiles | None = None
-    if root.is_dir():
+    root, files = Path(os.path.abspath(source)), None
+    if not root.is_dir():
+        files, root = _repository(str(source), token)
+    if files is None or files.names is None:
         release, layout = layout_of_folder(root)
     else:
-        files, release, layout = _repository(str(source), token)
-        root = files.file(release.archive).parent
+        release, layout = _layout_of(files.names, source)
     if not layout:
         raise InputError(
             f"no RealIAD in {source}: expected folders such as realiad_512 with a folder or a zip for each class, and "
@@ -273,30 +273,26 @@ def open_real_iad(
     return Source(sorted(layout[resolution]), load)
 
 
-def _repository(repo_id: str, token: str | bool | None) -> tuple[RepositoryFiles, Release, Layout]:
-    """A repository's files, its jsons downloaded, which release it is and which classes it has."""
+def _repository(repo_id: str, token: str | bool | None) -> tuple[RepositoryFiles, Path]:
+    """A repository's files, and the folder that its jsons, of whichever release, were downloaded to."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise MissingPathError(f"no RealIAD at {repo_id}: neither a folder nor the id of a repository") from error
-    files, release = _open(repo_id, token)
-    if files.names is not None:
-        return files, *_layout_of(files.names, repo_id)
-    _LOG.warning("the Hub cannot be asked what %s holds: taking the classes that are cached as all", repo_id)
-    return files, *layout_of_folder(files.file(release.archive).parent)
-
-
-def _open(repo_id: str, token: str | bool | None) -> tuple[RepositoryFiles, Release]:
-    """Opens a repository by the jsons of whichever release it has."""
+    options: dict[str, Any] = {"token": token, "repo_type": "dataset", "contents": "RealIAD"}
     errors = []
     for release in RELEASES.values():
         try:
-            options: dict[str, Any] = {"probe": release.archive, "repo_type": "dataset", "contents": "RealIAD"}
-            files = RepositoryFiles(repo_id, token=token, **options)
-            files.file(release.archive)
-            return files, release
+            files = RepositoryFiles(repo_id, probe=release.archive, **options)
+            root = files.file(release.archive).parent
         except BundleError as error:
             if not isinstance(error.__cause__, EntryNotFoundError):
                 raise
             errors.append(error)
+        else:
+            if files.names is None:
+                _LOG.warning(
+                    "the Hub cannot be asked what %s holds: taking the classes that are cached as all", repo_id
+                )
+            return files, root
     raise errors[0]
