@@ -180,7 +180,7 @@ def begin(settings: PretrainSettings, run: RunFolder) -> tuple[Parts, TrainingSt
     state = TrainingState(settings, run.checkpoint, extractor.projectors, images=images, data=digest)
     parts = prepare(settings, run, extractor, data)
     if state.is_new:
-        state.begin(*measure(parts))
+        state.centers, state.progress.residual_scale = measure(parts)
     extractor.config = extractor.config.replace(residual_scale=tuple(state.progress.residual_scale))
     extractor.projectors = state.weights  # those that are judged; the state trains its own
     if state.is_new and distributed.rank() == 0:
@@ -303,41 +303,35 @@ def on_device(
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
     if stream is not None:
         stream.wait_stream(torch.cuda.current_stream(device))  # the references may be on their way yet
-    waiting: tuple[Batch, list[Tensor]] | None = None
+    waiting: list[tuple[Batch, list[Tensor]]] = []
     for batch in batches:
         with torch.cuda.stream(stream):
             own = (to_device(tensor, device, tensor.dtype) for tensor in (batch.images, batch.augmentations))
-            coming = batch, [*own, *references.gather(batch.references)]
-        if waiting is not None:
-            yield waiting
+            inputs = [*own, *references.gather(batch.references)]
+        yield from waiting
         if stream is not None:
             torch.cuda.current_stream(device).wait_stream(stream)
-            for tensor in coming[1]:
+            for tensor in inputs:
                 tensor.record_stream(torch.cuda.current_stream(device))
-        waiting = coming
-    if waiting is not None:
-        yield waiting
+        waiting = [(batch, inputs)]
+    yield from waiting
 
 
 def compiled(parts: Parts, state: TrainingState) -> list[Any]:
     """What makes views, encodes and projects: compiled on request, gradients exchanged between processes."""
-    project: nn.Module = state.projectors
-    if distributed.world_size() > 1:
-        project = DistributedDataParallel(state.projectors, gradient_as_bucket_view=True)
-    functions: list[Any] = [augment, _frozen(parts).encode, project]
-    return [torch.compile(one, dynamic=False) for one in functions] if parts.settings.compile else functions
-
-
-def _frozen(parts: Parts) -> ADPretrainFeatureExtractor:
-    """An extractor whose matrices are in autocast's precision already, for it casts frozen ones at every step."""
     extractor = parts.extractor
-    if parts.settings.precision == "float32":
-        return extractor
-    backbone = copy.deepcopy(extractor.backbone)
-    for module in backbone.modules():
-        if isinstance(module, nn.Linear):
-            module.to(torch.bfloat16)
-    return ADPretrainFeatureExtractor(extractor.config, backbone, extractor.projectors, extractor.variant)
+    project: nn.Module = state.projectors
+    if parts.settings.precision != "float32":
+        # In autocast's precision already: it would cast frozen matrices at every step.
+        backbone = copy.deepcopy(extractor.backbone)
+        for module in backbone.modules():
+            if isinstance(module, nn.Linear):
+                module.to(torch.bfloat16)
+        extractor = ADPretrainFeatureExtractor(extractor.config, backbone, extractor.projectors, extractor.variant)
+    if distributed.world_size() > 1:
+        project = DistributedDataParallel(project, gradient_as_bucket_view=True)
+    functions: list[Any] = [augment, extractor.encode, project]
+    return [torch.compile(one, dynamic=False) for one in functions] if parts.settings.compile else functions
 
 
 def _crops(
@@ -368,13 +362,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         args, settings = parse(PretrainSettings, parser, argv)
+        private = None if args.public else True
         command = shlex.join(["python", "-m", "training.pretrain", *(sys.argv[1:] if argv is None else argv)])
         with distributed.process_group():
-            if args.push and distributed.rank() == 0:
-                check_rights(args.push, private=None if args.public else True)
+            pushes = args.push and distributed.rank() == 0
+            if pushes:
+                check_rights(args.push, private=private)
             signal = pretrain(settings, args.output, resume=args.resume, command=command)
-            if args.push and not signal and distributed.rank() == 0:
-                pusher = BundlePusher(RunFolder(args.output).bundle, args.push, private=None if args.public else True)
+            if pushes and not signal:
+                pusher = BundlePusher(RunFolder(args.output).bundle, args.push, private=private)
                 print(pusher.push("Upload pretrained projectors"))
         return 128 + signal if signal else 0
 

@@ -206,16 +206,15 @@ def _stem(path: Path, below: Path) -> str:
 
 def _refuse_relatives(base: Path) -> None:
     """Data sets of the same makers that look like MVTecAD, and are not."""
-    if (base / "test_public").is_dir():
-        raise InputError(
-            f"{base} is of MVTec AD 2 (it has test_public), which is not read: its masks lie in test_public. Bring it "
-            "into the layout of 'folder': train/good, test/<kind> and ground_truth/<kind>"
-        )
-    if (base / "test/logical_anomalies").is_dir():
-        raise InputError(
-            f"{base} is of MVTec LOCO (it has test/logical_anomalies), which is not read: an image has several masks "
-            "there, and a metric of its own. Bring it into the layout of 'folder', with one mask for each image"
-        )
+    for sign, name, why in (
+        ("test_public", "MVTec AD 2", "its masks lie in test_public"),
+        ("test/logical_anomalies", "MVTec LOCO", "an image has several masks there, and a metric of its own"),
+    ):
+        if (base / sign).is_dir():
+            raise InputError(
+                f"{base} is of {name} (it has {sign}), which is not read: {why}. Bring it into the layout of 'folder': "
+                "train/good, test/<kind> and ground_truth/<kind>, with one mask for each image"
+            )
 
 
 def _visa_row(root: Path, row: Mapping[str, str]) -> Row:

@@ -152,13 +152,10 @@ class Samples(data.Dataset[Any]):
 
 def collate(rule: str, patch_size: int, samples: Sequence[Sample]) -> Batch:
     """Puts samples together and labels their patches by a rule of ``LABELS``."""
-    return Batch(
-        images=torch.stack([sample.image for sample in samples]),
-        augmentations=torch.stack([sample.augmentation for sample in samples]),
-        labels=LABELS[rule](torch.stack([sample.mask for sample in samples]), patch_size),
-        references=torch.stack([sample.references for sample in samples]),
-        unreadable=[sample.unreadable for sample in samples if sample.unreadable],
-    )
+    images, masks, augmentations, references, unreadable = zip(*samples, strict=True)
+    labels = LABELS[rule](torch.stack(masks), patch_size)
+    stacked = torch.stack(images), torch.stack(augmentations), labels, torch.stack(references)
+    return Batch(*stacked, unreadable=[message for message in unreadable if message])
 
 
 def epoch_batches(

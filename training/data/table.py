@@ -25,22 +25,9 @@ from torch import Tensor
 from adpretrain_hf.errors import ImageError, InputError, MissingPathError
 from adpretrain_hf.images import PreparedImage, Preprocessor, decode_image
 
-FEATURES = Features(
-    {
-        "image": datasets.Image(decode=False),
-        "mask": datasets.Image(decode=False),
-        "category": Value("string"),
-        "view": Value("string"),
-        "anomaly_class": Value("string"),
-        "is_anomalous": Value("bool"),
-        "is_good": Value("bool"),
-        "sample": Value("string"),
-    }
-)
-
 
 class Row(NamedTuple):
-    """One image, whose columns are those of ``FEATURES``.
+    """One image, and the columns of its table.
 
     Attributes:
         image, mask: paths, or ``zip://<member>::<zip>``; the mask is None where there is no defect.
@@ -60,6 +47,12 @@ class Row(NamedTuple):
     is_anomalous: bool
     is_good: bool
     sample: str
+
+
+FEATURES = Features(
+    {name: datasets.Image(decode=False) for name in ("image", "mask")}
+    | {name: Value("bool" if name.startswith("is_") else "string") for name in Row._fields[2:]}
+)
 
 
 class Source(NamedTuple):

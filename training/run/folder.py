@@ -1,5 +1,6 @@
 """The folder of a run: settings, checkpoint, the best weights so far, metrics, and at the end the bundle."""
 
+import contextlib
 import copy
 import json
 import platform
@@ -120,10 +121,8 @@ def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
     found = {"python": platform.python_version(), "adpretrain-hf": __version__}
     for name in _VERSIONS:
-        try:
+        with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found
 
 

@@ -38,7 +38,8 @@ class TrainingState:
 
     Attributes:
         progress: where the run stands.
-        centers: (L, C), the normal centres, on the device; set by ``begin``.
+        centers: (L, C), the normal centres, on the device; to be set before the first step of a new run, as is the
+            residuals' scale in ``progress``.
         is_new: whether there was no checkpoint.
 
     Raises:
@@ -72,10 +73,6 @@ class TrainingState:
                     "other images, or other names. Give those, or another --output"
                 )
         self._last_checkpoint = self._clock = time.monotonic()
-
-    def begin(self, centers: Tensor, scale: list[float]) -> None:
-        """Fixes what was measured before the first step of a new run."""
-        self.centers, self.progress.residual_scale = centers.to(self._device), scale
 
     @property
     def weights(self) -> Projectors:
@@ -155,13 +152,9 @@ class TrainingState:
             state = {number: _below(tensors, f"optimizer.{number}.") for number in numbers}
             self._optimizer.load_state_dict(self._optimizer.state_dict() | {"state": state})
             self.progress = Progress(**json.loads(about[_FORMAT])["progress"])
-            self.centers = tensors["centers"].to(self._device)
+            self.centers = tensors["centers"].to(next(self.projectors.parameters()).device)
         except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
             raise InputError(f"{self._checkpoint} is not a checkpoint of this run: {error}") from error
-
-    @property
-    def _device(self) -> torch.device:
-        return next(self.projectors.parameters()).device
 
 
 @dataclass
