@@ -230,10 +230,8 @@ def prepare(
         data.positions,
         extractor.config,
         pool,
-        seed=settings.seed,
-        paint_defects=settings.paint_defects,
-        plain_first=settings.plain_first,
-        crops=_crops(settings, extractor.config.image_size, cache / f"crops-{digest}.bin", keys, data),
+        settings,
+        _crops(settings, extractor.config.image_size, cache / f"crops-{digest}.bin", keys, data),
     )
     references = ReferencePatches(
         extractor,
@@ -270,10 +268,7 @@ def load_batches(
     def batches_of(epoch: int) -> list[list[Item]]:
         return epoch_batches(
             parts.data.epoch_positions(settings.seed, epoch),
-            batch_size=settings.batch_size,
-            references=settings.references,
-            accumulate=settings.accumulate,
-            seed=settings.seed,
+            settings,
             epoch=epoch,
             first_step=progress.step if epoch == progress.epoch else 0,
             rank=distributed.rank(),
