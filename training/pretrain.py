@@ -225,14 +225,8 @@ def prepare(
     pool = ReferencePool(*columns, among=data.positions, pool_size=settings.pool_size or None, seed=settings.seed)
     cache, digest = Path(settings.cache_folder or run.cache), data.digest()[:16]
     keys = content_keys(data.dataset["image"])
-    samples = Samples(
-        data.dataset,
-        data.positions,
-        extractor.config,
-        pool,
-        settings,
-        _crops(settings, extractor.config.image_size, cache / f"crops-{digest}.bin", keys, data),
-    )
+    crops = _crops(settings, extractor.config.image_size, cache / f"crops-{digest}.bin", keys, data)
+    samples = Samples(data.dataset, data.positions, extractor.config, pool, settings, crops)
     references = ReferencePatches(
         extractor,
         samples.load_normal,
@@ -333,13 +327,14 @@ def _crops(
     settings: PretrainSettings, size: int, file: Path, keys: Sequence[str], data: TrainingData
 ) -> tuple[SlotFile, list[str]] | None:
     """Where decoded crops are kept, if they take at most half of the disk's free room."""
+    if not settings.cache_crops:
+        return None
     file.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(file.parent).free + (file.stat().st_blocks * 512 if file.exists() else 0)
     needed = 4 * size**2 * len(data.positions)
-    if not settings.cache_crops or distributed.anyone(needed > free / 2):
-        if settings.cache_crops:
-            sizes = f"{needed / 1e9:.3g} GB, more than half of {free / 1e9:.3g} GB that are free"
-            _LOG.warning("every epoch decodes its images anew: their crops would take %s", sizes)
+    if distributed.anyone(needed > free / 2):
+        sizes = f"{needed / 1e9:.3g} GB, more than half of {free / 1e9:.3g} GB that are free"
+        _LOG.warning("every epoch decodes its images anew: their crops would take %s", sizes)
         return None
     both = [f"{image} {mask}" for image, mask in zip(keys, content_keys(data.dataset["mask"]), strict=True)]
     return SlotFile(file, identity="crops 1", slots=len(keys), shape=(4, size, size), dtype=torch.uint8), both

@@ -175,10 +175,7 @@ def _row(image: Path, mask: Path | None, category: str, kind: str, is_anomalous:
 def _paired_masks(base: Path, test: Sequence[Path], normal: str = "good") -> dict[Path, Path]:
     """The mask of each anomalous test image: ``<stem>_mask`` or ``<stem>`` at the same place in ``ground_truth``.
 
-    Args:
-        base: with ``test`` and ``ground_truth`` in it.
-        test: all images in ``test``.
-        normal: the folder in ``test`` whose images have none.
+    Of the images of ``test``, those in its folder ``normal`` have none.
 
     Raises:
         InputError: an anomalous image without a mask, a mask without an image, or images of one stem, which would share

@@ -160,14 +160,9 @@ def _row(entry: dict[str, Any], category: str) -> Row:
 
 
 def _unusable(rows: Sequence[Row], place: str, names: Set[str], below: Path, *, strict: bool) -> set[str]:
-    """Images of a json whose files are absent or contradict it, see ``rows_of_class``.
+    """Images of the json at ``place`` that are absent from the ``names`` in ``below`` or contradicted by them.
 
-    Args:
-        rows: the images.
-        place: of the json, for errors.
-        names: of all files that are there.
-        below: where they lie, for errors.
-        strict: raise InputError instead.
+    Where it is strict, they are an error, see ``rows_of_class``.
     """
     marked = [row.image for row in rows if row.is_anomalous and row.is_good]
     refuse(marked, f"images are normal (below OK) but have a mask in {place}", "get it again")
@@ -232,11 +227,10 @@ def open_real_iad(
 ) -> Source:
     """Opens RealIAD or Real-IAD Variety: its classes in order, and the table of some, by class and then by name.
 
-    Columns: ``image`` and ``mask`` (``Image(decode=False)``: see ``read_encoded`` and ``read_mask``; the mask is None
-    where there is none), ``category``, ``view`` (``"C1"`` to ``"C5"``), ``anomaly_class`` (of the json: ``"OK"`` or
-    such as ``"AK"``), ``is_anomalous``, ``is_good`` (below ``OK``: of an undamaged part) and ``sample`` (``"S0001"``;
-    counted anew in ``OK`` and each ``NG/<code>``). An image is anomalous only if it has a mask: not every view of a
-    damaged sample shows the damage. Of a repository only the zips of classes that are loaded are downloaded.
+    Columns: see ``Row``. The ``view`` is ``"C1"`` to ``"C5"``, the ``anomaly_class`` that of the json (``"OK"`` or such
+    as ``"AK"``); ``is_good`` is what lies below ``OK``, and a ``sample`` is such as ``"S0001"``, counted anew in ``OK``
+    and each ``NG/<code>``. An image is anomalous only if it has a mask: not every view of a damaged sample shows the
+    damage. Of a repository only the zips of classes that are loaded are downloaded.
 
     Args:
         source: a folder, or the id of a dataset repository on the Hub.
