@@ -154,15 +154,9 @@ def _directions(features: Tensor, center: Tensor | None) -> Tensor:
 
 
 def _log_sums(anomalous: Tensor, normal: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Sums of the rows' logsumexps of their similarities to the rows of the other label.
+    """Sums of the logsumexps of this process's anomalous rows (A, C) against all normal rows (M, C), and the reverse.
 
-    Args:
-        anomalous: (A, C), this process's part of them.
-        normal: (M, C), all.
-        temperature: divides the similarities.
-
-    Returns:
-        The sum over these anomalous rows, and the sum over all normal rows, to the anomalous rows of all processes.
+    The second sum is over the normal rows, against the anomalous rows of all processes.
     """
     blocks, compare = anomalous.split(max(1, _BLOCK // len(normal))), _similarity_log_sums
     if len(blocks) > 1:
