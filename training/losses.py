@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from adpretrain_hf.images import to_device
 from adpretrain_hf.matching import to_rows
-from training.run.distributed import exchange_rows, gather_rows, own_part, rank, sum_of_all, world_size
+from training.run.distributed import exchange_rows, gather_rows, rank, sum_of_all, world_size
 
 _MIN_LENGTH = 1e-6  # a shorter vector has no direction, only rounding errors
 _BLOCK = 2**24  # similarities at a time: 64 MB in float32
@@ -57,7 +57,8 @@ def angle_loss(views: Tensor, rows: "Rows", center: Tensor | None, temperature: 
             return 0 * unit.sum()
         of_all = exchange_rows(unit.transpose(0, 1))  # (P N, 2, C)
         anomalous, normal = (of_all.index_select(0, index).flatten(0, 1) for index in (rows.anomalous, rows.normal))
-        to_normal, to_anomalous = _log_sums(own_part(anomalous), normal, temperature)
+        own = anomalous.tensor_split(world_size())[rank()]
+        to_normal, to_anomalous = _log_sums(own, normal, temperature)
         positive = ((unit[0] * unit[1]).sum(dim=1) * rows.counted).sum() / temperature
         return sum_of_all(to_normal / 2 - positive) / rows.number + to_anomalous / (2 * rows.number)
 
@@ -153,15 +154,9 @@ def _directions(features: Tensor, center: Tensor | None) -> Tensor:
 
 
 def _log_sums(anomalous: Tensor, normal: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Sums of the rows' logsumexps of their similarities to the rows of the other label.
+    """Sums of the logsumexps of this process's anomalous rows (A, C) against all normal rows (M, C), and the reverse.
 
-    Args:
-        anomalous: (A, C), this process's part of them.
-        normal: (M, C), all.
-        temperature: divides the similarities.
-
-    Returns:
-        The sum over these anomalous rows, and the sum over all normal rows, to the anomalous rows of all processes.
+    The second sum is over the normal rows, against the anomalous rows of all processes.
     """
     blocks, compare = anomalous.split(max(1, _BLOCK // len(normal))), _similarity_log_sums
     if len(blocks) > 1:

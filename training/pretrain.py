@@ -180,7 +180,7 @@ def begin(settings: PretrainSettings, run: RunFolder) -> tuple[Parts, TrainingSt
     state = TrainingState(settings, run.checkpoint, extractor.projectors, images=images, data=digest)
     parts = prepare(settings, run, extractor, data)
     if state.is_new:
-        state.begin(*measure(parts))
+        state.centers, state.progress.residual_scale = measure(parts)
     extractor.config = extractor.config.replace(residual_scale=tuple(state.progress.residual_scale))
     extractor.projectors = state.weights  # those that are judged; the state trains its own
     if state.is_new and distributed.rank() == 0:
@@ -225,16 +225,8 @@ def prepare(
     pool = ReferencePool(*columns, among=data.positions, pool_size=settings.pool_size or None, seed=settings.seed)
     cache, digest = Path(settings.cache_folder or run.cache), data.digest()[:16]
     keys = content_keys(data.dataset["image"])
-    samples = Samples(
-        data.dataset,
-        data.positions,
-        extractor.config,
-        pool,
-        seed=settings.seed,
-        paint_defects=settings.paint_defects,
-        plain_first=settings.plain_first,
-        crops=_crops(settings, extractor.config.image_size, cache / f"crops-{digest}.bin", keys, data),
-    )
+    crops = _crops(settings, extractor.config.image_size, cache / f"crops-{digest}.bin", keys, data)
+    samples = Samples(data.dataset, data.positions, extractor.config, pool, settings, crops)
     references = ReferencePatches(
         extractor,
         samples.load_normal,
@@ -270,10 +262,7 @@ def load_batches(
     def batches_of(epoch: int) -> list[list[Item]]:
         return epoch_batches(
             parts.data.epoch_positions(settings.seed, epoch),
-            batch_size=settings.batch_size,
-            references=settings.references,
-            accumulate=settings.accumulate,
-            seed=settings.seed,
+            settings,
             epoch=epoch,
             first_step=progress.step if epoch == progress.epoch else 0,
             rank=distributed.rank(),
@@ -303,54 +292,49 @@ def on_device(
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
     if stream is not None:
         stream.wait_stream(torch.cuda.current_stream(device))  # the references may be on their way yet
-    waiting: tuple[Batch, list[Tensor]] | None = None
+    waiting: list[tuple[Batch, list[Tensor]]] = []
     for batch in batches:
         with torch.cuda.stream(stream):
             own = (to_device(tensor, device, tensor.dtype) for tensor in (batch.images, batch.augmentations))
-            coming = batch, [*own, *references.gather(batch.references)]
-        if waiting is not None:
-            yield waiting
+            inputs = [*own, *references.gather(batch.references)]
+        yield from waiting
         if stream is not None:
             torch.cuda.current_stream(device).wait_stream(stream)
-            for tensor in coming[1]:
+            for tensor in inputs:
                 tensor.record_stream(torch.cuda.current_stream(device))
-        waiting = coming
-    if waiting is not None:
-        yield waiting
+        waiting = [(batch, inputs)]
+    yield from waiting
 
 
 def compiled(parts: Parts, state: TrainingState) -> list[Any]:
     """What makes views, encodes and projects: compiled on request, gradients exchanged between processes."""
-    project: nn.Module = state.projectors
-    if distributed.world_size() > 1:
-        project = DistributedDataParallel(state.projectors, gradient_as_bucket_view=True)
-    functions: list[Any] = [augment, _frozen(parts).encode, project]
-    return [torch.compile(one, dynamic=False) for one in functions] if parts.settings.compile else functions
-
-
-def _frozen(parts: Parts) -> ADPretrainFeatureExtractor:
-    """An extractor whose matrices are in autocast's precision already, for it casts frozen ones at every step."""
     extractor = parts.extractor
-    if parts.settings.precision == "float32":
-        return extractor
-    backbone = copy.deepcopy(extractor.backbone)
-    for module in backbone.modules():
-        if isinstance(module, nn.Linear):
-            module.to(torch.bfloat16)
-    return ADPretrainFeatureExtractor(extractor.config, backbone, extractor.projectors, extractor.variant)
+    project: nn.Module = state.projectors
+    if parts.settings.precision != "float32":
+        # In autocast's precision already: it would cast frozen matrices at every step.
+        backbone = copy.deepcopy(extractor.backbone)
+        for module in backbone.modules():
+            if isinstance(module, nn.Linear):
+                module.to(torch.bfloat16)
+        extractor = ADPretrainFeatureExtractor(extractor.config, backbone, extractor.projectors, extractor.variant)
+    if distributed.world_size() > 1:
+        project = DistributedDataParallel(project, gradient_as_bucket_view=True)
+    functions: list[Any] = [augment, extractor.encode, project]
+    return [torch.compile(one, dynamic=False) for one in functions] if parts.settings.compile else functions
 
 
 def _crops(
     settings: PretrainSettings, size: int, file: Path, keys: Sequence[str], data: TrainingData
 ) -> tuple[SlotFile, list[str]] | None:
     """Where decoded crops are kept, if they take at most half of the disk's free room."""
+    if not settings.cache_crops:
+        return None
     file.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(file.parent).free + (file.stat().st_blocks * 512 if file.exists() else 0)
     needed = 4 * size**2 * len(data.positions)
-    if not settings.cache_crops or distributed.anyone(needed > free / 2):
-        if settings.cache_crops:
-            sizes = f"{needed / 1e9:.3g} GB, more than half of {free / 1e9:.3g} GB that are free"
-            _LOG.warning("every epoch decodes its images anew: their crops would take %s", sizes)
+    if distributed.anyone(needed > free / 2):
+        sizes = f"{needed / 1e9:.3g} GB, more than half of {free / 1e9:.3g} GB that are free"
+        _LOG.warning("every epoch decodes its images anew: their crops would take %s", sizes)
         return None
     both = [f"{image} {mask}" for image, mask in zip(keys, content_keys(data.dataset["mask"]), strict=True)]
     return SlotFile(file, identity="crops 1", slots=len(keys), shape=(4, size, size), dtype=torch.uint8), both
@@ -366,14 +350,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         args = parse(PretrainSettings, parser, argv)
-        settings = settings_of(PretrainSettings, args)
+        settings, private = settings_of(PretrainSettings, args), None if args.public else True
         command = shlex.join(["python", "-m", "training.pretrain", *(sys.argv[1:] if argv is None else argv)])
         with distributed.process_group():
-            if args.push and distributed.rank() == 0:
-                check_rights(args.push, private=None if args.public else True)
+            pushes = args.push and distributed.rank() == 0
+            if pushes:
+                check_rights(args.push, private=private)
             signal = pretrain(settings, args.output, resume=args.resume, command=command)
-            if args.push and not signal and distributed.rank() == 0:
-                pusher = BundlePusher(RunFolder(args.output).bundle, args.push, private=None if args.public else True)
+            if pushes and not signal:
+                pusher = BundlePusher(RunFolder(args.output).bundle, args.push, private=private)
                 print(pusher.push("Upload pretrained projectors"))
         return 128 + signal if signal else 0
 

@@ -27,6 +27,7 @@ from tests.training.real_iad_tree import load_real_iad
 from training.data.samples import Item, Samples
 from training.data.table import read_encoded
 from training.references import ReferencePool
+from training.settings import PretrainSettings
 from training.synthetic.generate import generate
 
 _PHOTOS = Path(__file__).parents[1] / "photos"
@@ -42,7 +43,7 @@ def main() -> None:
         with TemporaryDirectory() as folder:
             dataset = load_real_iad(generate(folder, categories=2, normals=4, size=size), resolution=str(size))
             pool = ReferencePool(*(dataset[name] for name in ("category", "view", "is_good")))
-            samples = Samples(dataset, range(len(dataset)), config, pool)
+            samples = Samples(dataset, range(len(dataset)), config, pool, PretrainSettings())
             encoded = [read_encoded(image) for image in dataset["image"]]
             decode = _seconds(lambda data: read_image(data, "image"), encoded)
             crops = _seconds(samples.__getitem__, [Item(number, 0, 8) for number in range(len(dataset))])

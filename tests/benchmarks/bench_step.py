@@ -34,6 +34,7 @@ from training.data.samples import Item, Samples, collate
 from training.losses import level_losses
 from training.references import ReferencePatches, ReferencePool, autocast, match
 from training.run.state import initialise
+from training.settings import PretrainSettings
 
 PARTS = ("decode, crop", "augment", "backbone", "references", "match", "project", "loss", "backward", "update")
 
@@ -84,7 +85,8 @@ class Bench:
         self.projectors = self.extractor.to(device).projectors.requires_grad_()
         dataset = load_real_iad(synthetic.generate(folder / "data", categories=2, normals=8), resolution="256")
         pool = ReferencePool(*(dataset[name] for name in ("category", "view", "is_good")))
-        self.samples = Samples(dataset, range(len(dataset)), self.extractor.config, pool, plain_first=True)
+        settings = PretrainSettings(plain_first=True)
+        self.samples = Samples(dataset, range(len(dataset)), self.extractor.config, pool, settings)
         normals = [n for n, anomalous in enumerate(dataset["is_anomalous"]) if not anomalous]
         anomalous = [n for n in range(len(dataset)) if n not in normals]
         positions = [*anomalous[: batch_size // 2], *normals[: batch_size - batch_size // 2]]

@@ -6,11 +6,9 @@ python -m training.data push OWNER/NAME --data my_products/ [--resolution 512] [
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 from adpretrain_hf.errors import run_program
+from training.data.sources import push_sources
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,16 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def run() -> int:
-        from datasets import concatenate_datasets
-
-        from training.data.sources import open_source, push_table
-
-        with TemporaryDirectory() as folder:
-            options: dict[str, Any] = {"resolution": args.resolution, "strict": True}
-            drawn = Path(folder) / "synthetic"
-            sources = [open_source(source, synthetic_folder=drawn, **options) for source in args.data]
-            table = concatenate_datasets([source.load(source.categories) for source in sources])
-            print(push_table(table, args.repository, public=args.public))
+        print(push_sources(args.data, args.repository, resolution=args.resolution, public=args.public))
         return 0
 
     return run_program("data", run)

@@ -97,33 +97,28 @@ def _own_names(root: Path) -> list[str]:
     return [root.name] if (root / "train/good").is_dir() else _names_with("train/good")(root)
 
 
-def _read_mvtecad(data_set: str, root: Path, name: str) -> Category:
-    """``<category>/{train,test}/<kind>/``, masks in ``ground_truth/<kind>/<stem>_mask.png``."""
+def _read_mvtecad(data_set: str, normal: str, root: Path, name: str) -> Category:
+    """``<category>/{train,test}/<kind>/``, masks in ``ground_truth/<kind>/<stem>_mask.png`` or ``<stem>.png``."""
     _refuse_relatives(root / name)
-    return _category(data_set, root / name, name, _paired_masks(root / name))
-
-
-def _read_btad(root: Path, name: str) -> Category:
-    """``{01,02,03}/{train,test}/{ok,ko}/``, masks in ``ground_truth/ko/<stem>.png``, of class 03 ``.bmp``."""
-    return _category("btad", root / name, name, _paired_masks(root / name, normal="ok"), normal="ok")
+    images = {part: find_images(root / name / part) for part in _PARTS}
+    return _category(data_set, root / name, images, _paired_masks(root / name, images["test"], normal), normal)
 
 
 def _read_mvtec3d(root: Path, name: str) -> Category:
     """``<category>/{train,test}/<kind>/{rgb,gt}/``; depth is not used, validation images are left out."""
     base = root / name
     images = {part: [path for path in find_images(base / part) if path.parent.name == "rgb"] for part in _PARTS}
-    masks = {path: path.parents[1] / "gt" / path.name for path in images["test"]}
-    return _category("mvtec3d", base, name, masks, images=images)
+    return _category("mvtec3d", base, images, {path: path.parents[1] / "gt" / path.name for path in images["test"]})
 
 
 def _read_own(root: Path, name: str) -> Category:
-    """Your own images, as MVTecAD's; masks may be called ``<stem>.png`` too, ``test`` and masks may be left out."""
+    """Your own images, as MVTecAD's; ``test`` and masks may be left out."""
     base = root if (root / "train/good").is_dir() else root / name
     _refuse_relatives(base)
     truth = base / "ground_truth"
-    masks = _paired_masks(base) if truth.is_dir() and find_images(truth) else {}
     images = {part: find_images(base / part) if (base / part).is_dir() else [] for part in _PARTS}
-    return _category("folder", base, name, masks, images=images)
+    masks = _paired_masks(base, images["test"]) if truth.is_dir() and find_images(truth) else {}
+    return _category("folder", base, images, masks)
 
 
 def _read_images(root: Path, name: str) -> Category:
@@ -133,74 +128,63 @@ def _read_images(root: Path, name: str) -> Category:
 
 def _visa_names(root: Path) -> list[str]:
     """The categories that the published split names."""
-    return sorted(_visa_split(root)["object"].unique())
+    return sorted({row["object"] for row in _visa_split(root)})
 
 
 def _read_visa(root: Path, name: str) -> Category:
     """``<category>/Data/Images/{Normal,Anomaly}/*.JPG`` and ``Data/Masks/Anomaly/*.png``, split by ``1cls.csv``."""
-    rows = _visa_split(root)
-    rows = rows[rows["object"] == name]
-    parts = (rows[rows["split"] == part].to_dict("records") for part in _PARTS)
-    return Category.of("visa", name, *([_visa_row(root, row) for row in part] for part in parts))
+    rows = [row for row in _visa_split(root) if row["object"] == name]
+    train, test = ([_visa_row(root, row) for row in rows if row["split"] == part] for part in _PARTS)
+    return Category.of("visa", name, train, test)
 
 
 LAYOUTS = {
-    "mvtecad": Layout(_names_with("train/good"), functools.partial(_read_mvtecad, "mvtecad")),
+    "mvtecad": Layout(_names_with("train/good"), functools.partial(_read_mvtecad, "mvtecad", "good")),
     "visa": Layout(_visa_names, _read_visa),
-    "btad": Layout(_names_with("train/ok"), _read_btad),
+    "btad": Layout(_names_with("train/ok"), functools.partial(_read_mvtecad, "btad", "ok")),
     "mvtec3d": Layout(_names_with("train/good/rgb"), _read_mvtec3d),
-    "mpdd": Layout(_names_with("train/good"), functools.partial(_read_mvtecad, "mpdd")),
+    "mpdd": Layout(_names_with("train/good"), functools.partial(_read_mvtecad, "mpdd", "good")),
     "folder": Layout(_own_names, _read_own),
     "images": Layout(lambda root: [root.name], _read_images),
 }
 
 
 def _category(
-    data_set: str,
-    base: Path,
-    name: str,
-    masks: Mapping[Path, Path],
-    *,
-    normal: str = "good",
-    images: Mapping[str, Sequence[Path]] | None = None,
+    data_set: str, base: Path, images: Mapping[str, Sequence[Path]], masks: Mapping[Path, Path], normal: str = "good"
 ) -> Category:
-    """A category of the images in ``train/<normal>`` and ``test/<kind>``; masks of normal images are left out."""
-    parts = images or {part: find_images(base / part) for part in _PARTS}
-    kinds = {path: path.relative_to(base / part).parts[0] for part, paths in parts.items() for path in paths}
-    stray = [str(path) for path in parts["test"] if kinds[path] == path.name]
-    stray += [str(path) for path in parts["train"] if kinds[path] != normal]
+    """A category of the images in ``train/<normal>`` and ``test/<kind>``."""
+    kinds = {path: path.relative_to(base / part).parts[0] for part, paths in images.items() for path in paths}
+    stray = [str(path) for path in images["test"] if kinds[path] == path.name]
+    stray += [str(path) for path in images["train"] if kinds[path] != normal]
     stray += [str(path) for path in sorted(base.iterdir()) if path.suffix.lower() in SUFFIXES and path.name[0] != "."]
     expected = f"expected {base}/train/{normal} and {base}/test/<kind>: move them there, or away"
     refuse(stray, f"images of {data_set} are in none of its folders", expected)
-    rows = {
-        part: [
-            _row(path, masks.get(path) if kinds[path] != normal else None, name, kinds[path], kinds[path] != normal)
-            for path in paths
-        ]
-        for part, paths in parts.items()
-    }
-    return Category.of(data_set, name, rows["train"], rows["test"])
+    train, test = (
+        [_row(path, masks.get(path), base.name, kinds[path], kinds[path] != normal) for path in images[part]]
+        for part in _PARTS
+    )
+    return Category.of(data_set, base.name, train, test)
 
 
 def _row(image: Path, mask: Path | None, category: str, kind: str, is_anomalous: bool) -> Row:
-    return Row(str(image), str(mask) if mask else None, category, "", kind, is_anomalous, not is_anomalous, image.stem)
+    """The row of an image; whatever its mask, a normal one has none."""
+    place = str(mask) if mask and is_anomalous else None
+    return Row(str(image), place, category, "", kind, is_anomalous, not is_anomalous, image.stem)
 
 
-def _paired_masks(base: Path, normal: str = "good") -> dict[Path, Path]:
+def _paired_masks(base: Path, test: Sequence[Path], normal: str = "good") -> dict[Path, Path]:
     """The mask of each anomalous test image: ``<stem>_mask`` or ``<stem>`` at the same place in ``ground_truth``.
 
-    Args:
-        base: with ``test`` and ``ground_truth`` in it.
-        normal: the folder in ``test`` whose images have none.
+    Of the images of ``test``, those in its folder ``normal`` have none.
 
     Raises:
         InputError: an anomalous image without a mask, a mask without an image, or images of one stem, which would share
             a mask.
     """
-    images = {path: _stem(path, base / "test") for path in find_images(base / "test")}
     truth = base / "ground_truth"
-    masks = {path: _stem(path, truth) for path in (find_images(truth) if truth.is_dir() else ())}
-    of_stem = {stem: path for path, stem in masks.items()}
+    masks = find_images(truth) if truth.is_dir() else []
+    of_stem = {_stem(mask, truth): mask for mask in masks}
+    images = {path: _stem(path, base / "test") for path in test}
     anomalous = {path: stem for path, stem in images.items() if not stem.startswith(f"{normal}/")}
     number = Counter(anomalous.values())
     alike = sorted(str(path) for path, stem in anomalous.items() if number[stem] > 1)
@@ -208,8 +192,8 @@ def _paired_masks(base: Path, normal: str = "good") -> dict[Path, Path]:
     found = {path: of_stem.get(f"{stem}_mask") or of_stem.get(stem) for path, stem in anomalous.items()}
     pairs = {path: mask for path, mask in found.items() if mask is not None}
     remedy = f"expected one in {base}/ground_truth for each anomalous image in {base}/test, and no other"
-    refuse(sorted(str(path) for path in anomalous.keys() - pairs.keys()), "images have no mask", remedy)
-    refuse(sorted(str(path) for path in masks.keys() - set(pairs.values())), "masks have no image", remedy)
+    refuse(sorted(map(str, found.keys() - pairs.keys())), "images have no mask", remedy)
+    refuse(sorted(map(str, set(masks) - set(pairs.values()))), "masks have no image", remedy)
     return pairs
 
 
@@ -219,25 +203,23 @@ def _stem(path: Path, below: Path) -> str:
 
 def _refuse_relatives(base: Path) -> None:
     """Data sets of the same makers that look like MVTecAD, and are not."""
-    if (base / "test_public").is_dir():
-        raise InputError(
-            f"{base} is of MVTec AD 2 (it has test_public), which is not read: its masks lie in test_public. Bring it "
-            "into the layout of 'folder': train/good, test/<kind> and ground_truth/<kind>"
-        )
-    if (base / "test/logical_anomalies").is_dir():
-        raise InputError(
-            f"{base} is of MVTec LOCO (it has test/logical_anomalies), which is not read: an image has several masks "
-            "there, and a metric of its own. Bring it into the layout of 'folder', with one mask for each image"
-        )
+    for sign, name, why in (
+        ("test_public", "MVTec AD 2", "its masks lie in test_public"),
+        ("test/logical_anomalies", "MVTec LOCO", "an image has several masks there, and a metric of its own"),
+    ):
+        if (base / sign).is_dir():
+            raise InputError(
+                f"{base} is of {name} (it has {sign}), which is not read: {why}. Bring it into the layout of 'folder': "
+                "train/good, test/<kind> and ground_truth/<kind>, with one mask for each image"
+            )
 
 
-def _visa_row(root: Path, row: dict[str, str]) -> Row:
-    is_anomalous = row["label"] != "normal"
-    mask = root / row["mask"] if is_anomalous and row["mask"] else None
-    return _row(root / row["image"], mask, row["object"], row["label"], is_anomalous)
+def _visa_row(root: Path, row: Mapping[str, str]) -> Row:
+    mask = root / row["mask"] if row["mask"] else None
+    return _row(root / row["image"], mask, row["object"], row["label"], row["label"] != "normal")
 
 
-def _visa_split(root: Path) -> pd.DataFrame:
+def _visa_split(root: Path) -> list[dict[str, str]]:
     path = root / _VISA_SPLIT
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
@@ -245,4 +227,4 @@ def _visa_split(root: Path) -> pd.DataFrame:
         raise InputError(f"{path} cannot be read ({error}): it comes with VisA and says what to train on") from error
     if list(frame.columns) != _VISA_COLUMNS:
         raise InputError(f"{path} has the columns {list(frame.columns)}, expected {_VISA_COLUMNS}")
-    return frame
+    return frame.to_dict("records")

@@ -25,6 +25,7 @@ from training.data.table import Row, Source, make_table, read_encoded, refuse, z
 
 Layout = dict[str, set[str]]  # resolution -> classes
 
+_NAMED_PLACE = re.compile(r"(?:^|/)(S\d+)/[^/]*_(C[1-5])_[^/]*$")
 _LOG = logging.getLogger(__name__)
 
 
@@ -51,27 +52,49 @@ class Release(NamedTuple):
 
 REAL_IAD = Release("realiad", ("realiad_jsons", "realiad_jsons/realiad_jsons"))
 _VARIETY_JSONS = ("Real-IAD_Variety_jsons", "realiadvariety_jsons", "realiadvariety_jsons/Real-IAD_Variety_jsons")
-RELEASES = (REAL_IAD, Release("realiadvariety", _VARIETY_JSONS))
-_RESOLUTION = r"\d+|raw"  # not realiad_d3_raw, which is another data set
+RELEASES = {release.prefix: release for release in (REAL_IAD, Release("realiadvariety", _VARIETY_JSONS))}
+_FOLDER = rf"({'|'.join(RELEASES)})_(\d+|raw)"  # not realiad_d3_raw, which is another data set
+_CLASS = rf"{_FOLDER}/(?!\.|__MACOSX)([^/]+?)(?:\.zip|/)"  # not what is hidden, or a Mac left
 
 
-def class_files(folder: Path, category: str, prefix: str) -> tuple[Path, dict[str, str]]:
+def resolution_of(folder: str) -> str | None:
+    """The resolution that a folder's name tells, or None."""
+    match = re.fullmatch(_FOLDER, folder)
+    return match[2] if match else None
+
+
+def layout_of_folder(root: Path) -> tuple[Release, Layout]:
+    """The release that lies in a folder, and its classes at each resolution.
+
+    Raises:
+        InputError: both releases lie there.
+    """
+    folders = [folder for folder in sorted(root.iterdir()) if resolution_of(folder.name) and folder.is_dir()]
+    entries = (entry for folder in folders for entry in folder.iterdir())
+    return _layout_of((f"{entry.parent.name}/{entry.name}{'/' * entry.is_dir()}" for entry in entries), root)
+
+
+def _layout_of(names: Iterable[str], where: object) -> tuple[Release, Layout]:
+    """The same of the names of zips, and of folders with a slash at the end, below the folders of resolutions."""
+    found: dict[str, Layout] = {}
+    for match in filter(None, (re.fullmatch(_CLASS, name) for name in names)):
+        prefix, resolution, category = match.groups()
+        found.setdefault(prefix, {}).setdefault(resolution, set()).add(category)
+    if len(found) > 1:
+        raise InputError(f"{where} holds both RealIAD and Real-IAD Variety: give each a folder of its own")
+    prefix, layout = next(iter(found.items()), (REAL_IAD.prefix, {}))
+    return RELEASES[prefix], layout
+
+
+def _class_files(folder: Path, category: str, prefix: str) -> tuple[Path, dict[str, str]]:
     """Lists the files of a class: of its folder if there is one, else of its zip.
 
     A zip is often unpacked into a folder of its own name, which doubles that: ``<class>/<class>/OK``; some zips lack
     the class's folder. All are found.
 
-    Args:
-        folder: of a resolution.
-        category: the class.
-        prefix: from the class's json, ``<class>/``.
-
     Returns:
         The folder or the zip, for errors; and by the files' names in the class's json, relative to its prefix, their
         paths, or ``zip://<member>::<zip>`` as the datasets library writes it.
-
-    Raises:
-        InputError: the zip is damaged.
     """
     place = folder / category
     if place.is_dir():
@@ -87,131 +110,68 @@ def class_files(folder: Path, category: str, prefix: str) -> tuple[Path, dict[st
     return place, {name.removeprefix(base): f"{start}{name}{end}" for name in names if name.startswith(base)}
 
 
-def layout_of_folder(root: Path) -> tuple[Release, Layout]:
-    """``layout_of`` what lies in a folder."""
-    folders = [folder for folder in sorted(root.iterdir()) if resolution_of(folder.name) and folder.is_dir()]
-    entries = (entry for folder in folders for entry in folder.iterdir())
-    return layout_of((f"{entry.parent.name}/{entry.name}{'/' * entry.is_dir()}" for entry in entries), root)
-
-
-def layout_of(names: Iterable[str], where: object) -> tuple[Release, Layout]:
-    """The release and its classes at each resolution; what is hidden, or a Mac left, is passed over.
-
-    Args:
-        names: of zips, and of folders with a slash at the end, below the folders of resolutions.
-        where: they lie, for errors.
-
-    Raises:
-        InputError: both releases lie there.
-    """
-    found: dict[Release, Layout] = {}
-    for name in names:
-        folder, _, entry = name.partition("/")
-        release, resolution = _parse(folder)
-        if release is not None and (match := re.fullmatch(r"(?!\.|__MACOSX)([^/]+?)(\.zip|/)", entry)):
-            found.setdefault(release, {}).setdefault(resolution, set()).add(match[1])
-    if len(found) > 1:
-        raise InputError(f"{where} holds both RealIAD and Real-IAD Variety: give each a folder of its own")
-    return next(iter(found.items()), (REAL_IAD, {}))
-
-
-def resolution_of(folder: str) -> str | None:
-    """The resolution that a folder's name tells, or None."""
-    return _parse(folder)[1] or None
-
-
-def _parse(folder: str) -> tuple[Release | None, str]:
-    """The release and the resolution that a folder's name tells."""
-    for release in RELEASES:
-        if match := re.fullmatch(f"{release.prefix}_({_RESOLUTION})", folder):
-            return release, match[1]
-    return None, ""
-
-
-_NAMED_PLACE = re.compile(r"(?:^|/)(S\d+)/[^/]*_(C[1-5])_[^/]*$")
-
-
-class Item(NamedTuple):
-    """One image, as its class's json names it; paths are relative to the json's prefix, ``split`` is train or test."""
-
-    image: str
-    mask: str | None
-    anomaly_class: str
-    sample: str
-    view: str
-    split: str
-
-
-class Annotation(NamedTuple):
-    """The json of one class; training and test images together, in order of their names."""
-
-    place: str
-    prefix: str
-    items: list[Item]
-
-
-def read_annotation(root: Path, category: str, release: Release) -> Annotation:
-    """Reads the json of a class from a folder or from the zip of all, see ``Release``.
-
-    Raises:
-        InputError: there is none, it is not JSON, lacks something, or names an image twice or outside its class.
-    """
-    data, place = _find(root, category, release)
-    try:
-        content = json.loads(data)
-        prefix = f"{content['meta']['prefix'].rstrip('/')}/" if content["meta"]["prefix"] else ""
-        items = [_item(entry, split) for split in ("train", "test") for entry in content[split]]
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{place} is not a json as RealIAD comes with ({error!r}): get it again") from error
-    _refuse_escapes([prefix], place)
-    _refuse_escapes([name for item in items for name in (item.image, item.mask or "")], place)
-    twice = [name for name, count in Counter(item.image for item in items).items() if count > 1]
-    refuse(twice, f"images are named more than once in {place}", "remove all but one of each")
-    return Annotation(place, prefix, sorted(items, key=lambda item: item.image))
-
-
 def rows_of_class(
     root: Path, release: Release, resolution: str, category: str, *, strict: bool = True
 ) -> list[tuple[str, Row]]:
     """The images of a class in order of their names, each with its split, train or test.
 
-    Raises:
-        InputError: see ``read_annotation``, ``class_files`` and ``usable_items``.
-    """
-    annotation = read_annotation(root, category, release)
-    place, files = class_files(root / release.folder(resolution), category, annotation.prefix)
-    rows = []
-    for item in usable_items(annotation, files.keys(), place, strict=strict):
-        mask = files[item.mask] if item.mask else None
-        labels = item.view, item.anomaly_class, mask is not None, item.image.startswith("OK/"), item.sample
-        rows.append((item.split, Row(files[item.image], mask, category, *labels)))
-    return rows
-
-
-def usable_items(annotation: Annotation, names: Set[str], below: Path, *, strict: bool = True) -> list[Item]:
-    """The images of a json that are there; all, where it is strict.
-
     Args:
-        annotation: of one class.
-        names: of all files that are there.
-        below: where they lie, for errors.
+        root: the folder of the data set.
+        release, resolution, category: of the class.
         strict: an image or a mask that is absent, and a mask that belongs to none of the images, is an error; otherwise
             such images are left out, and counted in a warning.
 
     Raises:
-        InputError: see there; an image below ``OK`` has a mask, or no image is normal.
+        InputError: see there; the json or the zip is missing or damaged; the json names an image twice or outside its
+            class, gives one below ``OK`` a mask, or names no normal image.
     """
-    place, items = annotation.place, annotation.items
-    marked = [item.image for item in items if item.mask is not None and item.image.startswith("OK/")]
+    place, prefix, items = _read_json(root, category, release)
+    below, files = _class_files(root / release.folder(resolution), category, prefix)
+    unusable = _unusable([row for _, row in items], place, files.keys(), below, strict=strict)
+    items = [(split, row) for split, row in items if row.image not in unusable]
+    if all(row.is_anomalous for _, row in items):
+        raise InputError(f"{place} names no normal image: expected some without a mask, to be references of the class")
+    return [(split, row._replace(image=files[row.image], mask=row.mask and files[row.mask])) for split, row in items]
+
+
+def _read_json(root: Path, category: str, release: Release) -> tuple[str, str, list[tuple[str, Row]]]:
+    """Where a class's json lies, its prefix, and its images with their splits; paths are relative to the prefix."""
+    data, place = _find(root, category, release)
+    try:
+        content = json.loads(data)
+        prefix = f"{content['meta']['prefix'].rstrip('/')}/" if content["meta"]["prefix"] else ""
+        items = [(split, _row(entry, category)) for split in ("train", "test") for entry in content[split]]
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{place} is not a json as RealIAD comes with ({error!r}): get it again") from error
+    names = [prefix, *(name for _, row in items for name in (row.image, row.mask or ""))]
+    escapes = [name for name in names if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name)]
+    refuse(escapes, f"names in {place} lead out of the folder of the class", "expected paths below it, without '..'")
+    twice = [name for name, count in Counter(row.image for _, row in items).items() if count > 1]
+    refuse(twice, f"images are named more than once in {place}", "remove all but one of each")
+    return place, prefix, sorted(items, key=lambda item: item[1].image)
+
+
+def _row(entry: dict[str, Any], category: str) -> Row:
+    image, mask = entry["image_path"], entry["mask_path"] or None
+    if (named := _NAMED_PLACE.search(image)) is None:
+        raise ValueError(f"the image is called {image!r}, expected .../S0001/..._C1_... (its sample and view)")
+    sample, view = named.groups()
+    return Row(image, mask, category, view, entry["anomaly_class"], mask is not None, image.startswith("OK/"), sample)
+
+
+def _unusable(rows: Sequence[Row], place: str, names: Set[str], below: Path, *, strict: bool) -> set[str]:
+    """Images of the json at ``place`` that are absent from the ``names`` in ``below`` or contradicted by them.
+
+    Where it is strict, they are an error, see ``rows_of_class``.
+    """
+    marked = [row.image for row in rows if row.is_anomalous and row.is_good]
     refuse(marked, f"images are normal (below OK) but have a mask in {place}", "get it again")
-    absent = [item.image for item in items if item.image not in names]
-    masks = {item.mask for item in items if item.mask is not None}
-    lost = sorted(masks - names)
-    contradicted, orphans = _stray_masks(annotation, names, masks)
+    images, masks = {row.image for row in rows}, {row.mask for row in rows if row.mask is not None}
+    contradicted, orphans = _stray_masks(rows, names - images - masks)
     again = "unpack or download it again"
     for named, what, remedy in (
-        (absent, f"images that {place} names are absent from {below}", again),
-        (lost, f"masks that {place} names are absent from {below}", again),
+        (sorted(images - names), f"images that {place} names are absent from {below}", again),
+        (sorted(masks - names), f"masks that {place} names are absent from {below}", again),
         (
             contradicted,
             f"masks in {below} belong to images that {place} gives no mask",
@@ -224,27 +184,23 @@ def usable_items(annotation: Annotation, names: Set[str], below: Path, *, strict
         elif named:
             _LOG.warning("%d %s: left out, such as %s", len(named), what, named[0])
     unclear = {_stem(name) for name in contradicted}
-    there = [item for item in items if item.image in names and item.mask not in lost]
-    items = [item for item in there if item.mask is not None or _stem(item.image) not in unclear]
-    if all(item.mask is not None for item in items):
-        raise InputError(f"{place} names no normal image: expected some without a mask, to be references of the class")
-    return items
+    return {
+        row.image
+        for row in rows
+        if not {row.image, row.mask or row.image} <= names or (row.mask is None and _stem(row.image) in unclear)
+    }
 
 
-def _stray_masks(annotation: Annotation, names: Set[str], masks: set[str]) -> tuple[list[str], list[str]]:
-    """Masks that belong to images without one in the json, and those that belong to no image."""
-    images = {item.image for item in annotation.items}
-    if any(
-        name.endswith(".png") for name in images
-    ):  # then nothing tells a mask from an image that the json leaves out
-        return [], []
-    others = {name for name in names - masks - images if name.startswith("NG/") and "/." not in name}
+def _stray_masks(rows: Sequence[Row], others: Set[str]) -> tuple[list[str], list[str]]:
+    """Among other files, masks that belong to images without one in the json, and those that belong to no image."""
+    if any(row.image.endswith(".png") for row in rows):
+        return [], []  # nothing tells a mask from an image that the json leaves out
+    others = {name for name in others if name.startswith("NG/") and "/." not in name}
     stray = sorted(name for name in others if name.endswith(".png"))
-    maskless = {_stem(item.image) for item in annotation.items if item.mask is None}
-    contradicted = [name for name in stray if _stem(name) in maskless]
+    maskless = {_stem(row.image) for row in rows if row.mask is None}
     # Images that the json leaves out may keep their masks.
-    left_out = {_stem(name) for name in others if not name.endswith(".png")}
-    return contradicted, [name for name in stray if _stem(name) not in left_out | maskless]
+    known = maskless | {_stem(name) for name in others if not name.endswith(".png")}
+    return [name for name in stray if _stem(name) in maskless], [name for name in stray if _stem(name) not in known]
 
 
 def _find(root: Path, category: str, release: Release) -> tuple[bytes, str]:
@@ -262,18 +218,6 @@ def _find(root: Path, category: str, release: Release) -> tuple[bytes, str]:
     )
 
 
-def _item(entry: dict[str, Any], split: str) -> Item:
-    image = entry["image_path"]
-    if (named := _NAMED_PLACE.search(image)) is None:
-        raise ValueError(f"the image is called {image!r}, expected .../S0001/..._C1_... (its sample and view)")
-    return Item(image, entry["mask_path"] or None, entry["anomaly_class"], named[1], named[2], split)
-
-
-def _refuse_escapes(names: Sequence[str], place: str) -> None:
-    escapes = [name for name in names if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name)]
-    refuse(escapes, f"names in {place} lead out of the folder of the class", "expected paths below it, without '..'")
-
-
 def _stem(name: str) -> str:
     return name.rpartition(".")[0]
 
@@ -283,29 +227,28 @@ def open_real_iad(
 ) -> Source:
     """Opens RealIAD or Real-IAD Variety: its classes in order, and the table of some, by class and then by name.
 
-    Columns: ``image`` and ``mask`` (``Image(decode=False)``: see ``read_encoded`` and ``read_mask``; the mask is None
-    where there is none), ``category``, ``view`` (``"C1"`` to ``"C5"``), ``anomaly_class`` (of the json: ``"OK"`` or
-    such as ``"AK"``), ``is_anomalous``, ``is_good`` (below ``OK``: of an undamaged part) and ``sample`` (``"S0001"``;
-    counted anew in ``OK`` and each ``NG/<code>``). An image is anomalous only if it has a mask: not every view of a
-    damaged sample shows the damage. Of a repository only the zips of classes that are loaded are downloaded.
+    Columns: see ``Row``. The ``view`` is ``"C1"`` to ``"C5"``, the ``anomaly_class`` that of the json (``"OK"`` or such
+    as ``"AK"``); ``is_good`` is what lies below ``OK``, and a ``sample`` is such as ``"S0001"``, counted anew in ``OK``
+    and each ``NG/<code>``. An image is anomalous only if it has a mask: not every view of a damaged sample shows the
+    damage. Of a repository only the zips of classes that are loaded are downloaded.
 
     Args:
         source: a folder, or the id of a dataset repository on the Hub.
         resolution: ``"256"``, ``"512"``, ``"1024"`` or ``"raw"``.
-        strict: see ``usable_items``.
+        strict: see ``rows_of_class``.
         token: for the Hub; the one that is logged in by default.
 
     Raises:
         MissingPathError: no such folder or repository.
         InputError: what is there is incomplete, damaged or contradicts itself; or the Hub does not give it.
     """
-    root = Path(os.path.abspath(source))
-    files: RepositoryFiles | None = None
-    if root.is_dir():
+    root, files = Path(os.path.abspath(source)), None
+    if not root.is_dir():
+        files, root = _repository(str(source), token)
+    if files is None or files.names is None:
         release, layout = layout_of_folder(root)
     else:
-        files, release, layout = _repository(str(source), token)
-        root = files.file(release.archive).parent
+        release, layout = _layout_of(files.names, source)
     if not layout:
         raise InputError(
             f"no RealIAD in {source}: expected folders such as realiad_512 with a folder or a zip for each class, and "
@@ -324,30 +267,26 @@ def open_real_iad(
     return Source(sorted(layout[resolution]), load)
 
 
-def _repository(repo_id: str, token: str | bool | None) -> tuple[RepositoryFiles, Release, Layout]:
-    """A repository's files, its jsons downloaded, which release it is and which classes it has."""
+def _repository(repo_id: str, token: str | bool | None) -> tuple[RepositoryFiles, Path]:
+    """A repository's files, and the folder that its jsons, of whichever release, were downloaded to."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise MissingPathError(f"no RealIAD at {repo_id}: neither a folder nor the id of a repository") from error
-    files, release = _open(repo_id, token)
-    if files.names is not None:
-        return files, *layout_of(files.names, repo_id)
-    _LOG.warning("the Hub cannot be asked what %s holds: taking the classes that are cached as all", repo_id)
-    return files, *layout_of_folder(files.file(release.archive).parent)
-
-
-def _open(repo_id: str, token: str | bool | None) -> tuple[RepositoryFiles, Release]:
-    """Opens a repository by the jsons of whichever release it has."""
+    options: dict[str, Any] = {"token": token, "repo_type": "dataset", "contents": "RealIAD"}
     errors = []
-    for release in RELEASES:
+    for release in RELEASES.values():
         try:
-            options: dict[str, Any] = {"probe": release.archive, "repo_type": "dataset", "contents": "RealIAD"}
-            files = RepositoryFiles(repo_id, token=token, **options)
-            files.file(release.archive)
-            return files, release
+            files = RepositoryFiles(repo_id, probe=release.archive, **options)
+            root = files.file(release.archive).parent
         except BundleError as error:
             if not isinstance(error.__cause__, EntryNotFoundError):
                 raise
             errors.append(error)
+        else:
+            if files.names is None:
+                _LOG.warning(
+                    "the Hub cannot be asked what %s holds: taking the classes that are cached as all", repo_id
+                )
+            return files, root
     raise errors[0]

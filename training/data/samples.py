@@ -24,6 +24,7 @@ from training.data.slots import SlotFile
 from training.data.table import prepare_entry, seen_mask
 from training.references import ReferencePool
 from training.seeds import generator
+from training.settings import PretrainSettings
 from training.synthetic.defects import FAMILIES, paint_defect
 
 NORMAL, ANOMALOUS, IGNORED = 0, 1, 2  # labels of patches
@@ -79,9 +80,7 @@ class Samples(data.Dataset[Any]):
         positions: of the training images in the data set.
         config: gives the size; images are cropped to a square, whatever its ``resize_mode``.
         pool: of the references.
-        seed: of the run.
-        paint_defects: share of the normal images that get a painted defect.
-        plain_first: see ``draw_augmentation``.
+        settings: of the run: ``seed``, ``paint_defects`` and ``plain_first`` are looked at.
         crops: keeps (4, S, S) uint8, crop and mask, so that an image is decoded once; and the key of every image.
     """
 
@@ -91,14 +90,10 @@ class Samples(data.Dataset[Any]):
         positions: Sequence[int],
         config: ADPretrainConfig,
         pool: ReferencePool,
-        *,
-        seed: int = 0,
-        paint_defects: float = 0.0,
-        plain_first: bool = False,
+        settings: PretrainSettings,
         crops: tuple[SlotFile, Sequence[str]] | None = None,
     ) -> None:
-        self._dataset, self._pool, self._seed, self._crops = dataset, pool, seed, crops
-        self._paint_defects, self._plain_first = paint_defects, plain_first
+        self._dataset, self._pool, self._settings, self._crops = dataset, pool, settings, crops
         self._next = dict(zip(positions, [*positions[1:], *positions[:1]], strict=True))
         self._preprocessor = Preprocessor(config.replace(resize_mode="crop"))
 
@@ -120,11 +115,11 @@ class Samples(data.Dataset[Any]):
         return prepare_entry(self._dataset[position]["image"], self._preprocessor).tensor
 
     def _sample(self, position: int, item: Item, unreadable: str | None) -> Sample:
-        random = generator(self._seed, "sample", item.epoch, position)
+        random = generator(self._settings.seed, "sample", item.epoch, position)
         image, mask = self._crop(position)
-        if not mask.any() and random.random() < self._paint_defects:
+        if not mask.any() and random.random() < self._settings.paint_defects:
             image, mask = _paint(image, random)
-        augmentation = draw_augmentation(random, plain_first=self._plain_first)
+        augmentation = draw_augmentation(random, plain_first=self._settings.plain_first)
         references = torch.from_numpy(self._pool.draw(position, item.references, random))
         return Sample(image, mask, augmentation, references, unreadable)
 
@@ -152,22 +147,16 @@ class Samples(data.Dataset[Any]):
 
 def collate(rule: str, patch_size: int, samples: Sequence[Sample]) -> Batch:
     """Puts samples together and labels their patches by a rule of ``LABELS``."""
-    return Batch(
-        images=torch.stack([sample.image for sample in samples]),
-        augmentations=torch.stack([sample.augmentation for sample in samples]),
-        labels=LABELS[rule](torch.stack([sample.mask for sample in samples]), patch_size),
-        references=torch.stack([sample.references for sample in samples]),
-        unreadable=[sample.unreadable for sample in samples if sample.unreadable],
-    )
+    images, masks, augmentations, references, unreadable = zip(*samples, strict=True)
+    labels = LABELS[rule](torch.stack(masks), patch_size)
+    stacked = torch.stack(images), torch.stack(augmentations), labels, torch.stack(references)
+    return Batch(*stacked, unreadable=[message for message in unreadable if message])
 
 
 def epoch_batches(
     positions: Sequence[int],
+    settings: PretrainSettings,
     *,
-    batch_size: int,
-    references: Sequence[int] = (8,),
-    accumulate: int = 1,
-    seed: int = 0,
     epoch: int = 0,
     first_step: int = 0,
     rank: int = 0,
@@ -182,10 +171,8 @@ def epoch_batches(
 
     Args:
         positions: of the training images in the data set, at least a batch.
-        batch_size: images of a step, over all processes.
-        references: numbers of references, of which one is drawn for every step.
-        accumulate: parts that a step is computed in.
-        seed: of the order.
+        settings: ``batch_size`` is of a step over all processes, which is computed in ``accumulate`` parts; one of
+            ``references`` is drawn for every step; all is drawn by ``seed``.
         epoch: counted from 0.
         first_step: steps of this epoch that are done already.
         rank, world_size: of the processes.
@@ -195,21 +182,22 @@ def epoch_batches(
     Raises:
         InputError: a batch that cannot be shared evenly.
     """
-    if batch_size % (accumulate * world_size):
+    batch_size, shares = settings.batch_size, settings.accumulate * world_size
+    if batch_size % shares:
         raise InputError(
-            f"--batch-size {batch_size} cannot be shared by {world_size} processes in {accumulate} parts: expected "
-            f"a multiple of {accumulate * world_size}"
+            f"--batch-size {batch_size} cannot be shared by {world_size} processes in {settings.accumulate} parts: "
+            f"expected a multiple of {shares}"
         )
-    random, steps = generator(seed, "order", epoch), len(positions) // batch_size
+    random, steps = generator(settings.seed, "order", epoch), len(positions) // batch_size
     order = random.permutation(positions)[: steps * batch_size].reshape(steps, batch_size)
     if anomalous is not None:
         order = _balance(order, np.asarray(anomalous), random)
-    numbers = generator(seed, "references", epoch).choice(references, steps)
-    shares = order.reshape(steps, accumulate, world_size, -1)[:, :, rank]
+    numbers = generator(settings.seed, "references", epoch).choice(settings.references, steps)
+    own = order.reshape(steps, settings.accumulate, world_size, -1)[:, :, rank]
     return [
-        [Item(int(position), epoch, int(number)) for position in share]
-        for number, step in list(zip(numbers, shares, strict=True))[first_step:]
-        for share in step
+        [Item(int(position), epoch, int(number)) for position in part]
+        for number, step in list(zip(numbers, own, strict=True))[first_step:]
+        for part in step
     ]
 
 

@@ -61,7 +61,7 @@ class SlotFile:
             self._prepare(size, hashlib.sha256(f"{identity} {slots} {shape} {dtype}".encode()).digest())
             self._map = mmap.mmap(self._descriptor, size)  # it is read only; torch warns of maps that are read-only
         except OSError as error:
-            raise self._explained(error) from error
+            raise self._error(f" cannot be opened or written: {error}") from error
         values = torch.frombuffer(self._map, dtype=dtype, offset=self._start, count=slots * prod(shape))
         self.values = values.view(slots, *shape)
 
@@ -93,7 +93,7 @@ class SlotFile:
             entry = _ENTRY.pack(digest, _checksum(values))
             self._write_at(_HEADER + slot * _ENTRY.size, memoryview(entry))
         except OSError as error:
-            raise self._explained(error) from error
+            raise self._error(f" cannot be opened or written: {error}") from error
         self._intact[slot] = digest
         return self.values[slot]
 
@@ -102,10 +102,7 @@ class SlotFile:
         status = os.fstatvfs(self._descriptor)
         free, needed = status.f_bavail * status.f_frsize, number * self._slot_bytes
         if needed > free:
-            raise InputError(
-                f"{self._name}: the disk has {free / 1e9:.3g} GB left, and {needed / 1e9:.3g} GB are to be written. "
-                f"{self._remedy()}"
-            )
+            raise self._error(f": the disk has {free / 1e9:.3g} GB left, and {needed / 1e9:.3g} GB are to be written")
 
     def _prepare(self, size: int, identity: bytes) -> None:
         fcntl.flock(self._descriptor, fcntl.LOCK_EX)  # one process begins the file anew, the others find it
@@ -120,11 +117,9 @@ class SlotFile:
             written = os.pwrite(self._descriptor, data, offset)
             offset, data = offset + written, data[written:]
 
-    def _explained(self, error: OSError) -> InputError:
-        return InputError(f"{self._name} cannot be opened or written: {error}. {self._remedy()}")
-
-    def _remedy(self) -> str:
-        return f"Free some room, or choose another folder; each image takes {self._slot_bytes / 1e6:.3g} MB"
+    def _error(self, what: str) -> InputError:
+        size = f"each image takes {self._slot_bytes / 1e6:.3g} MB"
+        return InputError(f"{self._name}{what}. Free some room, or choose another folder; {size}")
 
 
 def _bytes(values: Tensor) -> memoryview:

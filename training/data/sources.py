@@ -89,8 +89,7 @@ def load_training_data(settings: PretrainSettings, synthetic_folder: Path) -> Tr
         InputError: a source cannot be read, two have a category in common, a category that was named is in none, or
             there is no anomaly to learn from.
     """
-    options: dict[str, Any] = {"resolution": settings.resolution, "strict": settings.strict}
-    sources = [open_source(source, synthetic_folder=synthetic_folder, **options) for source in settings.data]
+    sources = [open_source(source, settings.resolution, settings.strict, synthetic_folder) for source in settings.data]
     names = [name for source in sources for name in source.categories]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -98,15 +97,12 @@ def load_training_data(settings: PretrainSettings, synthetic_folder: Path) -> Tr
             f"the categories {twice} are in more than one of --data {list(settings.data)}: rename them in one"
         )
     chosen = _choose(names, settings)
-    parts = [(source.categories, [name for name in source.categories if name in chosen]) for source in sources]
-    dataset = concatenate_datasets([source.load(own) for source, (_, own) in zip(sources, parts, strict=True) if own])
+    asked = [[name for name in source.categories if name in chosen] for source in sources]
+    dataset = concatenate_datasets([source.load(own) for source, own in zip(sources, asked, strict=True) if own])
     training, validation = _split(chosen, dataset, settings)
-    trained, categories = set(training), list(dataset["category"])
-    groups = [
-        [number for number, name in enumerate(categories) if name in own and name in trained]
-        for own in (set(every) for every, _ in parts)
-    ]
-    is_anomalous = list(dataset["is_anomalous"])
+    trained = [set(training).intersection(own) for own in asked]
+    categories, is_anomalous = list(dataset["category"]), list(dataset["is_anomalous"])
+    groups = [[number for number, name in enumerate(categories) if name in own] for own in trained]
     anomalous = [position for group in groups for position in group if is_anomalous[position]]
     if not anomalous and not settings.paint_defects:
         raise InputError(
@@ -119,7 +115,7 @@ def load_training_data(settings: PretrainSettings, synthetic_folder: Path) -> Tr
     return TrainingData(dataset, training, validation, groups, anomalous, settings.weights)
 
 
-def open_source(source: str, *, resolution: str, strict: bool, synthetic_folder: Path) -> Source:
+def open_source(source: str, resolution: str, strict: bool, synthetic_folder: Path) -> Source:
     """Opens one of ``--data``: RealIAD, a layout of folders, or whatever the datasets library loads.
 
     Args:
@@ -264,36 +260,41 @@ def load_table(source: str) -> Dataset:
     return table.select(usable)
 
 
-def push_table(table: Dataset, repository: str, *, public: bool = False) -> str:
-    """Pushes a table to the Hub as Parquet, and returns the commit's address.
+def push_sources(sources: Sequence[str], repository: str, *, resolution: str = "512", public: bool = False) -> str:
+    """Pushes sources to the Hub as one data set of Parquet files, and returns the commit's address.
 
     With the columns ``image``, ``mask``, ``category``, ``view`` and ``anomaly``, see ``load_table``;
     ``load_dataset(repository, streaming=True)`` reads it row by row.
 
     Args:
-        table: with the columns of ``FEATURES``; whatever its images lie in is read.
+        sources: see ``open_source``; whatever their images lie in is read.
         repository: ``owner/name``; made if it is not there.
+        resolution: of RealIAD.
         public: a new one is private otherwise.
+
+    Raises:
+        InputError: a source cannot be read.
     """
     with TemporaryDirectory() as folder:
+        opened = [open_source(source, resolution, True, Path(folder) / "synthetic") for source in sources]
+        table = concatenate_datasets([source.load(source.categories) for source in opened])
         rows = Dataset.from_generator(_rows, features=_PUSHED, gen_kwargs={"table": table}, cache_dir=folder)
         return str(rows.push_to_hub(repository, private=not public).commit_url)
 
 
 def _rows(table: Dataset) -> Iterator[dict[str, Any]]:
+    def file(entry: Mapping[str, Any]) -> dict[str, Any]:
+        return {"bytes": read_encoded(entry), "path": file_name(entry)}
+
     for row in table:
         normal = "good" if row["is_good"] else _HIDDEN
         yield {
-            "image": _file(row["image"]),
-            "mask": row["mask"] and _file(row["mask"]),
+            "image": file(row["image"]),
+            "mask": row["mask"] and file(row["mask"]),
             "category": row["category"],
             "view": row["view"],
             "anomaly": row["anomaly_class"] if row["is_anomalous"] else normal,
         }
-
-
-def _file(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {"bytes": read_encoded(entry), "path": file_name(entry)}
 
 
 def _load(source: str) -> Dataset:

@@ -25,22 +25,9 @@ from torch import Tensor
 from adpretrain_hf.errors import ImageError, InputError, MissingPathError
 from adpretrain_hf.images import PreparedImage, Preprocessor, decode_image
 
-FEATURES = Features(
-    {
-        "image": datasets.Image(decode=False),
-        "mask": datasets.Image(decode=False),
-        "category": Value("string"),
-        "view": Value("string"),
-        "anomaly_class": Value("string"),
-        "is_anomalous": Value("bool"),
-        "is_good": Value("bool"),
-        "sample": Value("string"),
-    }
-)
-
 
 class Row(NamedTuple):
-    """One image, whose columns are those of ``FEATURES``.
+    """One image, and the columns of its table.
 
     Attributes:
         image, mask: paths, or ``zip://<member>::<zip>``; the mask is None where there is no defect.
@@ -60,6 +47,12 @@ class Row(NamedTuple):
     is_anomalous: bool
     is_good: bool
     sample: str
+
+
+FEATURES = Features(
+    {name: datasets.Image(decode=False) for name in ("image", "mask")}
+    | {name: Value("bool" if name.startswith("is_") else "string") for name in Row._fields[2:]}
+)
 
 
 class Source(NamedTuple):
@@ -87,15 +80,8 @@ def make_table(rows: Iterable[Row]) -> Dataset:
 
 # More than RealIAD has classes: a zip that is opened again has its directory of thousands of members read again.
 _MAX_OPEN_ZIPS = 64
-_DAMAGED = (
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    OSError,
-    RuntimeError,  # encrypted, or (NotImplementedError) packed by an unknown method
-    ValueError,
-)  # what zipfile raises on zips that are damaged or of an unknown kind
+# What zipfile raises on zips that are damaged, encrypted, or packed by an unknown method (a RuntimeError, too).
+_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError)
 _UNREADABLE_MASK = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error)
 
 
@@ -238,11 +224,7 @@ def content_keys(entries: Iterable[Mapping[str, Any] | None]) -> list[str]:
     """One text for each image that changes when its content does, without reading any image.
 
     A file goes by its path, size and time of change, a member of a zip by its name, size and checksum in the zip's
-    directory, bytes by their sha256; None by nothing.
-
-    Args:
-        entries: of an ``Image(decode=False)`` column: ``bytes``, or the ``path`` of a file or of a zip's member,
-            ``zip://<member>::<zip>``.
+    directory, bytes by their sha256; None by nothing. Entries are those that ``read_encoded`` takes.
 
     Raises:
         InputError: a zip cannot be read, or lacks a member.

@@ -64,9 +64,7 @@ def totals(*numbers: int) -> list[int]:
     """Sums over the processes; all must call it. On the CPU: no GPU is waited for."""
     if not dist.is_initialized():
         return list(numbers)
-    shared = torch.tensor(numbers)
-    dist.all_reduce(shared)
-    return shared.tolist()
+    return _total(torch.tensor(numbers)).tolist()
 
 
 def union(own: Sequence[Any]) -> list[Any]:
@@ -99,7 +97,8 @@ def gather_rows(rows: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return rows
-    parts = _gather(rows)
+    parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world_size())]
+    dist.all_gather(parts, rows.detach().contiguous())
     parts[rank()] = rows
     return torch.cat(parts)
 
@@ -109,43 +108,27 @@ def exchange_rows(rows: Tensor) -> Tensor:
 
     Every process has to call it, and its gradient, in the same order.
     """
-    return rows if world_size() == 1 else _ExchangeRows.apply(rows)
+    gathered = gather_rows(rows)
+    if world_size() > 1 and rows.requires_grad:
+        gathered.register_hook(_total)
+    return gathered
 
 
 def sum_of_all(own: Tensor) -> Tensor:
     """The sum over the processes of a tensor; gradients reach this process's summand."""
     if world_size() == 1:
         return own
-    total = own.detach().clone()
+    return own + (_total(own) - own.detach())
+
+
+def _total(own: Tensor) -> Tensor:
+    total = own.detach().clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total)
-    return own + (total - own.detach())
-
-
-def own_part(rows: Tensor) -> Tensor:
-    """This process's share of rows that all have: (N, ...) -> (about N / world size, ...), together all of them."""
-    return rows.tensor_split(world_size())[rank()]
+    return total
 
 
 def _local(name: str, default: int) -> int:
     return int(os.environ.get(name, default))
-
-
-class _ExchangeRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        return torch.cat(_gather(rows))
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total.chunk(world_size())[rank()]
-
-
-def _gather(rows: Tensor) -> list[Tensor]:
-    parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world_size())]
-    dist.all_gather(parts, rows.detach().contiguous())
-    return parts
 
 
 class StopRequest:

@@ -1,5 +1,6 @@
 """The folder of a run: settings, checkpoint, the best weights so far, metrics, and at the end the bundle."""
 
+import contextlib
 import copy
 import json
 import platform
@@ -14,7 +15,6 @@ import torch
 
 from adpretrain_hf import __version__
 from adpretrain_hf.bundle import LAYOUT, card_text, read_projectors, write_projectors
-from adpretrain_hf.config import ADPretrainConfig
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.files import write_text
@@ -94,13 +94,8 @@ class RunFolder:
         """
         # Trained on squares, it is used on whole images: what was measured of the embedded bundle.
         config = extractor.config.replace(resize_mode="resize")
-        commands = [run["command"] for run in json.loads((self.path / "run.json").read_text(encoding="utf-8"))]
-        card = card_text(
-            config,
-            trained=True,
-            training=_training_text(settings, config, progress, training, commands),
-            results=_results_text(settings, progress),
-        )
+        trained, results = self._training_text(settings, progress, training), _results_text(settings, progress)
+        card = card_text(config, trained=True, training=trained, results=results)
         write_text(self.bundle / LAYOUT.card, card)
         backbone = copy.deepcopy(extractor.backbone).to("cpu", torch.float16)
         chosen = {variant: best["epoch"] for variant, best in progress.best.items()}
@@ -115,38 +110,30 @@ class RunFolder:
     def _variant_file(self, variant: str) -> Path:
         return self.path / "variants" / f"{variant}.safetensors"
 
+    def _training_text(self, settings: PretrainSettings, progress: Progress, categories: Sequence[str]) -> str:
+        """How the projectors were trained, as Markdown for the card."""
+        first, *others = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        scale = ", ".join(f"{factor:.4g}" for factor in progress.residual_scale)
+        chosen = "; ".join(f"*{variant}* is epoch {best['epoch']:g}" for variant, best in progress.best.items())
+        went_on = f" It was stopped and went on {len(others)} times." if others else ""
+        return f"""\
+On {len(categories)} categories, {progress.steps_done} steps of {settings.batch_size} images: {", ".join(categories)}.
+{chosen}. Residuals are scaled by {scale}.{went_on}
+
+```bash
+{first["command"]}
+```
+
+{", ".join(f"{name} {number}" for name, number in versions().items())}."""
+
 
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
     found = {"python": platform.python_version(), "adpretrain-hf": __version__}
     for name in _VERSIONS:
-        try:
+        with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found
-
-
-def _training_text(
-    settings: PretrainSettings,
-    config: ADPretrainConfig,
-    progress: Progress,
-    categories: Sequence[str],
-    commands: Sequence[str],
-) -> str:
-    """How the projectors were trained, as Markdown for the card."""
-    scale = ", ".join(f"{factor:.4g}" for factor in config.residual_scale)
-    chosen = "; ".join(f"*{variant}* is epoch {best['epoch']:g}" for variant, best in progress.best.items())
-    went_on = f" It was stopped and went on {len(commands) - 1} times." if len(commands) > 1 else ""
-    return f"""\
-On {len(categories)} categories, {progress.steps_done} steps of {settings.batch_size} images: {", ".join(categories)}.
-{chosen}. Residuals are scaled by {scale}.{went_on}
-
-```bash
-{commands[0]}
-```
-
-{", ".join(f"{name} {number}" for name, number in versions().items())}."""
 
 
 def _results_text(settings: PretrainSettings, progress: Progress) -> str:

@@ -25,17 +25,14 @@ def graphed(function: Callable[..., list[Tensor]]) -> Callable[..., list[Tensor]
     def call(*arguments: Tensor) -> list[Tensor]:
         if not arguments[0].is_cuda:
             return function(*arguments)
-        with torch.cuda.device(arguments[0].device):  # which need not be the current one
-            return replay(arguments)
-
-    def replay(arguments: tuple[Tensor, ...]) -> list[Tensor]:
         shapes = tuple(argument.shape for argument in arguments)
-        if shapes not in recordings:
-            memory = next(iter(recordings.values()))[0].pool() if recordings else None
-            recordings[shapes] = _record(function, arguments, memory)
-        graph, inputs, outputs = recordings[shapes]
-        torch._foreach_copy_(inputs, list(arguments))
-        graph.replay()
+        with torch.cuda.device(arguments[0].device):  # which need not be the current one
+            if shapes not in recordings:
+                memory = next(iter(recordings.values()))[0].pool() if recordings else None
+                recordings[shapes] = _record(function, arguments, memory)
+            graph, inputs, outputs = recordings[shapes]
+            torch._foreach_copy_(inputs, list(arguments))
+            graph.replay()
         return outputs
 
     return call

@@ -39,16 +39,15 @@ class Reporter:
         enabled = distributed.rank() == 0
         self._bar = tqdm(total=total, initial=done, unit="image", desc="pretrain", disable=not enabled)
         self._log, self._close = TRACKERS[tracker](folder) if enabled else _nothing(folder)
-        self._sums: Tensor | None = None
-        self._steps, self._looked = 0, time.monotonic()
-        self._arriving: tuple[Tensor, torch.cuda.Event | None, int] | None = None
+        self._waiting: list[Tensor] = []  # (3,) of each step
+        self._arriving: tuple[list[Tensor], torch.cuda.Event | None] | None = None
+        self._looked = time.monotonic()
         self.begin_epoch()
 
     def begin_epoch(self) -> None:
         """Starts the means of an epoch anew."""
-        self._epoch_sums, self._epoch_steps, self._epoch_images = [0.0] * len(PARTS), 0, 0
-        self._epoch_began = time.monotonic()
-        self._epoch_seconds = 0.0
+        self._epoch_losses, self._epoch_images = [torch.zeros(0, len(PARTS))], 0
+        self._epoch_began, self._epoch_seconds = time.monotonic(), 0.0
 
     def __enter__(self) -> "Reporter":
         return self
@@ -64,8 +63,7 @@ class Reporter:
             losses: (3,), detached, on the device: of the step, by ``PARTS``.
             images: of the step.
         """
-        self._sums = losses if self._sums is None else self._sums + losses
-        self._steps += 1
+        self._waiting.append(losses)
         self._epoch_images += images
         self._bar.update(images)
         if time.monotonic() - self._looked > _SECONDS:
@@ -83,8 +81,7 @@ class Reporter:
         Returns:
             The means of the parts of the loss, and images/s of the steps, since this process took the epoch up.
         """
-        steps = max(1, self._epoch_steps)
-        means = {name: value / steps for name, value in zip(PARTS, self._epoch_sums, strict=True)}
+        means = _means(torch.cat(self._epoch_losses))
         flat = {f"{detector}/{name}": value for detector, own in scores.items() for name, value in own.items()}
         self._log({f"validation/{name}": value for name, value in flat.items()}, self._bar.n)
         self.say(f"epoch {epoch + 1}: loss {means['loss']:.3f}; {scores_text(scores)}{what}")
@@ -98,23 +95,27 @@ class Reporter:
     def _look(self) -> None:
         """Shows the losses that were sent last, and sends those since then: nothing waits for the device."""
         self._show()
-        if self._sums is not None:
-            (sums,), arrived = begin_copy([self._sums])
-            self._arriving = sums, arrived, self._steps
-        self._sums, self._steps, self._looked = None, 0, time.monotonic()
+        if self._waiting:
+            self._arriving = begin_copy([torch.stack(self._waiting)])
+        self._waiting, self._looked = [], time.monotonic()
 
     def _show(self) -> None:
         if self._arriving is None:
             return
-        sums, arrived, steps = self._arriving
+        (losses,), arrived = self._arriving
         if arrived is not None:
             arrived.synchronize()
-        self._arriving, values = None, sums.tolist()
-        self._epoch_sums = [old + new for old, new in zip(self._epoch_sums, values, strict=True)]
-        self._epoch_steps += steps
-        means = {name: value / steps for name, value in zip(PARTS, values, strict=True)}
+        self._arriving = None
+        self._epoch_losses.append(losses)
+        means = _means(losses)
         self._bar.set_postfix({name: f"{mean:.3f}" for name, mean in means.items()})
         self._log({f"train/{name}": mean for name, mean in means.items()}, self._bar.n)
+
+
+def _means(losses: Tensor) -> dict[str, float]:
+    """The means of the parts of the losses (N, 3) of N steps; 0 of none."""
+    means = losses.double().sum(dim=0) / max(1, len(losses))
+    return dict(zip(PARTS, means.tolist(), strict=True))
 
 
 def scores_text(scores: Mapping[str, Mapping[str, float]]) -> str:

@@ -7,7 +7,7 @@ generator is among it: all that is drawn follows from the seed, the epoch, the s
 import copy
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,8 @@ class TrainingState:
 
     Attributes:
         progress: where the run stands.
-        centers: (L, C), the normal centres, on the device; set by ``begin``.
+        centers: (L, C), the normal centres, on the device; to be set before the first step of a new run, as is the
+            residuals' scale in ``progress``.
         is_new: whether there was no checkpoint.
 
     Raises:
@@ -65,18 +66,13 @@ class TrainingState:
         self.progress, self.centers = Progress(data=data), torch.empty(0)
         self.is_new = not checkpoint.exists()
         if not self.is_new:
-            self.progress, centers = load_checkpoint(checkpoint, self._modules, self._optimizer)
-            self.centers = centers.to(self._device)
+            self._load()
             if self.progress.data != data:
                 raise InputError(
                     f"the run in {checkpoint.parent} was begun with other data than --data {' '.join(settings.data)}: "
                     "other images, or other names. Give those, or another --output"
                 )
         self._last_checkpoint = self._clock = time.monotonic()
-
-    def begin(self, centers: Tensor, scale: list[float]) -> None:
-        """Fixes what was measured before the first step of a new run."""
-        self.centers, self.progress.residual_scale = centers.to(self._device), scale
 
     @property
     def weights(self) -> Projectors:
@@ -132,14 +128,33 @@ class TrainingState:
         self._last_checkpoint = time.monotonic()
         if distributed.rank() > 0:
             return
+        states = {name: module.state_dict() for name, module in self._modules.items()}
+        states |= {f"optimizer.{number}": state for number, state in self._optimizer.state_dict()["state"].items()}
+        tensors = {
+            f"{name}.{key}": torch.as_tensor(value) for name, own in states.items() for key, value in own.items()
+        }
+        tensors["centers"] = self.centers
+        # Copies, for safetensors refuses tensors that share memory.
+        tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
         try:
-            save_checkpoint(self._checkpoint, self.progress, self._modules, self._optimizer, self.centers)
+            with atomic_path(self._checkpoint) as temporary:
+                save_file(tensors, temporary, metadata={_FORMAT: json.dumps({"progress": vars(self.progress)})})
         except OSError as error:
             say(f"no checkpoint was written, the last one is intact: {error}")
 
-    @property
-    def _device(self) -> torch.device:
-        return next(self.projectors.parameters()).device
+    def _load(self) -> None:
+        """Takes the checkpoint up."""
+        try:
+            tensors, about = read_safetensors(self._checkpoint)
+            for name, module in self._modules.items():
+                module.load_state_dict(_below(tensors, f"{name}."))
+            numbers = {int(name.split(".")[0]) for name in _below(tensors, "optimizer.")}
+            state = {number: _below(tensors, f"optimizer.{number}.") for number in numbers}
+            self._optimizer.load_state_dict(self._optimizer.state_dict() | {"state": state})
+            self.progress = Progress(**json.loads(about[_FORMAT])["progress"])
+            self.centers = tensors["centers"].to(next(self.projectors.parameters()).device)
+        except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+            raise InputError(f"{self._checkpoint} is not a checkpoint of this run: {error}") from error
 
 
 @dataclass
@@ -167,44 +182,6 @@ class Progress:
     data: str = ""
     steps_done: int = 0
     seconds: float = 0.0
-
-
-def save_checkpoint(
-    path: Path, progress: Progress, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, centers: Tensor
-) -> None:
-    """Writes a checkpoint of modules by name, the optimiser's state and the normal centres (L, C).
-
-    Raises:
-        OSError: it cannot be written, for example because the disk is full; the one that was there is untouched.
-    """
-    states = {name: module.state_dict() for name, module in modules.items()}
-    states |= {f"optimizer.{number}": state for number, state in optimizer.state_dict()["state"].items()}
-    tensors = {f"{name}.{key}": torch.as_tensor(value) for name, own in states.items() for key, value in own.items()}
-    tensors["centers"] = centers
-    # Copies, for safetensors refuses tensors that share memory.
-    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={_FORMAT: json.dumps({"progress": vars(progress)})})
-
-
-def load_checkpoint(
-    path: Path, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer
-) -> tuple[Progress, Tensor]:
-    """Puts a checkpoint's state into modules and optimiser; returns progress and centres (L, C).
-
-    Raises:
-        InputError: not a checkpoint, damaged, or of other modules.
-    """
-    try:
-        tensors, about = read_safetensors(path)
-        for name, module in modules.items():
-            module.load_state_dict(_below(tensors, f"{name}."))
-        numbers = {int(name.split(".")[0]) for name in _below(tensors, "optimizer.")}
-        state = {number: _below(tensors, f"optimizer.{number}.") for number in numbers}
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        return Progress(**json.loads(about[_FORMAT])["progress"]), tensors["centers"]
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise InputError(f"{path} is not a checkpoint of this run: {error}") from error
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

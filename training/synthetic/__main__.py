@@ -1,4 +1,4 @@
-"""Draws the synthetic data set, and a contact sheet of it:
+"""Draws the synthetic data set, and a contact sheet of it.
 
 python -m training.synthetic OUTPUT [--categories 24] [--normals 12] [--seed 0] [--size 256]
 """
@@ -23,10 +23,8 @@ _ACROSS = 2  # classes side by side
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit code, see ``run_program``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.synthetic", description="Draws the synthetic data set, and a contact sheet of it."
-    )
-    parser.add_argument("output", type=Path, help="folder that gets the data set")
+    parser = argparse.ArgumentParser(prog="python -m training.synthetic", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path, metavar="output", help="folder that gets the data set")
     parser.add_argument("--categories", type=int, default=24, help="number of classes (default 24)")
     parser.add_argument("--normals", type=int, default=12, help="normal samples of each class (default 12)")
     parser.add_argument("--seed", type=int, default=0, help="of all that is random (default 0)")
@@ -34,8 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
 
     def run() -> int:
-        generate(given.output, categories=given.categories, normals=given.normals, seed=given.seed, size=given.size)
-        print(draw_overview(given.output, given.size))
+        print(draw_overview(generate(**vars(given)), given.size))
         return 0
 
     return run_program("synthetic", run)

@@ -2,10 +2,9 @@
 
 import colorsys
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from training.synthetic.camera import Field, Rng, Surface, mix, noise, smoothstep
 
@@ -38,16 +37,12 @@ class Sheet:
         """A length in px, between ``low`` and ``high`` units."""
         return self.rng.uniform(low, high) * self.unit
 
-    def choose(self, options: Sequence[Any]) -> Any:
-        """One of them."""
-        return options[int(self.rng.integers(len(options)))]
-
     def colour(self, saturation: Range, value: Range) -> np.ndarray:
         """A colour (3,) in [0, 1] of any hue, with a saturation and a value within the given bounds."""
         rng = self.rng
         return np.array(colorsys.hsv_to_rgb(rng.random(), rng.uniform(*saturation), rng.uniform(*value)), np.float32)
 
-    def near(self, colour: tuple[float, float, float], spread: float = 0.05) -> np.ndarray:
+    def near(self, colour: ArrayLike, spread: float = 0.05) -> np.ndarray:
         """A colour (3,) close to ``colour``: lighter or darker by about ``spread``, and of nearly the same hue."""
         tone = np.array(colour) + self.rng.normal(0, spread) + self.rng.normal(0, spread * 0.3, 3)
         return np.clip(tone, 0.02, 0.98).astype(np.float32)
@@ -80,7 +75,10 @@ class Material(Sheet):
         """Steel, brass or copper with fine strokes of one direction."""
         strokes = self.noise((1.0, 120), 2) + 0.5 * self.noise((1.5, 25))
         metals = ((0.66, 0.67, 0.68), (0.78, 0.66, 0.42), (0.76, 0.54, 0.42), (0.45, 0.47, 0.5))
-        body = self.near(self.choose(metals), 0.03) * (1 + 0.085 * strokes + 0.05 * self.noise((60, 300), 2))[..., None]
+        body = (
+            self.near(self.rng.choice(metals), 0.03)
+            * (1 + 0.085 * strokes + 0.05 * self.noise((60, 300), 2))[..., None]
+        )
         return Surface(body, 0.1 * self.unit * strokes, 0.25, 0.7)
 
     def printed(self) -> Surface:

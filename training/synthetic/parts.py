@@ -67,7 +67,7 @@ class Part(Sheet):
 
     def metal(self) -> np.ndarray:
         """A colour (3,) of one of the common metals."""
-        return self.near(self.choose(_METALS), 0.04)
+        return self.near(self.rng.choice(_METALS), 0.04)
 
     def turned(self, colour: np.ndarray, depth: float = 0.05) -> np.ndarray:
         """``colour`` (3,) with the fine rings (N, N, 3) that a lathe leaves."""
@@ -154,7 +154,7 @@ class Part(Sheet):
     def circuit_board(self) -> None:
         """Printed circuit board with traces, vias, chips and small components."""
         rng = self.rng
-        resist = self.near(self.choose(((0.05, 0.3, 0.16), (0.06, 0.16, 0.36), (0.1, 0.1, 0.11))), 0.03)
+        resist = self.near(self.rng.choice(((0.05, 0.3, 0.16), (0.06, 0.16, 0.36), (0.1, 0.1, 0.11))), 0.03)
         self.add(self.box(0, 0, 0.78, 0.74, 0.04), resist, rise=3, gloss=0.3)
         for _ in range(26):
             x, y = rng.uniform(-0.7, 0.7), rng.uniform(-0.66, 0.66)
@@ -170,7 +170,7 @@ class Part(Sheet):
             wide = rng.random() < 0.5
             width, height = (0.055, 0.028) if wide else (0.028, 0.055)
             self.add(self.box(x, y, width, height, 0.01), _TIN, rise=2, gloss=0.4, metal=0.5)
-            body = self.near(self.choose(((0.13, 0.13, 0.13), (0.5, 0.38, 0.26))), 0.04)
+            body = self.near(self.rng.choice(((0.13, 0.13, 0.13), (0.5, 0.38, 0.26))), 0.04)
             self.add(self.box(x, y, width * (0.6 if wide else 1), height * (1 if wide else 0.6)), body, rise=1.5)
         self._chip(rng.uniform(-0.35, -0.1), rng.uniform(-0.25, 0.25), (0.18, 0.26), (6, 10))
         self._chip(rng.uniform(0.35, 0.45), rng.uniform(-0.35, 0.35), (0.1, 0.15), (3, 6))

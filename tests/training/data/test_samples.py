@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from dataclasses import fields
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -136,8 +137,11 @@ def remove_anomalies(root: Path, name: str) -> None:
 
 
 def batches(**changes) -> list[list[int]]:
-    settings = {"positions": range(100, 160), "batch_size": 8} | changes
-    return [[item.position for item in batch] for batch in epoch_batches(settings.pop("positions"), **settings)]
+    names = {field.name for field in fields(PretrainSettings)}
+    settings = {"batch_size": 8} | {name: value for name, value in changes.items() if name in names}
+    others = {name: value for name, value in changes.items() if name not in names}
+    order = epoch_batches(range(100, 160), PretrainSettings(**settings), **others)
+    return [[item.position for item in batch] for batch in order]
 
 
 def test_an_epoch_has_every_image_once_but_for_the_rest():
@@ -166,19 +170,17 @@ def test_resuming_gives_the_rest_of_the_epoch():
 
 
 def test_items_carry_the_epoch():
-    assert {item.epoch for batch in epoch_batches(range(8), batch_size=4, epoch=5) for item in batch} == {5}
+    assert {
+        item.epoch for batch in epoch_batches(range(8), PretrainSettings(batch_size=4), epoch=5) for item in batch
+    } == {5}
 
 
 def test_one_number_of_references_is_drawn_for_every_step():
-    numbers = [
-        {item.references for item in batch} for batch in epoch_batches(range(400), batch_size=4, references=(1, 4, 8))
-    ]
+    settings = PretrainSettings(batch_size=4, references=(1, 4, 8))
+    numbers = [{item.references for item in batch} for batch in epoch_batches(range(400), settings)]
     assert all(len(own) == 1 for own in numbers)
     assert set.union(*numbers) == {1, 4, 8}
-    rest = [
-        {item.references for item in b}
-        for b in epoch_batches(range(400), batch_size=4, references=(1, 4, 8), first_step=60)
-    ]
+    rest = [{item.references for item in batch} for batch in epoch_batches(range(400), settings, first_step=60)]
     assert rest == numbers[60:]
 
 
@@ -196,7 +198,7 @@ def test_balanced_batches_are_a_quarter_anomalous(number):
 
 
 def test_length_counts_the_batches_that_are_left():
-    assert len(epoch_batches(range(60), batch_size=8, accumulate=2, first_step=3)) == 8
+    assert len(epoch_batches(range(60), PretrainSettings(batch_size=8, accumulate=2), first_step=3)) == 8
 
 
 def test_a_batch_that_cannot_be_shared_is_refused():
@@ -233,10 +235,10 @@ def picture(number: int, is_mask: bool) -> bytes:
     return data.getvalue()
 
 
-def load(tree: Path, positions=None, **settings) -> Samples:
+def load(tree: Path, positions=None, crops=None, **settings) -> Samples:
     dataset = load_real_iad(tree)
     pool = ReferencePool(dataset["category"], dataset["view"], [not label for label in dataset["is_anomalous"]])
-    return Samples(dataset, positions or range(len(dataset)), CONFIG, pool, **settings)
+    return Samples(dataset, positions or range(len(dataset)), CONFIG, pool, PretrainSettings(**settings), crops)
 
 
 def get(samples: Samples, position: int, epoch: int = 0) -> Sample:
@@ -315,7 +317,7 @@ def test_workers_change_nothing(tree):
     samples = load(tree, paint_defects=0.5)
 
     def batches(workers: int):
-        order = epoch_batches(range(len(samples)), batch_size=4)
+        order = epoch_batches(range(len(samples)), PretrainSettings(batch_size=4, references=(8,)))
         return list(
             DataLoader(samples, batch_sampler=order, collate_fn=partial(collate, "coverage", 8), num_workers=workers)
         )

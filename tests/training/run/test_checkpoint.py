@@ -2,84 +2,98 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
 import pytest
 import torch
-from torch import nn
 
+from adpretrain_hf import ADPretrainConfig
 from adpretrain_hf.errors import InputError
+from adpretrain_hf.projector import Projectors
 from training.run.reporting import Reporter
-from training.run.state import Progress, load_checkpoint, save_checkpoint
+from training.run.state import Progress, TrainingState
+from training.settings import PretrainSettings
 
-
-def make(seed: int = 0) -> tuple[nn.Module, torch.optim.Optimizer]:
-    torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-    return model, torch.optim.Adam(model.parameters(), lr=0.1, weight_decay=0.01)
-
-
-def advance(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
-    for step in range(steps):
-        model(torch.arange(15.0).view(5, 3).sin() + step).square().sum().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-
-PROGRESS = Progress(epoch=2, step=5, history=[{"loss": 1.5}], best={"angle": 0.7}, residual_scale=[1.25, 0.1])
+CONFIG = ADPretrainConfig(
+    backbone="tiny", hidden_size=8, patch_size=8, layers=(1,), num_heads=2, num_reference_tokens=4
+)
+PROGRESS = Progress(epoch=2, history=[{"loss": 1.5}], best={"angle": 0.7}, residual_scale=[1.25, 0.1], data="some")
 CENTERS = torch.arange(6.0).view(2, 3)
 
 
-@pytest.fixture
-def saved(tmp_path):
-    model, optimizer = make()
-    advance(model, optimizer, 3)
-    save_checkpoint(tmp_path / "checkpoint.safetensors", PROGRESS, {"model": model}, optimizer, CENTERS)
-    return tmp_path / "checkpoint.safetensors", model, optimizer
+def make(path, config: ADPretrainConfig = CONFIG, **settings) -> TrainingState:
+    torch.manual_seed(0 if path.exists() else 1)
+    return TrainingState(PretrainSettings(**settings), path, Projectors(config), images=400, data="some")
+
+
+def advance(state: TrainingState, steps: int) -> None:
+    for step in range(steps):
+        residual = torch.arange(8 * 2 * 3.0).view(1, 8, 2, 3).sin() + step
+        state.projectors([residual])[0].square().sum().backward()
+        state.step()
+
+
+def save(state: TrainingState) -> str:
+    """What is said of it; nothing where all went well."""
+    said: list[str] = []
+    state.save_checkpoint(said.append)
+    return "".join(said)
+
+
+def weights(state: TrainingState) -> list[torch.Tensor]:
+    return [*state.projectors.parameters(), *state.weights.parameters()]
+
+
+@pytest.fixture(params=[0.0, 0.5])
+def saved(tmp_path, request):
+    state = make(tmp_path / "checkpoint.safetensors", ema=request.param)
+    state.progress, state.centers = dataclasses.replace(PROGRESS), CENTERS
+    advance(state, 3)
+    assert save(state) == ""
+    return tmp_path / "checkpoint.safetensors", state
 
 
 def test_a_checkpoint_goes_on_bit_by_bit(saved):
-    path, model, optimizer = saved
-    advance(model, optimizer, 4)
-    other, its_optimizer = make(seed=1)
-    progress, centers = load_checkpoint(path, {"model": other}, its_optimizer)
-    advance(other, its_optimizer, 4)
-    assert progress == PROGRESS
-    assert torch.equal(centers, CENTERS)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    path, state = saved
+    other = make(path, ema=state.settings.ema)
+    assert not other.is_new
+    assert other.progress == dataclasses.replace(PROGRESS, step=3, steps_done=3)
+    assert torch.equal(other.centers, CENTERS)
+    for one in (state, other):
+        advance(one, 4)
+    assert all(torch.equal(a, b) for a, b in zip(weights(state), weights(other), strict=True))
 
 
 def test_a_checkpoint_before_the_first_step(tmp_path):
-    model, optimizer = make()
-    save_checkpoint(tmp_path / "c.safetensors", Progress(), {"model": model}, optimizer, CENTERS)
-    other, its_optimizer = make(1)
-    assert load_checkpoint(tmp_path / "c.safetensors", {"model": other}, its_optimizer)[0] == Progress()
+    state = make(tmp_path / "c.safetensors")
+    assert state.is_new and save(state) == ""
+    assert make(tmp_path / "c.safetensors").progress == Progress(data="some")
 
 
 def test_a_checkpoint_of_another_model_is_refused(saved):
-    model = nn.Linear(7, 7)
     with pytest.raises(InputError, match=r"checkpoint.safetensors is not a checkpoint of this run"):
-        load_checkpoint(saved[0], {"model": model}, torch.optim.Adam(model.parameters()))
+        make(saved[0], CONFIG.replace(num_reference_tokens=5))
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"\xff" * 100])
 def test_a_damaged_checkpoint_is_refused(saved, damage):
     saved[0].write_bytes(damage(saved[0].read_bytes()))
-    model, optimizer = make()
     with pytest.raises(InputError, match="is not a checkpoint of this run"):
-        load_checkpoint(saved[0], {"model": model}, optimizer)
+        make(saved[0])
 
 
 def test_a_failed_write_leaves_the_last_checkpoint(saved, monkeypatch):
-    path, model, optimizer = saved
+    path, state = saved
     before = path.read_bytes()
 
     def fail(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("training.run.state.save_file", fail)
-    with pytest.raises(OSError, match="checkpoint.safetensors cannot be written: .*No space left"):
-        save_checkpoint(path, Progress(), {"model": model}, optimizer, CENTERS)
+    said = save(state)
+    assert said.startswith(f"no checkpoint was written, the last one is intact: {path} cannot be written: ")
+    assert "No space left" in said
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
