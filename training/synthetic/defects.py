@@ -349,8 +349,13 @@ def paint_defect(
     while True:  # a shape that happens to fall out of the image or on pixels of its own colour is drawn anew
         defect = Defect(image, where, rng)
         painted, mask = _compose(defect, *getattr(defect, family)())
-        if mask.sum() >= _SMALLEST:
+        if mask.sum() >= _SMALLEST and _contrast(image, painted, mask) >= _MEAN_CHANGE / 2:
             return painted, mask
+
+
+def _contrast(image: np.ndarray, painted: np.ndarray, mask: np.ndarray) -> float:
+    """Mean change of the mask's pixels, in grey levels."""
+    return float(np.abs(painted[mask].astype(np.int16) - image[mask]).max(-1).mean())
 
 
 def _compose(defect: Defect, alpha: Field, content: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
