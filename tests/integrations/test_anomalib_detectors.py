@@ -316,6 +316,18 @@ def test_glass_learns_from_normalised_images(bundle, folder, tmp_path):
     assert sorted(seen[0].sum(dim=(1, 2, 3)).tolist()) == pytest.approx(sorted(expected.sum(dim=(1, 2, 3)).tolist()))
 
 
+def test_glass_scales_embeddings_of_any_length_to_one(bundle, folder, tmp_path):
+    """So that its noise and distances, which are absolute, mean the same for all features; a checkpoint keeps it."""
+    for features in ("raw", "pretrained"):
+        model = make(ADPretrainGlass, bundle, features=features)
+        engine(tmp_path / features).fit(model, datamodule=datamodule(folder))
+        model.features.note_own([str(path) for path in sorted((folder / "train").iterdir())])
+        prepared = model.features.extractor.preprocess(sorted((folder / "train").iterdir()))
+        embeddings, _ = model.model.generate_embeddings(prepared, evaluation=True)
+        assert embeddings.square().mean().sqrt().item() == pytest.approx(1, rel=1e-3)
+        assert "model.forward_modules.preadapt_aggregator.1.factor" in model.state_dict()
+
+
 def test_the_core_set_is_anomalibs_and_its_memory_does_not_grow():
     patches, chosen = torch.randn(200, 300), []
     for kind in (KCenterGreedy, CoreSet):

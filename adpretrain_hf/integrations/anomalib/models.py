@@ -141,13 +141,28 @@ class ADPretrainCflow(ADPretrainDetector, Cflow):
         self.install_features(features)
 
 
+class _UnitScale(nn.Module):
+    """Brings embeddings (N, C) to a root mean square of 1, by a factor that is learnt from normal ones."""
+
+    factor: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("factor", torch.ones(()))
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        return embeddings * self.factor
+
+
 class ADPretrainGlass(ADPretrainDetector, Glass):
     """anomalib's GLASS (Chen et al. 2024) on the features of a bundle.
 
     The variant ``"norm"`` and the last 2 levels, as published. A patch's embedding has as many channels as a level of
     ours, where the released code has 1536 for those of a WideResNet-50; how long is trained is the trainer's
     ``max_epochs`` (released: 640). anomalib computes the centre of the normal embeddings from images that are not
-    normalised; here they are.
+    normalised; here they are. GLASS adds noise of 0.015 to embeddings and moves them by distances up to 1, whatever
+    their scale: here they are scaled to a root mean square of 1 over the training images, as pretrained features are a
+    tenth of that long, and more noise than feature.
 
     Args:
         bundle, common: see ``ADPretrainDetector``.
@@ -181,15 +196,29 @@ class ADPretrainGlass(ADPretrainDetector, Glass):
         # "Not pre-trained" kept anomalib from a download; to it, that means one that is trained.
         self.pre_trained = self.model.pre_trained = True
         self.model.forward_modules["preprocessing"] = Preprocessing(features.out_dims, width, patchsize=3)
+        parts = self.model.forward_modules
+        parts["preadapt_aggregator"] = nn.Sequential(parts["preadapt_aggregator"], _UnitScale())
         self.model.layers = features.layers
         self.install_features(features)
         self.model.register_buffer("_img_mean", torch.tensor(config.mean).view(1, 3, 1, 1))
         self.model.register_buffer("_img_std", torch.tensor(config.std).view(1, 3, 1, 1))
 
     def on_train_epoch_start(self) -> None:
-        """Computes the centre of the normal embeddings, of images prepared as in training."""
+        """Computes the scale, once, and the centre of the normal embeddings, of images prepared as in training."""
+        if self.current_epoch == 0:
+            self._learn_scale()
         self.model.calculate_center(self._prepared_batches(), self.device)
         self.features.note_own([])
+
+    @torch.no_grad()
+    def _learn_scale(self) -> None:
+        scale = self.model.forward_modules["preadapt_aggregator"][1]
+        scale.factor.fill_(1)
+        squares = [
+            self.model.generate_embeddings(batch.image.to(self.device), evaluation=True)[0].square().mean(dim=1)
+            for batch in self._prepared_batches()
+        ]
+        scale.factor.copy_(torch.cat(squares).mean().rsqrt())
 
     def _prepared_batches(self) -> Iterator[Batch]:
         for batch in self.trainer.train_dataloader:
