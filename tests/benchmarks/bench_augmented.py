@@ -35,9 +35,10 @@ def main() -> None:
     parser.add_argument("--categories", nargs="+", required=True)
     parser.add_argument("--augmentations", nargs="+", default=[*AUGMENTATIONS, "auto"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--image-size", type=int, help="side in pixels; the bundle's by default")
     arguments = parser.parse_args()
     data_set, root = arguments.data.split("=")
-    extractor = ADPretrainFeatureExtractor.from_pretrained(BUNDLE, variant="norm")
+    extractor = ADPretrainFeatureExtractor.from_pretrained(BUNDLE, variant="norm", image_size=arguments.image_size)
     for name in arguments.categories:
         category = read_category(data_set, Path(root), name)
         for augmentation in arguments.augmentations:
