@@ -214,8 +214,6 @@ def test_settings_that_there_are_not_are_refused(
 ) -> None:
     assert main([*words(plan_values), "--set", setting]) == 1
     assert message in capsys.readouterr().err
-    assert main([*words(plan_values), "--set", "patchcore=0.5"]) == 1
-    assert "--set: patchcore of set is '0.5', expected Mapping" in capsys.readouterr().err
 
 
 def test_the_example_of_a_plan_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
