@@ -31,7 +31,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from adpretrain_hf.errors import InputError, run_program
+from adpretrain_hf.errors import run_program
 from adpretrain_hf.files import write_text
 from training.evaluation.detectors import check_settings
 from training.evaluation.plan import Cell, Plan, parse_plan, plan_cells, write_plan
@@ -52,10 +52,8 @@ def _evaluate(words: Sequence[str]) -> int:
     used = versions() | {name: version(name) for name in ("anomalib", "scikit-learn")}
     try:
         _run(plan, shlex.join(["python", "-m", "training.evaluate", *words]), used)
-    except (KeyboardInterrupt, InputError):
-        _write_outputs(plan, used)  # of the cells that are finished
-        raise
-    failures = _write_outputs(plan, used)
+    finally:
+        failures = _write_outputs(plan, used)  # of the cells that are finished
     if card:
         export_card(plan.output, card)
     if (tables := Path(plan.output, "tables.md")).is_file():
@@ -78,16 +76,13 @@ def _run(plan: Plan, command: str, used: Mapping[str, str]) -> None:
     pending = [group for group in groups if not all(is_done(plan.output, cell) for cell in group)]
     total, left = (sum(map(len, some)) for some in (groups, pending))
     with tqdm(total=total, initial=total - left, unit="cell", desc="evaluate") as bar:
-        try:
-            for number, group in enumerate(pending, start=1):
-                cell, *others = group
-                where = f"{len(group)} categories" if others else cell.category
-                bar.set_postfix_str(f"{where} {cell.detector} {cell.features} {cell.variant}".rstrip())
-                evaluation.run(group)
-                evaluation.forget(but=chain.from_iterable(pending[number:]))
-                bar.update(len(group))
-        finally:
-            evaluation.forget()
+        for number, group in enumerate(pending, start=1):
+            cell, *others = group
+            where = f"{len(group)} categories" if others else cell.category
+            bar.set_postfix_str(f"{where} {cell.detector} {cell.features} {cell.variant}".rstrip())
+            evaluation.run(group)
+            evaluation.forget(but=chain.from_iterable(pending[number:]))
+            bar.update(len(group))
 
 
 def _write_outputs(plan: Plan, used: Mapping[str, str]) -> Mapping[Cell, str]:

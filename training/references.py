@@ -5,11 +5,12 @@ thirds of its compute. Here every image of the pool is encoded once; its patches
 of a GPU's memory, else in a file that is mapped into memory, from where those of the next step are copied ahead.
 """
 
-import functools
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -126,10 +127,7 @@ def _choose(kind: tuple[str, str], group: list[int], pool_size: int | None, seed
 
 
 class ReferencePatches:
-    """The patches of all images of a pool, each encoded once, by one of the processes.
-
-    On a CPU images are encoded one at a time, so that an image's numbers do not depend on its company: a matrix product
-    of another number of rows may add up in another order.
+    """The patches of all images of a pool, each encoded once, by one of the processes; see ``encode_ahead``.
 
     Args:
         extractor: whose backbone encodes; square images of its ``image_size``.
@@ -158,17 +156,17 @@ class ReferencePatches:
         memory_gb: float = 0.0,
     ) -> None:
         config, self._device, self._pool = extractor.config, extractor.device, pool
-        self._encode = functools.partial(_encode, extractor, precision)
-        self._load, self._keys = load, keys
-        shape = (len(config.layers), (config.image_size // config.patch_size) ** 2, config.hidden_size)
-        self._tokens: Tensor | None = None  # (N, L, K, C) on the device
-        if self._fits(len(pool.members) * int(np.prod(shape)) * _DTYPE.itemsize, memory_gb):
-            self._tokens = torch.empty(len(pool.members), *shape, dtype=_DTYPE, device=self._device)
+        self._extractor, self._load, self._keys, self._precision = extractor, load, keys, precision
+        side = config.image_size // config.patch_size
+        slots, shape = len(pool.members), (len(config.layers), side**2, config.hidden_size)
+        fits = self._fits(slots * int(np.prod(shape)) * _DTYPE.itemsize, memory_gb)
         self._file: SlotFile | None = None
-        if keep or self._tokens is None:
+        if keep or not fits:
             made_by = (config.fingerprint, extractor.backbone.digest(), precision, extractor.dtype, self._device.type)
-            identity = " ".join(map(str, made_by))
-            self._file = SlotFile(file, identity=identity, slots=len(pool.members), shape=shape, dtype=_DTYPE)
+            self._file = SlotFile(file, identity=" ".join(map(str, made_by)), slots=slots, shape=shape, dtype=_DTYPE)
+            self._values = self._file.values  # (N, L, K, C)
+        if fits:
+            self._values = torch.empty(slots, *shape, dtype=_DTYPE, device=self._device)
         self._fill()
 
     def gather(self, references: Tensor) -> list[Tensor]:
@@ -180,15 +178,13 @@ class ReferencePatches:
         Returns:
             L tensors (B, R * K, C), float16, on the device.
         """
-        if self._tokens is not None:
+        if self._values.is_cuda:
             index = to_device(references, self._device, torch.int64)
-            return [self._tokens[:, level][index].flatten(1, 2) for level in range(self._tokens.shape[1])]
-        assert self._file is not None
-        values, flat = self._file.values, references.flatten()
-        levels = []
-        for level in range(values.shape[1]):
-            rows = torch.empty(len(flat), *values.shape[2:], dtype=_DTYPE, pin_memory=self._device.type == "cuda")
-            torch.index_select(values[:, level], 0, flat, out=rows)
+            return [level[index].flatten(1, 2) for level in self._values.unbind(1)]
+        flat, levels = references.flatten(), []
+        for level in self._values.unbind(1):
+            rows = torch.empty(len(flat), *level.shape[1:], dtype=_DTYPE, pin_memory=self._device.type == "cuda")
+            torch.index_select(level, 0, flat, out=rows)
             levels.append(rows.to(self._device, non_blocking=True).unflatten(0, references.shape).flatten(1, 2))
         return levels
 
@@ -231,49 +227,66 @@ class ReferencePatches:
     def _fill(self) -> None:
         members, (rank, world_size) = self._pool.members, distributed.sharers(self._file is not None)
         shares = torch.arange(len(members)).tensor_split(world_size)
-        missing = [place for place in shares[rank].tolist() if self._kept(place) is None]
+        missing: list[int] = shares[rank].tolist()
         if self._file is not None:
+            missing = [place for place in missing if self._file.read(place, self._keys[members[place]]) is None]
             self._file.check_room(len(missing))
         unreadable: list[int] = []
-        bar = tqdm(total=len(missing), unit="image", desc="references", disable=distributed.rank() > 0)
-        with bar:
-            for place, patches in self._encode_places(missing, unreadable):
-                if self._file is not None:
-                    self._file.write(place, self._keys[members[place]], patches)
-                elif self._tokens is not None:
-                    self._tokens[place] = to_device(patches, self._device, _DTYPE)
-                bar.update()
-        self._pool.leave_out(distributed.union(unreadable))  # waits for all
-        if self._file is None:
-            distributed.broadcast_shares(self._tokens, shares)
-        elif self._tokens is not None:
-            for place in range(len(members)):
-                if (kept := self._kept(place)) is not None:
-                    self._tokens[place] = to_device(kept, self._device, _DTYPE)
-
-    def _kept(self, place: int) -> Tensor | None:
-        return None if self._file is None else self._file.read(place, self._keys[self._pool.members[place]])
-
-    def _encode_places(self, places: Sequence[int], unreadable: list[int]) -> Iterator[tuple[int, Tensor]]:
-        """Encodes images of the pool, decoding ahead in threads: their places, and patches (L, K, C) on the CPU."""
 
         def leave_out(place: int, error: ImageError) -> None:
             _LOG.warning("left out as a reference: %s", error)
-            unreadable.append(self._pool.members[place])
+            unreadable.append(members[place])
 
-        batch_size = _BATCH if self._device.type == "cuda" else 1
-        calls = ((place, functools.partial(self._load, self._pool.members[place])) for place in places)
-        images = read_ahead(calls, lambda: 2 * batch_size + 2, leave_out)
-        batches = iter(lambda: list(islice(images, batch_size)), [])
-        encoded = ((batch, [self._encode(torch.stack([image for _, image in batch]))]) for batch in batches)
-        for batch, (patches,) in to_host(encoded, self._device):
-            for (place, _), own in zip(batch, patches, strict=True):
-                if not own.isfinite().all():
-                    raise InputError(
-                        f"the patches of reference image {self._pool.members[place]} do not fit {_DTYPE}, or are not "
-                        "finite: check the backbone, or use --normalize-tokens"
-                    )
-                yield place, own
+        calls = ((place, partial(self._load, members[place])) for place in missing)
+        encoded = encode_ahead(calls, self._encode, self._device, leave_out)
+        disable = distributed.rank() > 0
+        for place, _, patches in tqdm(encoded, "references", len(missing), unit="image", disable=disable):
+            self._keep(place, patches)
+        self._pool.leave_out(distributed.union(unreadable))  # waits for all
+        if self._file is None:
+            distributed.broadcast_shares(self._values, shares)
+        elif self._values is not self._file.values:
+            for place, position in enumerate(members):
+                if (kept := self._file.read(place, self._keys[position])) is not None:
+                    self._values[place] = to_device(kept, self._device, _DTYPE)
+
+    @torch.no_grad()
+    def _encode(self, images: list[Tensor]) -> list[Tensor]:
+        with autocast(self._device, self._precision):
+            levels = self._extractor.encode(torch.stack(images))
+        return [level.to(_DTYPE) for level in levels]
+
+    def _keep(self, place: int, patches: Tensor) -> None:
+        position = self._pool.members[place]
+        if not patches.isfinite().all():
+            what = f"the patches of reference image {position} do not fit {_DTYPE}, or are not finite"
+            raise InputError(f"{what}: check the backbone, or use --normalize-tokens")
+        if self._file is None:
+            self._values[place] = to_device(patches, self._device, _DTYPE)
+        else:
+            self._file.write(place, self._keys[position], patches)
+
+
+def encode_ahead(
+    calls: Iterable[tuple[int, Callable[[], Any]]],
+    encode: Callable[[list[Any]], list[Tensor]],
+    device: torch.device,
+    on_error: Callable[[int, ImageError], None] | None = None,
+) -> Iterator[tuple[int, Any, Tensor]]:
+    """Encodes images, which are loaded ahead in threads: their keys, what was loaded, and tokens (L, K, C) on the CPU.
+
+    ``encode`` takes n images, as they were loaded, to L maps (n, C, h, w); for the rest see ``read_ahead``. On a CPU n
+    is 1, so that an image's numbers do not depend on its company: a matrix product of another number of rows may add up
+    in another order.
+    """
+    size = _BATCH if device.type == "cuda" else 1
+    images = read_ahead(calls, lambda: 2 * size + 2, on_error)
+    batches = iter(lambda: list(islice(images, size)), [])
+    encoded = ((batch, encode([image for _, image in batch])) for batch in batches)
+    stacked = ((batch, [torch.stack([level.flatten(2).mT for level in levels], dim=1)]) for batch, levels in encoded)
+    for batch, (tokens,) in to_host(stacked, device):
+        for (key, image), own in zip(batch, tokens, strict=True):
+            yield key, image, own
 
 
 @torch.no_grad()
@@ -314,12 +327,8 @@ def nearest_residuals(queries: Tensor, references: Tensor) -> Tensor:
     with torch.autocast(queries.device.type, enabled=False):
         lengths = torch.linalg.vector_norm(references, dim=2, dtype=torch.float32).clamp_min(1e-12)
         images = max(1, _SIMILARITIES // (queries.shape[1] * references.shape[1]))
-        index = torch.cat(
-            [
-                (_products(q, r) / length[:, None]).argmax(dim=2)
-                for q, r, length in zip(*(part.split(images) for part in (queries, references, lengths)), strict=True)
-            ]
-        )
+        parts = zip(*(part.split(images) for part in (queries, references, lengths)), strict=True)
+        index = torch.cat([(_products(q, r) / length[:, None]).argmax(dim=2) for q, r, length in parts])
         nearest = references.gather(1, index[:, :, None].expand(-1, -1, references.shape[2]))
         return queries.float() - nearest.float()
 
@@ -329,14 +338,6 @@ def _products(queries: Tensor, references: Tensor) -> Tensor:
     if queries.is_cuda:
         return torch.bmm(queries.to(references.dtype), references.mT, out_dtype=torch.float32)
     return queries.float() @ references.float().mT
-
-
-@torch.no_grad()
-def _encode(extractor: ADPretrainFeatureExtractor, precision: str, images: Tensor) -> Tensor:
-    """(B, 3, S, S) -> (B, L, K, C), float16."""
-    with autocast(extractor.device, precision):
-        levels = extractor.encode(images)
-    return torch.stack([level.flatten(2).mT for level in levels], dim=1).to(_DTYPE)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

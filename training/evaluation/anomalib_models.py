@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from anomalib.data import ImageBatch, ImageItem
 from anomalib.data.utils.generators.perlin import PerlinAnomalyGenerator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
@@ -29,14 +29,10 @@ _TEXTURES = (".jpg", ".jpeg", ".png", ".webp")
 def image_batches(
     rows: Sequence[Row], preprocess: Preprocessor, size: int, workers: int, *, shuffle: bool = False
 ) -> DataLoader[ImageBatch]:
-    """Images of a category as anomalib's models take them, prepared exactly as the extractor prepares them.
+    """Images in batches of a size as anomalib's models take them, prepared exactly as the extractor prepares them.
 
-    Args:
-        rows: of the images.
-        preprocess: of the extractor. Models must not prepare images again: ``pre_processor=False``.
-        size: images of a batch.
-        workers: processes that read them.
-        shuffle: anew for every pass.
+    Models must not prepare images again: ``pre_processor=False``. So many worker processes read them; ``shuffle`` is
+    anew for every pass.
     """
     collate = functools.partial(_batch, preprocess)
     return DataLoader(list(rows), size, shuffle, num_workers=workers, collate_fn=collate)  # type: ignore[arg-type]
@@ -95,104 +91,59 @@ def give_textures(model: Any, images: Sequence[Path]) -> None:
 
 
 def fit(model: Any, images: DataLoader, *, epochs: int, device: torch.device) -> None:
-    """Fits a model on training images.
+    """Fits one of anomalib's models on batches of training images, so often if it does not have its own number."""
+    from lightning.pytorch import Trainer
 
-    Args:
-        model: one of anomalib's.
-        images: batches of them.
-        epochs: passes over them, for models that do not have their own number.
-        device: to fit on.
-    """
+    is_gpu = device.type == "cuda"
+    where = {"accelerator": "gpu" if is_gpu else device.type, "devices": [device.index or 0] if is_gpu else 1}
+    off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    own = {name: value for name, value in model.trainer_arguments.items() if name != "devices"}
     with quietly():
-        _trainer(model, device, epochs).fit(model, train_dataloaders=images)
+        Trainer(**{"max_epochs": epochs, **where, **off, **own}).fit(model, train_dataloaders=images)
 
 
+@torch.no_grad()
 def predict(model: Any, images: DataLoader, *, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
-    """Maps (N, S, S) and scores (N,) of test images, float32.
-
-    Args:
-        model: that was fitted.
-        images: batches of them.
-        device: to compute on.
-    """
+    """Maps (N, S, S) and scores (N,), float32, that a fitted model gives batches of test images."""
+    network, parts = model.to(device).eval().model, []
     with quietly():
-        batches = _trainer(model, device, 1).predict(model, dataloaders=images)
-    maps = np.concatenate([_array(batch.anomaly_map) for batch in batches])
-    scores = np.concatenate([_array(batch.pred_score) for batch in batches])
+        for batch in images:
+            found = network(batch.image.to(device))
+            parts.append([part.float().cpu() for part in (found.anomaly_map, found.pred_score)])
+    maps, scores = (torch.cat(own).numpy() for own in zip(*parts, strict=True))
     return maps.reshape(len(maps), *maps.shape[-2:]), scores.ravel()
 
 
 def predict_likelihoods(model: Any, images: DataLoader, *, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
     """``predict`` of CFLOW, whose likelihoods are divided by the largest of all test images, as published.
 
-    anomalib divides by the largest of a batch, which would have to hold them all: instead a batch gives its likelihoods
-    alone, one number for a patch and level.
+    anomalib divides by the largest of a batch, which would have to hold them all: of its maps nothing is used but what
+    they are made of, one likelihood for a patch and level.
     """
-    generator, kept = model.model.anomaly_map_generator, _Likelihoods()
-    model.model.anomaly_map_generator = kept
-    try:
-        predict(model, images, device=device)
-    finally:
-        model.model.anomaly_map_generator = generator
-    levels = [torch.cat(level) for level in zip(*kept.levels, strict=True)]
-    largest = [level.max() for level in levels]
-    likelihoods = []
+    given: list[dict[str, Any]] = []
+    generator = model.model.anomaly_map_generator
+    hook = generator.register_forward_pre_hook(lambda _, __, named: given.append(named), with_kwargs=True)
+    predict(model, images, device=device)
+    hook.remove()
+    levels = []
+    for place, grid in enumerate(zip(given[0]["height"], given[0]["width"], strict=True)):
+        level = torch.cat([one["distribution"][place].reshape(-1, *grid).float().cpu() for one in given])
+        levels.append((level - level.max()).exp()[:, None])
+    sums = []
     for parts in zip(*(level.split(_IMAGES) for level in levels), strict=True):
-        scaled = [(part - most).exp()[:, None] for part, most in zip(parts, largest, strict=True)]
-        upsampled = (F.interpolate(one, kept.size, mode="bilinear", align_corners=True)[:, 0] for one in scaled)
-        likelihoods.append(torch.stack(list(upsampled)).sum(dim=0).numpy())
-    maps = np.concatenate(likelihoods)
+        size = given[0]["image_size"]
+        upsampled = [F.interpolate(part, size, mode="bilinear", align_corners=True)[:, 0] for part in parts]
+        sums.append(torch.stack(upsampled).sum(dim=0).numpy())
+    maps = np.concatenate(sums)
     np.subtract(maps.max(), maps, out=maps)
     return maps, maps.max(axis=(1, 2))
-
-
-class _Likelihoods(nn.Module):
-    """Stands in for anomalib's maps of a batch, and keeps what they are made of: L maps (B, h, w) of every batch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.levels: list[list[torch.Tensor]] = []
-        self.size: tuple[int, int] = (0, 0)
-
-    def forward(
-        self, distribution: list[torch.Tensor], height: list[int], width: list[int], image_size: tuple[int, int]
-    ) -> torch.Tensor:
-        """Keeps the likelihoods, L tensors (B * h * w,), and returns maps of nothing, (B, 1, 1)."""
-        grids = zip(distribution, height, width, strict=True)
-        self.levels.append([level.reshape(-1, h, w).float().cpu() for level, h, w in grids])
-        self.size = (int(image_size[0]), int(image_size[1]))
-        return torch.zeros(len(self.levels[-1][0]), 1, 1)
-
-
-def _array(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.float().cpu().numpy()
-
-
-def _trainer(model: Any, device: torch.device, epochs: int) -> Any:
-    from lightning.pytorch import Trainer
-
-    arguments = {
-        "accelerator": "gpu" if device.type == "cuda" else device.type,
-        "devices": [device.index or 0] if device.type == "cuda" else 1,
-        "max_epochs": epochs,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        # Tensors made in inference mode cannot be trained on, and those that are remembered may be.
-        "inference_mode": False,
-    }
-    own = {name: value for name, value in model.trainer_arguments.items() if name != "devices"}
-    return Trainer(**arguments | own)
 
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
     """Keeps what Lightning and anomalib say, warn of and draw bars for off the terminal; Ctrl-C comes through."""
-    loggers = [logging.getLogger(name) for name in ("lightning", "lightning.pytorch", "lightning.fabric", "anomalib")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
@@ -203,5 +154,4 @@ def quietly() -> Iterator[None]:
             raise KeyboardInterrupt from stop
         raise
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(disabled)

@@ -12,11 +12,7 @@ from training.data.table import refuse
 
 
 def category_names(data_set: str, root: str | Path) -> list[str]:
-    """The categories of a data set, in alphabetical order.
-
-    Args:
-        data_set: one of ``DATA_SETS``.
-        root: its folder.
+    """The categories of one of ``DATA_SETS`` in its folder, in alphabetical order.
 
     Raises:
         MissingPathError: no such folder.
@@ -108,5 +104,5 @@ def _real_iad_resolution(root: Path) -> tuple[Path, str]:
     return root, there[0]
 
 
-DATA_SETS = {name: layout for name, layout in LAYOUTS.items() if name != "images"}  # in which there is no anomaly
-DATA_SETS["realiad"] = Layout(_real_iad_names, _read_real_iad)
+DATA_SETS = LAYOUTS | {"realiad": Layout(_real_iad_names, _read_real_iad)}
+del DATA_SETS["images"]  # in which there is no anomaly

@@ -8,8 +8,7 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -124,11 +123,8 @@ def embed_patches(features: Sequence[Tensor], width: int) -> Tensor:
     Returns:
         (B, h*w, D), float32.
     """
-    pooled = [
-        _pool_levels([level[part : part + _IMAGES] for level in features], width)
-        for part in range(0, len(features[0]), _IMAGES)
-    ]
-    return torch.cat(pooled)
+    parts = zip(*(level.split(_IMAGES) for level in features), strict=True)
+    return torch.cat([_pool_levels(part, width) for part in parts])
 
 
 def _pool_levels(features: Sequence[Tensor], width: int) -> Tensor:
@@ -140,7 +136,7 @@ def _pool_levels(features: Sequence[Tensor], width: int) -> Tensor:
 
 
 def _neighbours(level: Tensor) -> Tensor:
-    """The 3 x 3 neighbours of every patch: (B, C, h, w) -> (C * 9, B * h*w)."""
+    """The 3 x 3 neighbours of every patch, faster than ``F.unfold``: (B, C, h, w) -> (C * 9, B * h*w)."""
     padded = F.pad(level.transpose(0, 1).float().contiguous(), (1, 1, 1, 1))
     windows = padded.unfold(2, level.shape[2], 1).unfold(3, level.shape[3], 1)  # (C, B, 3, 3, h, w)
     return windows.permute(0, 2, 3, 1, 4, 5).reshape(level.shape[1] * 9, -1)
@@ -157,13 +153,7 @@ def _pooling(channels: int, levels: int, number: int, width: int, device: torch.
 def spread_out(points: Tensor, number: int, first: int) -> Tensor:
     """Chooses points (N, D) one after the other, each the farthest from all that were chosen (k-center greedy).
 
-    Args:
-        points: (N, D).
-        number: how many, at most N.
-        first: the index of the one to begin with.
-
-    Returns:
-        (number,), indices.
+    They are ``number``, at most N, and the one with the index ``first`` is the first: (number,), indices.
     """
     lengths = points.square().sum(dim=1)
     distances = torch.full_like(lengths, torch.inf)
@@ -224,8 +214,7 @@ def _mahalanobis(normal: Tensor, regularization: float) -> Callable[[Tensor], Te
     return distance
 
 
-@dataclass(frozen=True)
-class Detector:
+class Detector(NamedTuple):
     """One detector and how it is run.
 
     Attributes:
@@ -234,8 +223,6 @@ class Detector:
         model: name of its class in ``adpretrain_hf.integrations.anomalib``.
         epochs: passes over the training images, unless a plan says otherwise.
         serves_all: one model is fitted on all categories of a data set.
-        has_likelihoods: its scores are relative to the largest likelihood of all test images, see
-            ``predict_likelihoods``.
     """
 
     variant: str
@@ -243,22 +230,13 @@ class Detector:
     model: str = ""
     epochs: int = 1
     serves_all: bool = False
-    has_likelihoods: bool = False
-
-    def make(self, *arguments: Any, **settings: Any) -> Any:
-        """A new one, of its settings; anomalib is imported only now, for that takes seconds."""
-        return self._class(*arguments, **settings)
 
     @property
-    def _class(self) -> Any:
+    def kind(self) -> Any:
+        """Its class; anomalib is imported only now, for that takes seconds."""
         if self.published is not None:
             return self.published
         return getattr(importlib.import_module("adpretrain_hf.integrations.anomalib"), self.model)
-
-    def settings(self) -> list[str]:
-        """The names of its own settings."""
-        own = inspect.signature(self._class.__init__).parameters.values()
-        return [one.name for one in own if one.kind is one.KEYWORD_ONLY] + ([] if self.published else ["levels"])
 
 
 # Epochs are what two cores can do in an evaluation of minutes; published are 25 (CFLOW, with 8 passes over the data in
@@ -267,7 +245,7 @@ DETECTORS: Mapping[str, Detector] = {
     "featurenorm": Detector("norm", FeatureNorm),
     "patchcore": Detector("angle", PatchCore),
     "padim": Detector("angle", Padim),
-    "cflow": Detector("norm", model="ADPretrainCflow", epochs=3, has_likelihoods=True),
+    "cflow": Detector("norm", model="ADPretrainCflow", epochs=3),
     "glass": Detector("norm", model="ADPretrainGlass", epochs=60),
     "uniad": Detector("norm", model="ADPretrainUniad", epochs=6, serves_all=True),
     "anomalib_patchcore": Detector("angle", model="ADPretrainPatchcore"),
@@ -282,6 +260,8 @@ def check_settings(detector: str, names: Iterable[str]) -> None:
     Raises:
         InputError: one that it does not have; the message lists those that it has.
     """
-    known = DETECTORS[detector].settings()
+    own = inspect.signature(DETECTORS[detector].kind.__init__).parameters.values()
+    known = [one.name for one in own if one.kind is one.KEYWORD_ONLY]
+    known += [] if DETECTORS[detector].published else ["levels"]
     if unknown := [name for name in names if name not in known]:
         raise InputError(f"{detector} has no setting {', '.join(unknown)}: expected some of {', '.join(known)}")

@@ -3,8 +3,8 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,8 +15,7 @@ from training.evaluation.plan import Cell
 from training.seeds import named_generator
 
 
-@dataclass(frozen=True)
-class Drawn:
+class Drawn(NamedTuple):
     """The images of one cell.
 
     Attributes:
@@ -109,35 +108,25 @@ def unlabelled(path: Path) -> Row:
 def _ordered(category: Category, cell: Cell, normal: int) -> tuple[list[Row], list[Row]]:
     """The anomalous images that are mistaken for normal ones, and all that may be trained on in the order of use.
 
-    Args:
-        category, cell: see ``draw_training``.
-        normal: how many normal images are trained on.
+    ``normal`` is how many normal images are trained on.
     """
     random = named_generator(cell.seed, category.data_set, category.name)
     images = [category.train[place] for place in random.permutation(len(category.train))]
     anomalous = [sample for sample in category.test if sample.is_anomalous]
-    mistaken = [anomalous[place] for place in random.permutation(len(anomalous))][
-        : _noise(len(anomalous), normal, cell)
-    ]
+    number = max(round(cell.noise * normal / (1 - cell.noise)), int(cell.noise > 0))
+    if number >= len(anomalous):
+        raise InputError(
+            f"noise {cell.noise} takes {number} of {len(anomalous)} anomalous images of {cell.category}: at least one "
+            "must be left to test on; use less noise"
+        )
+    mistaken = [anomalous[place] for place in random.permutation(len(anomalous))[:number]]
     # Spread by a generator of its own, or more noise would change the order of the rest.
     random = named_generator(cell.seed, category.data_set, category.name, "places")
-    places = random.random(len(images) + len(mistaken))
+    places = random.random(len(images) + number)
     # Among the normal images that are trained on: the others come after all of these.
     places[len(images) :] *= [*np.sort(places[: len(images)]), 1.0][normal]
     both = [*images, *mistaken]
     return mistaken, [both[place] for place in np.argsort(places)]
-
-
-def _noise(anomalous: int, normal: int, cell: Cell) -> int:
-    """How many anomalous images make up the share ``noise`` of a training set with so many normal ones."""
-    number = round(cell.noise * normal / (1 - cell.noise))
-    number = max(number, 1) if cell.noise > 0 else 0
-    if number >= anomalous:
-        raise InputError(
-            f"noise {cell.noise} takes {number} of {anomalous} anomalous images of {cell.category}: at least one "
-            "must be left to test on; use less noise"
-        )
-    return number
 
 
 def _fixed(references: Sequence[Path], cell: Cell, known: Sequence[Row]) -> list[Row]:
@@ -145,15 +134,13 @@ def _fixed(references: Sequence[Path], cell: Cell, known: Sequence[Row]) -> list
 
     A training image that is a reference would else be compared with itself.
     """
-    listed = references[: cell.shots]
+    listed, where = references[: cell.shots], f"the list for {cell.category}"
     if cell.shots > len(references):
-        raise InputError(
-            f"the list for {cell.category} has {len(references)} references, fewer than {cell.shots} shots"
-        )
+        raise InputError(f"{where} has {len(references)} references, fewer than {cell.shots} shots")
     if missing := [str(path) for path in listed if not path.is_file()]:
-        raise InputError(f"the list for {cell.category} names images that are not there: {', '.join(missing)}")
+        raise InputError(f"{where} names images that are not there: {', '.join(missing)}")
     of_file = {Path(sample.image).resolve(): sample for sample in known}
     chosen = [of_file.get(path.resolve(), unlabelled(path)) for path in listed]
     if len(set(chosen)) < len(chosen):
-        raise InputError(f"the list for {cell.category} names an image twice among its first {cell.shots}")
+        raise InputError(f"{where} names an image twice among its first {cell.shots}")
     return chosen

@@ -58,8 +58,7 @@ def choose_shown(
         maps: (N, S, S), larger for more anomalous.
         scores: (N,), of the images.
         masks: (N, S, S), bool; None where the anomalous pixels are not known.
-        rows: the N images.
-        preprocess: of the extractor.
+        rows, preprocess: the N images, and how they were prepared.
     """
     places = [place for place, row in enumerate(rows) if row.is_anomalous]
     if masks is None:
@@ -75,11 +74,7 @@ def choose_shown(
 
 
 def strips(result: Result, shown: Shown) -> Iterator[tuple[str, str, str]]:
-    """Image, mask and map side by side, best first; all maps have one range of colours.
-
-    Args:
-        result: of the cell.
-        shown: its images, best first.
+    """Image, mask and map side by side, best first; all maps of a cell have one range of colours.
 
     Returns:
         For each image its rank, which says nothing of how well its anomaly is found; which image it is, and where its
@@ -109,10 +104,8 @@ def sample_patches(cell: Cell, features: Tensor, masks: np.ndarray, patch_size: 
     """Some normal and anomalous patches of test images, drawn by the cell's seed.
 
     Args:
-        cell: that the features belong to.
         features: (N, C, h, w), of one level.
         masks: (N, S, S), bool.
-        patch_size: in pixels.
     """
     labels = published_labels(torch.from_numpy(masks), patch_size)[0].bool().flatten().numpy()
     rows = features.permute(0, 2, 3, 1).flatten(0, 2)

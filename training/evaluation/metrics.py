@@ -3,8 +3,6 @@
 Scores are any finite numbers, larger for more anomalous. Arrays may be numpy's or torch's, the latter on the CPU.
 """
 
-from typing import Union
-
 import numpy as np
 from scipy import ndimage
 from sklearn.metrics import roc_auc_score
@@ -12,9 +10,8 @@ from torch import Tensor
 
 from adpretrain_hf.errors import InputError
 
-Array = Union[np.ndarray, Tensor]
+Array = np.ndarray | Tensor
 
-_BLOCK = 2**20  # pixels at a time
 # Pixels that touch at a corner belong to one region, as in the released code; those of two images never do.
 _NEIGHBOURS = np.stack([np.zeros((3, 3)), np.ones((3, 3)), np.zeros((3, 3))])
 
@@ -31,17 +28,13 @@ def auroc(scores: Array, is_anomalous: Array) -> float:
 def precision_recall(scores: Array, is_anomalous: Array) -> tuple[float, float]:
     """Average precision (the step-wise area under the precision-recall curve), and the largest F1 of any threshold.
 
-    Both change at the scores of anomalous pixels alone: normal ones are counted between these, block by block, and
-    never sorted. scikit-learn's curve, whose numbers these are, takes 53 bytes for every pixel and 3.5 times as long.
+    Both change at the scores of anomalous pixels alone, of which there are few: the sorted normal ones are counted at
+    these. scikit-learn's curve, whose numbers these are, takes 53 bytes for every pixel and thirty times as long.
     """
     labels, values = _labels_and_scores(scores, is_anomalous)
     thresholds, counts = np.unique(values[labels], return_counts=True)
-    below = np.zeros(len(thresholds) + 1, dtype=np.int64)  # how many normal ones lie from one threshold to the next
-    for start in range(0, len(values), _BLOCK):
-        block = slice(start, start + _BLOCK)
-        places = np.searchsorted(thresholds, values[block][~labels[block]], side="right")
-        below += np.bincount(places, minlength=len(below))
-    false, true = below.sum() - np.cumsum(below)[:-1], np.cumsum(counts[::-1])[::-1]
+    normal = np.sort(values[~labels])
+    false, true = len(normal) - np.searchsorted(normal, thresholds), np.cumsum(counts[::-1])[::-1]
     average_precision = counts @ (true / (true + false)) / counts.sum()
     return float(average_precision), float((2 * true / (counts.sum() + true + false)).max())
 
@@ -49,11 +42,8 @@ def precision_recall(scores: Array, is_anomalous: Array) -> tuple[float, float]:
 def overkill(scores: Array, is_anomalous: Array, escape: float) -> float:
     """The share of normal images that is rejected at the threshold that lets a share of the anomalous ones pass.
 
-    The threshold is the largest that at most ``escape`` of the anomalous images are below; what is at it is rejected.
-
-    Args:
-        scores, is_anomalous: (N,).
-        escape: in [0, 1).
+    The threshold is the largest that at most ``escape``, in [0, 1), of the anomalous images are below; what is at it is
+    rejected.
     """
     labels, values = _labels_and_scores(scores, is_anomalous)
     anomalous = np.sort(values[labels])

@@ -1,8 +1,9 @@
 """What people read of a run beside its tables: report.html, one file, and the ``model-index`` of a model card."""
 
 import re
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +17,16 @@ from training.evaluation import store, tables
 from training.evaluation.figures import scatter_figure, scores_figure, strips
 from training.evaluation.plan import FEATURES, Cell, read_origin
 from training.evaluation.store import METRICS, PatchSample, Result
-from training.evaluation.tables import DataSetTables
 
 
 def write_report(folder: str | Path) -> Path:
-    """Writes ``report.html`` from the finished cells of a run.
-
-    Args:
-        folder: of the run.
-
-    Returns:
-        The report's path.
+    """Writes ``report.html`` into the folder of a run, from its finished cells; returns its path.
 
     Raises:
         InputError: no cell is finished.
         BundleError: a file of the run is damaged.
     """
-    results, samples = store.load_results(folder), store.load_patches(folder)
+    results, samples = store.load_results(folder), sorted(store.load_patches(folder), key=_place)
     if not results:
         raise InputError(f"{folder} has no finished cells: there is nothing to report, run some first")
     # Also what comes from names of files is escaped.
@@ -40,11 +34,12 @@ def write_report(folder: str | Path) -> Path:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     asked = (tables.proper_name, tables.features_name, tables.settings_text, tables.misses, store.load_shown)
-    drawn = (strips, scores_figure, scatter_figure)
+    drawn = (by_settings, plainest, strips, scores_figure, scatter_figure)
     text = environment.get_template("report_template.html").render(
         folder=folder,
         results=results,
-        sections=[_section(one, results, samples) for one in tables.data_set_tables(results)],
+        samples=samples,
+        sections=tables.data_set_tables(results),
         origin=read_origin(folder),
         failures=store.load_failures(folder),
         **{one.__name__: one for one in (*asked, *drawn)},
@@ -54,26 +49,14 @@ def write_report(folder: str | Path) -> Path:
     return path
 
 
-def _section(of: DataSetTables, results: Sequence[Result], samples: Sequence[PatchSample]) -> dict[str, Any]:
-    """What the template shows of a data set: by detector and settings all results, and by class the plainest ones."""
-    results = [result for result in results if result.cell.data_set == of.data_set]
-    samples = [sample for sample in samples if sample.data_set == of.data_set]
-    detectors: dict[tuple[Any, ...], list[Result]] = defaultdict(list)
-    for result in results:
-        cell = result.cell
-        detectors[cell.detector, cell.shots, cell.noise, cell.fraction].append(result)
-    classes = {
-        name: {
-            "results": _plainest([result for result in results if result.cell.category == name]),
-            "samples": sorted((sample for sample in samples if sample.category == name), key=_place),
-        }
-        for name in of.classes
-    }
-    several = len({key[1:] for key in detectors}) > 1
-    return {"tables": of, "detectors": sorted(detectors.items()), "several": several, "classes": classes}
+def by_settings(results: Iterable[Result]) -> list[tuple[str, str, list[Result]]]:
+    """Results by detector and settings, with both, the settings in words."""
+    settings = attrgetter("cell.detector", *(f"cell.{name}" for name in tables.SETTINGS))
+    groups = groupby(sorted(results, key=settings), settings)
+    return [(detector, tables.settings_text(*own), list(some)) for (detector, *own), some in groups]
 
 
-def _plainest(results: Sequence[Result]) -> list[Result]:
+def plainest(results: Iterable[Result]) -> list[Result]:
     """Of every detector and kind of features the result of the plainest settings: most references, least noise."""
     plain = sorted(results, key=lambda one: (one.cell.shots, -one.cell.noise, one.cell.fraction, -one.cell.seed))
     chosen = {(one.cell.detector, *_place(one.cell)): one for one in plain}  # the last one of each
@@ -96,16 +79,12 @@ def export_card(folder: str | Path, bundle_folder: str | Path) -> None:
     Raw and residual features are left out: a model's index would pass their numbers off as the model's. What an
     earlier export wrote on the same data sets is replaced; all else in the card is kept.
 
-    Args:
-        folder: of the run.
-        bundle_folder: of the bundle that was evaluated.
-
     Raises:
         InputError: no finished cell has pretrained features.
         BundleError: the bundle has no card, or its front matter cannot be read.
     """
-    rows = tables.summary(store.load_results(folder))
-    rows = [row for row in rows if row["category"] is None and row["features"] == "pretrained"]
+    means = [row for row in tables.summary(store.load_results(folder)) if row["category"] is None]
+    rows = [row for row in means if row["features"] == "pretrained"]
     if not rows:
         raise InputError(f"{folder} has no finished cells with pretrained features: run some, then export again")
     path = Path(bundle_folder, "README.md")
@@ -131,16 +110,14 @@ def _read_card(path: Path) -> ModelCard:
         raise BundleError(f"the front matter of {path} cannot be read: {reason}. Mend it, then export again") from error
 
 
-def _entries(row: Mapping[str, Any]) -> Iterator[EvalResult]:
+def _entries(row: Mapping[str, Any]) -> list[EvalResult]:
     data_set, seeds = row["data_set"], row["seeds"]
     over = f"mean of {row['categories']} class{'es' * (row['categories'] != 1)}"
     over += f" and {seeds} seeds" if seeds > 1 else ""
     what = f"{tables.proper_name(row['detector'])}, {tables.features_name(row['features'], row['variant'])} features"
     settings = tables.settings_text(*(row[name] for name in tables.SETTINGS))
-    for metric in METRICS:
-        if row[metric] is None:
-            continue
-        yield EvalResult(
+    return [
+        EvalResult(
             task_type="image-feature-extraction",  # the Hub has no task of this name
             task_name="Image anomaly detection",
             dataset_type=_DATA_SET_IDS.get(data_set, data_set),
@@ -153,3 +130,6 @@ def _entries(row: Mapping[str, Any]) -> Iterator[EvalResult]:
             metric_value=round(row[metric], 5),
             verified=False,
         )
+        for metric in METRICS
+        if row[metric] is not None
+    ]

@@ -3,29 +3,25 @@
 import contextlib
 import gc
 import logging
-import shutil
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from adpretrain_hf.errors import ImageError, InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.files import combined_digest, tensor_digest
 from adpretrain_hf.images import choose_device
-from training.data.folders import Category
-from training.data.table import Row
 from training.evaluation import store
 from training.evaluation.data import category_names, read_category
-from training.evaluation.detectors import DETECTORS, PublishedDetector
+from training.evaluation.detectors import DETECTORS
 from training.evaluation.draws import Drawn, draw_few_shot, draw_training, read_reference_lists, unlabelled
-from training.evaluation.encoded import EncodedBackbone, EncodedImages, MakeFeatures, feature_maker, score_images
+from training.evaluation.encoded import EncodedBackbone, EncodedImages, MakeFeatures, feature_maker, fit_and_score
 from training.evaluation.figures import choose_shown, sample_patches
 from training.evaluation.metrics import measure
 from training.evaluation.plan import Cell, Plan
@@ -40,9 +36,6 @@ Predict = Callable[[Cell], tuple[np.ndarray, np.ndarray]]  # maps (N, H, W) and 
 class Evaluation:
     """What the cells of a plan share: the extractors, the images that are encoded, and what is drawn of them.
 
-    Args:
-        plan: what is evaluated, and how.
-
     Attributes:
         with_variant: the bundle with one of its variants of projectors.
         extractor: with the default one.
@@ -54,17 +47,14 @@ class Evaluation:
     def __init__(self, plan: Plan) -> None:
         self.plan, self.device = plan, choose_device(plan.device)
         self._lists = read_reference_lists(plan.references) if plan.references else None
-        self.with_variant = lru_cache(self._load)
+        load = partial(ADPretrainFeatureExtractor.from_pretrained, plan.bundle, device=self.device, **plan.preparation)
+        self.with_variant = lru_cache(lambda variant: load(variant=variant))
         self.extractor = self.with_variant(None)
-        self._category = lru_cache(_KEPT)(self._read_category)
-        self._encoded: dict[tuple[str, str], tuple[EncodedImages, dict[Row, int]]] = {}
-        self._tokens = Path(plan.output, "tokens")
+        self._category = lru_cache(_KEPT)(lambda data_set, name: read_category(data_set, plan.data[data_set], name))
+        self._encoded: dict[tuple[str, str], EncodedImages] = {}
 
     def identity(self, variants: Sequence[str]) -> dict[str, str]:
-        """What of the bundle decides results, by name.
-
-        Args:
-            variants: that are used.
+        """What of the bundle and its variants that are used decides results, by name.
 
         Raises:
             BundleError: the bundle does not have one of them.
@@ -77,13 +67,10 @@ class Evaluation:
         return identity
 
     def run(self, cells: Sequence[Cell]) -> None:
-        """Runs cells that one model serves, and saves their results; those that are done are left alone.
+        """Runs cells that one model serves, of different categories, and saves their results, if they are not done.
 
         Where a detector fails, of memory that runs out or of too few images for it, its cells get that as their result,
         and others go on.
-
-        Args:
-            cells: that differ in the category alone.
 
         Raises:
             InputError: an image cannot be used, or there are fewer than a cell asks for; the message names the cell.
@@ -94,34 +81,21 @@ class Evaluation:
         if not pending:
             return
         try:
-            drawn = {cell: self.draw(cell) for cell in cells}
+            reason = self._fit_and_test({cell: self.draw(cell) for cell in cells}, pending)
         except InputError as error:
             raise InputError(f"{pending[0].name}: {error}") from error
-        try:
-            self._fit_and_test(drawn, pending)
-        except ImageError as error:
-            raise InputError(f"{pending[0].name}: {error}") from error
-        except (RuntimeError, ValueError, TypeError, MemoryError) as error:
-            reason = f"{type(error).__name__}: {error}"
-        else:
-            return
-        # Not in the handler, which keeps the tensors of all frames that the error came through.
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
         for cell in pending:
             if not store.is_done(self.plan.output, cell):
                 _LOG.warning("%s failed: %s", cell.name, reason)
                 store.save_failure(self.plan.output, cell, reason)
+        if reason:
+            gc.collect()  # here, where no handler keeps the tensors of the frames that the error came through
+            torch.cuda.empty_cache()
 
     def forget(self, but: Iterable[Cell] = ()) -> None:
         """Drops what is encoded, but for the categories of some cells."""
         kept = {(cell.data_set, cell.category) for cell in but}
-        for key in self._encoded.keys() - kept:
-            del self._encoded[key]
-            self._file(*key).unlink(missing_ok=True)
-        if not kept:
-            shutil.rmtree(self._tokens, ignore_errors=True)
+        self._encoded = {key: encoded for key, encoded in self._encoded.items() if key in kept}
 
     def draw(self, cell: Cell) -> Drawn:
         """The images of a cell.
@@ -135,34 +109,20 @@ class Evaluation:
 
     def features(self, cell: Cell, drawn: Drawn) -> MakeFeatures:
         """How the features of a cell are made, of images by their places."""
-        references = self.places(cell, drawn.references).tolist()
-        return feature_maker(self.encoded(cell), self.with_variant(cell.variant or None), cell.features, references)
+        encoded = self.encoded(cell)
+        references = encoded.places(drawn.references).tolist()
+        return feature_maker(encoded, self.with_variant(cell.variant or None), cell.features, references)
 
     def encoded(self, cell: Cell) -> EncodedImages:
         """The images of a cell's category, and those that are listed as its references."""
-        return self._of_category(cell)[0]
-
-    def places(self, cell: Cell, samples: Sequence[Row]) -> Tensor:
-        """Where images are among those."""
-        places = self._of_category(cell)[1]
-        return torch.tensor([places[sample] for sample in samples])
-
-    def _load(self, variant: str | None) -> ADPretrainFeatureExtractor:
-        plan = self.plan
-        return ADPretrainFeatureExtractor.from_pretrained(
-            plan.bundle, variant=variant, device=self.device, **plan.preparation
-        )
-
-    def _of_category(self, cell: Cell) -> tuple[EncodedImages, dict[Row, int]]:
         key = cell.data_set, cell.category
         if key not in self._encoded:
-            category = self._category(*key)
-            listed = map(unlabelled, self._listed(cell) or ())
-            samples = list(dict.fromkeys([*category.train, *category.test, *listed]))
-            images = [{"bytes": None, "path": sample.image} for sample in samples]
-            masks = [{"bytes": None, "path": sample.mask} if sample.mask else None for sample in samples]
-            encoded = EncodedImages(self.extractor, images, masks, self._file(*key))
-            self._encoded[key] = encoded, {sample: place for place, sample in enumerate(samples)}
+            category, listed = self._category(*key), map(unlabelled, self._listed(cell) or ())
+            rows = {row.image: row for row in (*listed, *category.train, *category.test)}
+            images = [{"bytes": None, "path": image} for image in rows]
+            masks = [{"bytes": None, "path": row.mask} if row.mask else None for row in rows.values()]
+            file = Path(self.plan.output, f"tokens-{os.getpid()}.bin")
+            self._encoded[key] = EncodedImages(self.extractor, images, masks, file)
         return self._encoded[key]
 
     def _listed(self, cell: Cell) -> list[Path] | None:
@@ -170,46 +130,42 @@ class Evaluation:
         if self._lists is None:
             return None
         name = f"{cell.data_set}/{cell.category}"
-        if name not in self._lists and cell.category not in self._lists:
+        if name in self._lists:
+            return self._lists[name]
+        if cell.category not in self._lists:
             raise InputError(f"{self.plan.references} lists no references for the category {cell.category}")
         sharing = [one for one, root in self.plan.data.items() if cell.category in category_names(one, root)]
-        if name not in self._lists and len(sharing) > 1:
+        if len(sharing) > 1:
             raise InputError(
                 f"{self.plan.references} lists references for {cell.category}, which {' and '.join(sharing)} have: "
                 f"name them {name} and so on"
             )
-        return self._lists.get(name, self._lists.get(cell.category))
+        return self._lists[cell.category]
 
-    def _file(self, data_set: str, category: str) -> Path:
-        return self._tokens / f"{data_set}__{category}.bin".replace("/", "_")
-
-    def _read_category(self, data_set: str, name: str) -> Category:
-        return read_category(data_set, Path(self.plan.data[data_set]), name)
-
-    def _fit_and_test(self, drawn: dict[Cell, Drawn], pending: Sequence[Cell]) -> None:
+    def _fit_and_test(self, drawn: dict[Cell, Drawn], pending: Sequence[Cell]) -> str:
+        """Returns why the detector failed, if it did."""
         began = time.monotonic()
         fit = self._fit_published if DETECTORS[pending[0].detector].published else self._fit_anomalib
-        predict = fit(drawn)
-        seconds = (time.monotonic() - began) / len(drawn)
-        for cell in pending:
-            began = time.monotonic()
-            maps, scores = predict(cell)
-            self._keep(cell, drawn[cell], maps, scores, seconds + time.monotonic() - began)
+        try:
+            predict = fit(drawn)
+            seconds = (time.monotonic() - began) / len(drawn)
+            for cell in pending:
+                began = time.monotonic()
+                maps, scores = predict(cell)
+                self._keep(cell, drawn[cell], maps, scores, seconds + time.monotonic() - began)
+        except ImageError:
+            raise
+        except (RuntimeError, ValueError, TypeError, MemoryError) as error:
+            return f"{type(error).__name__}: {error}"
+        return ""
 
     def _fit_published(self, drawn: dict[Cell, Drawn]) -> Predict:
         ((cell, images),) = drawn.items()
-        make, own = self.features(cell, images), self.plan.set.get(cell.detector, {})
-        detector: PublishedDetector = DETECTORS[cell.detector].make(**own)
-        parts = [make(part) for part in self.places(cell, images.train).split(self.plan.batch_size)]
-        detector.fit([torch.cat(level) for level in zip(*parts, strict=True)])
-        del parts  # as large as what the detector keeps
-
-        def predict(cell: Cell) -> tuple[np.ndarray, np.ndarray]:
-            test = self.places(cell, images.test)
-            maps, scores = score_images(detector, make, test, self.encoded(cell), self.plan.batch_size)
-            return maps.numpy(), scores.numpy()
-
-        return predict
+        make, encoded = self.features(cell, images), self.encoded(cell)
+        detector = DETECTORS[cell.detector].kind(**self.plan.set.get(cell.detector, {}))
+        train, test = encoded.places(images.train), encoded.places(images.test)
+        maps, scores = fit_and_score(detector, make, train, test, encoded, self.plan.batch_size)
+        return lambda cell: (maps.numpy(), scores.numpy())
 
     def _fit_anomalib(self, drawn: dict[Cell, Drawn]) -> Predict:
         from lightning.pytorch import seed_everything
@@ -217,18 +173,21 @@ class Evaluation:
         from training.evaluation import anomalib_models as models  # importing anomalib takes seconds
 
         plan, first = self.plan, next(iter(drawn))
-        kind, own = DETECTORS[first.detector], plan.set.get(first.detector, {})
+        detector, own = DETECTORS[first.detector], plan.set.get(first.detector, {})
         seed_everything(first.seed, verbose=False)
         without = dict.fromkeys(("pre_processor", "post_processor", "evaluator", "visualizer"), False)
         with models.quietly():
             own = {"features": first.features, **plan.preparation, **own}
-            model = kind.make(plan.bundle, variant=first.variant or None, **own, **without)
+            model = detector.kind(plan.bundle, variant=first.variant or None, **own, **without)
         extractor = model.features.extractor
         extractor.set_submodule("backbone", EncodedBackbone(extractor.backbone, list(map(self.encoded, drawn))))
-        banks = {cell: self._references(cell, images) for cell, images in drawn.items()}
+        banks = {}
         for cell, images in drawn.items():
-            self.encoded(cell).encode(self.places(cell, images.train).tolist())
-        if kind.serves_all:
+            encoded = self.encoded(cell)
+            encoded.encode(encoded.places(images.train).tolist())
+            bank = encoded.bank(encoded.places(images.references).tolist())
+            banks[cell] = bank, [row.image for row in images.references]
+        if detector.serves_all:
             levels = [int(name.removeprefix("layer")) for name in model.features.layers]
             of_path = {one.image: banks[cell] for cell, images in drawn.items() for one in images.train}
             model.install_features(models.CategoryFeatures(model.features, levels, of_path))
@@ -240,10 +199,10 @@ class Evaluation:
         models.fit(model, batches, epochs=plan.epochs_of(first.detector), device=self.device)
 
         def predict(cell: Cell) -> tuple[np.ndarray, np.ndarray]:
-            test = drawn[cell].test
-            self.encoded(cell).encode(self.places(cell, test).tolist())
+            test, encoded = drawn[cell].test, self.encoded(cell)
+            encoded.encode(encoded.places(test).tolist())
             model.set_reference(*banks[cell])
-            ask = models.predict_likelihoods if kind.has_likelihoods else models.predict
+            ask = models.predict_likelihoods if first.detector == "cflow" else models.predict
             return ask(model, models.image_batches(test, *settings), device=self.device)
 
         return predict
@@ -257,15 +216,12 @@ class Evaluation:
                 images += [Path(sample.image) for sample in self._category(cell.data_set, name).train[:_TEXTURES]]
         return images
 
-    def _references(self, cell: Cell, drawn: Drawn) -> tuple[Any, list[str]]:
-        places = self.places(cell, drawn.references).tolist()
-        return self.encoded(cell).bank(places), [sample.image for sample in drawn.references]
-
     def _keep(self, cell: Cell, drawn: Drawn, maps: np.ndarray, scores: np.ndarray, seconds: float) -> None:
-        samples, places = drawn.test, self.places(cell, drawn.test)
+        samples, encoded = drawn.test, self.encoded(cell)
+        places = encoded.places(samples)
         labels = np.array([sample.is_anomalous for sample in samples])
         are_known = all(sample.mask for sample in samples if sample.is_anomalous)
-        masks = self.encoded(cell).masks(places).numpy() if are_known else None
+        masks = encoded.masks(places).numpy() if are_known else None
         metrics = measure(maps, scores, labels, masks)
         if masks is not None and not store.patches_file(self.plan.output, cell).is_file():
             make = self.features(cell, drawn)
@@ -281,9 +237,7 @@ class Evaluation:
 
 def _take_over(plan: Plan, cell: Cell) -> None:
     """Gives a cell of raw features the result of one with another number of references, which these do not know."""
-    if cell.features != "raw" or plan.protocol == "few-shot" or store.is_done(plan.output, cell):
-        return
-    for other in (replace(cell, shots=shots) for shots in plan.shots):
-        if store.is_done(plan.output, other):
-            store.copy_result(plan.output, other, cell)
-            return
+    if cell.features == "raw" and plan.protocol != "few-shot" and not store.is_done(plan.output, cell):
+        others = (replace(cell, shots=shots) for shots in plan.shots)
+        if done := next((other for other in others if store.is_done(plan.output, other)), None):
+            store.copy_result(plan.output, done, cell)

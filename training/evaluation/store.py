@@ -1,11 +1,14 @@
-"""What a run keeps on disk: a cell's numbers as JSON, its pictures beside them, and samples of patch features."""
+"""What a run keeps on disk: a cell's numbers as JSON, its pictures beside them, and samples of patch features.
+
+A file that is read and is missing or damaged is a BundleError, which names it and says what to do.
+"""
 
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from zipfile import BadZipFile
 from zlib import error as ZlibError
 
@@ -77,16 +80,8 @@ class PatchSample:
     is_anomalous: np.ndarray
 
 
-_Record = TypeVar("_Record", Shown, PatchSample)
-
-
 def save_result(folder: str | Path, result: Result, shown: Shown) -> None:
-    """Writes a cell: the pictures first, so that it is done when its JSON is there.
-
-    Args:
-        folder: of the run.
-        result, shown: of the cell.
-    """
+    """Writes a cell into the folder of a run: the pictures first, so that it is done when its JSON is there."""
     _write_arrays(_file(folder, "cells", result.cell, ".npz"), shown)
     numbers = json.dumps(asdict(result), indent=1, allow_nan=False)
     write_text(_file(folder, "cells", result.cell, ".json"), numbers)
@@ -105,20 +100,12 @@ def is_done(folder: str | Path, cell: Cell) -> bool:
 
 
 def load_results(folder: str | Path) -> list[Result]:
-    """All finished cells of a run, in the cells' order.
-
-    Raises:
-        BundleError: a file is damaged.
-    """
+    """All finished cells of a run, in the cells' order."""
     return sorted(map(_read_result, _finished(folder, "cells", ".json")), key=lambda result: result.cell)
 
 
 def load_shown(folder: str | Path, cell: Cell) -> Shown:
-    """The pictures of a finished cell.
-
-    Raises:
-        BundleError: the file is missing or damaged.
-    """
+    """The pictures of a finished cell."""
     return _read_arrays(_file(folder, "cells", cell, ".npz"), Shown)
 
 
@@ -128,11 +115,7 @@ def save_failure(folder: str | Path, cell: Cell, error: str) -> None:
 
 
 def load_failures(folder: str | Path) -> dict[Cell, str]:
-    """Why cells have no result, in the cells' order.
-
-    Raises:
-        BundleError: a file is damaged.
-    """
+    """Why cells have no result, in the cells' order."""
     failures = {}
     for path in _finished(folder, "failed", ".json"):
         with _damage_named(path):
@@ -153,11 +136,7 @@ def patches_file(folder: str | Path, of: Cell | PatchSample) -> Path:
 
 
 def load_patches(folder: str | Path) -> list[PatchSample]:
-    """All samples of patch features of a run, in the order of their files' names.
-
-    Raises:
-        BundleError: a file is damaged.
-    """
+    """All samples of patch features of a run, in the order of their files' names."""
     return [_read_arrays(path, PatchSample) for path in _finished(folder, "patches", ".npz")]
 
 
@@ -177,14 +156,14 @@ def _read_result(path: Path) -> Result:
 
 def _write_arrays(path: Path, record: Shown | PatchSample) -> None:
     with atomic_path(path) as temporary:
-        np.savez_compressed(temporary, **{one.name: getattr(record, one.name) for one in fields(record)})
+        np.savez_compressed(temporary, **vars(record))
 
 
-def _read_arrays(path: Path, kind: type[_Record]) -> _Record:
+def _read_arrays(path: Path, kind: Any) -> Any:
     """Reads a record from an npz; texts are arrays without axes there."""
     with _damage_named(path), np.load(path, allow_pickle=False) as arrays:
-        values: dict[str, Any] = {one.name: arrays[one.name] for one in fields(kind)}
-        return kind(**{name: value.item() if value.dtype.kind == "U" else value for name, value in values.items()})
+        values = {one.name: arrays[one.name] for one in fields(kind)}
+        return kind(**{name: value if value.ndim else value.item() for name, value in values.items()})
 
 
 @contextmanager

@@ -1,12 +1,11 @@
 """The paper's tables, in percent: of every data set the means, the gains of pretrained features, and every class."""
 
 import re
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import PurePosixPath
-from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -101,19 +100,19 @@ def decisions(result: Result) -> dict[str, float]:
         Of one cell: ``overkill_2``, ``_5`` and ``_10`` of the images and, of data sets with several views, the same of
         the objects with ``object_auroc``, unless all objects are anomalous.
     """
-    images = pd.DataFrame({"scores": result.scores, "labels": result.is_anomalous})
-    numbers = _overkill("", images)
+    seen = {"": pd.DataFrame({"scores": result.scores, "labels": result.is_anomalous})}
     if result.cell.data_set in _VIEWS:
-        objects = images.groupby([str(PurePosixPath(name).parent) for name in result.names]).max()
+        objects = seen[""].groupby([str(PurePosixPath(name).parent) for name in result.names]).max()
         if not objects["labels"].all():
-            numbers |= {"object_auroc": auroc(objects["scores"], objects["labels"])}
-            numbers |= _overkill("object_", objects)
+            seen["object_"] = objects
+    numbers = {
+        f"{prefix}overkill_{100 * escape:g}": overkill(one["scores"], one["labels"], escape)
+        for prefix, one in seen.items()
+        for escape in (0.02, 0.05, 0.1)  # the share of the damaged ones that may pass
+    }
+    if "object_" in seen:
+        numbers["object_auroc"] = auroc(objects["scores"], objects["labels"])
     return numbers
-
-
-def _overkill(prefix: str, seen: pd.DataFrame) -> dict[str, float]:
-    shares = (0.02, 0.05, 0.1)  # of the damaged ones that may pass
-    return {f"{prefix}overkill_{100 * escape:g}": overkill(seen["scores"], seen["labels"], escape) for escape in shares}
 
 
 def defect_aurocs(result: Result) -> dict[str, float]:
@@ -136,13 +135,9 @@ def misses(result: Result, rejected: float = 0.05) -> list[str]:
 
 # Tables of texts
 
-_LATEX = str.maketrans(
-    {
-        **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
-        **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"},
-        **{special: f"\\{special}" for special in "&%$#_{}"},
-    }
-)
+_LATEX_NAMES = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "<": "less", ">": "greater", "|": "bar"}
+_LATEX = {ord(character): f"\\text{name}{{}}" for character, name in _LATEX_NAMES.items()}
+_LATEX |= {ord(character): f"\\{character}" for character in "&%$#_{}"}
 
 
 @dataclass(frozen=True)
@@ -204,8 +199,7 @@ def _latex_number(text: str) -> str:
     return f"${formula}$" if text[0] in "+-" and len(text) > 1 else text
 
 
-@dataclass(frozen=True)
-class DataSetTables:
+class DataSetTables(NamedTuple):
     """The tables of a data set, all of which have rows.
 
     Attributes:
@@ -238,9 +232,8 @@ def markdown_tables(results: Sequence[Result], failures: Mapping[Cell, str] | No
         for table in (*one.overall, *one.classes.values()):
             parts.append(f"### {markdown_text(table.title)}\n\n{table.markdown()}")
     if failures:
-        parts.append("## Cells that failed\n")
-        parts += [f"- {markdown_text(cell.name)}: {markdown_text(reason)}" for cell, reason in failures.items()]
-        parts.append("")
+        lines = (f"- {markdown_text(cell.name)}: {markdown_text(reason)}\n" for cell, reason in failures.items())
+        parts.append(f"## Cells that failed\n\n{''.join(lines)}")
     return "\n".join(parts)
 
 
@@ -302,12 +295,11 @@ def _metrics(title: str, rows: Sequence[_Row], varying: tuple[str, ...], count: 
 
 def _gains(means: Sequence[_Row], varying: tuple[str, ...]) -> Table:
     title = "Gain of pretrained features, with its standard error over the classes"
-    rows = [
-        row | {"over": baseline} | {metric: _gain(row, f"{metric}_over_{baseline}") for metric in METRICS}
-        for row in means
-        for baseline in BASELINES
-        if any(row[f"{metric}_over_{baseline}"] is not None for metric in METRICS)
-    ]
+    rows = []
+    for row, baseline in product(means, BASELINES):
+        gains = {metric: _gain(row, f"{metric}_over_{baseline}") for metric in METRICS}
+        if any(gains.values()):
+            rows.append(row | gains | {"over": baseline})
     return _table(title, METRIC_NAMES, rows, (*varying, "over"))
 
 
@@ -317,18 +309,14 @@ def _gain(row: _Row, name: str) -> str | None:
 
 
 def _kinds(results: Sequence[Result], varying: tuple[str, ...]) -> Table:
-    """Of the first seed alone: how many images of a kind there are does not depend on it."""
+    """Means over the views of the first seed alone: how many images of a kind there are does not depend on it."""
     seed = min(result.cell.seed for result in results)
-    found: dict[Cell, list[dict[str, float]]] = defaultdict(list)  # of every view
-    for one in results:
-        if one.cell.seed == seed and (aurocs := defect_aurocs(one)):
-            found[replace(one.cell, view="")].append(aurocs)
-    kinds = sorted({kind for views in found.values() for aurocs in views for kind in aurocs})
-    rows = []
-    for cell, views in found.items():
-        values = {kind: [aurocs[kind] for aurocs in views if kind in aurocs] for kind in kinds}
-        rows.append(asdict(cell) | {f"kind {kind}": fmean(own) if own else None for kind, own in values.items()})
-    return _table("Image AUROC by kind of defect", {f"kind {kind}": kind for kind in kinds}, rows, varying)
+    first = [one for one in results if one.cell.seed == seed]
+    cells = pd.DataFrame([asdict(one.cell) for one in first])
+    kinds = pd.DataFrame([defect_aurocs(one) for one in first]).sort_index(axis=1)
+    means = kinds.groupby([cells[name] for name in _GROUP], sort=False).mean().dropna(how="all")
+    rows = means.add_prefix("kind ").reset_index().to_dict("records")
+    return _table("Image AUROC by kind of defect", {f"kind {kind}": str(kind) for kind in kinds}, rows, varying)
 
 
 def _table(
@@ -344,5 +332,5 @@ def _table(
     return Table(title, ("detector", "features", *varying, *names.values()), tuple(lines), labels=2 + len(varying))
 
 
-def _percent(value: float | str | None) -> str:
-    return value if isinstance(value, str) else "-" if value is None else f"{100 * value:.1f}"
+def _percent(value: Any) -> str:
+    return value if isinstance(value, str) else "-" if pd.isna(value) else f"{100 * value:.1f}"

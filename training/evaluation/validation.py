@@ -2,10 +2,9 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,7 +17,7 @@ from adpretrain_hf.errors import InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from training.data.sources import TrainingData
 from training.evaluation.detectors import FeatureNorm, PatchCore, PublishedDetector
-from training.evaluation.encoded import EncodedImages, feature_maker, score_images
+from training.evaluation.encoded import EncodedImages, feature_maker, fit_and_score
 from training.evaluation.metrics import auroc, pixel_metrics
 from training.run import distributed
 from training.run.folder import RunFolder
@@ -37,8 +36,7 @@ _LOG = logging.getLogger(__name__)
 Scores = dict[str, dict[str, float]]  # by detector and metric
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """Images of one view of a category.
 
     Attributes:
@@ -62,9 +60,7 @@ class Cell:
         some = [random.permutation(np.flatnonzero(labels == label))[:_IMAGES] for label in (False, True)]
         rows = [view[position] for position in sorted(np.concatenate(some).tolist())]
         images = EncodedImages(extractor, [row["image"] for row in rows], [row["mask"] for row in rows], file)
-        usable = images.encode(
-            range(len(rows)), on_error=lambda name, error: _LOG.warning("left out of the validation: %s", error)
-        )
+        usable = images.encode(range(len(rows)), lambda _, error: _LOG.warning("left out of the validation: %s", error))
         good = [place for place in usable if rows[place]["is_good"]]
         normal = [place for place in usable if not rows[place]["is_anomalous"]]
         if len(good) < shots or not shots < len(normal) < len(usable):
@@ -75,15 +71,13 @@ class Cell:
         ]
         return cls(images, usable, torch.tensor([row["is_anomalous"] for row in rows]), draws)
 
-    @torch.no_grad()
     def scores(
         self, extractor: ADPretrainFeatureExtractor, detector: type[PublishedDetector], references: list[int]
     ) -> dict[str, float]:
         """How well a detector does that is fitted on some references, on all other images."""
-        make, fitted = feature_maker(self.images, extractor, "pretrained", references), detector()
-        fitted.fit(make(torch.tensor(references)))
+        make = feature_maker(self.images, extractor, "pretrained", references)
         test = torch.tensor([place for place in self.usable if place not in references])
-        maps, scores = score_images(fitted, make, test, self.images, _BATCH)
+        maps, scores = fit_and_score(detector(), make, torch.tensor(references), test, self.images, _BATCH)
         pixels, pro = pixel_metrics(maps, self.images.masks(test))
         return {"image_auroc": auroc(scores, self.is_anomalous[test]), "pixel_auroc": pixels, "aupro": pro}
 
@@ -112,27 +106,31 @@ class Validation:
             return
         columns = pd.DataFrame({name: list(data.dataset[name]) for name in ("category", "view")})
         views = columns[columns["category"].isin(data.validation)].groupby(["category", "view"]).groups
-        found = set[str]()
+        missing, file = set(data.validation), run.cache / "validation.bin"
         for (name, view), positions in tqdm(sorted(views.items()), unit="cell", desc="validation images"):
-            file = run.cache / f"validation-{len(self._cells)}.bin"
             cell = Cell.of(extractor, data.dataset.select(positions.tolist()), settings.shots, settings.seed, file)
             if cell is None:
                 _LOG.warning("%s %s is left out of the validation: it has too few images that can be used", name, view)
-            else:
-                self._cells.append(cell)
-                found.add(name)
-        if missing := sorted(set(data.validation) - found):
+                continue
+            self._cells.append(cell)
+            missing.discard(name)
+        if missing:
             raise InputError(
-                f"the validation categories {missing} have no view with an anomalous image and more than "
+                f"the validation categories {sorted(missing)} have no view with an anomalous image and more than "
                 f"{settings.shots} normal ones: name others, or lower --shots"
             )
 
     def end_epoch(self, progress: Progress, reporter: Reporter, unreadable: Sequence[str]) -> None:
         """Scores the epoch that has just ended, and keeps the weights where they are the best so far."""
-        scores = self.scores(self._extractor) if distributed.rank() == 0 else {}
-        for variant, detector in DETECTOR_OF.items():
-            if distributed.rank() == 0:
-                self._keep_best(variant, scores.get(detector.__name__), progress)
+        scores: Scores = {}
+        if distributed.rank() == 0:
+            scores = self.scores(self._extractor)
+            for variant, detector in DETECTOR_OF.items():
+                own = scores.get(detector.__name__)
+                score = (own["image_auroc"] + own["aupro"]) / 2 if own else 0.0
+                if not own or variant not in progress.best or score > progress.best[variant]["score"]:
+                    progress.best[variant] = {"epoch": progress.epoch + 1, "score": score}
+                    self._run.save_variant(variant, self._extractor.projectors)
         record: dict[str, Any] = {"epoch": progress.epoch + 1, "validation": scores, "unreadable": list(unreadable)}
         untrained = f" (untrained: {scores_text(progress.baseline)})"
         progress.history.append(record | reporter.end_epoch(progress.epoch, scores, untrained))
@@ -153,9 +151,3 @@ class Validation:
             for detector in (DETECTOR_OF.values() if self._cells else ())
         }
         return {name: {metric: fmean(row[metric] for row in own) for metric in own[0]} for name, own in rows.items()}
-
-    def _keep_best(self, variant: str, scores: dict[str, float] | None, progress: Progress) -> None:
-        score = 0.0 if scores is None else (scores["image_auroc"] + scores["aupro"]) / 2
-        if scores is None or variant not in progress.best or score > progress.best[variant]["score"]:
-            progress.best[variant] = {"epoch": progress.epoch + 1, "score": score}
-            self._run.save_variant(variant, self._extractor.projectors)

@@ -70,6 +70,7 @@ def test_each_image_is_encoded_once_when_it_is_asked_for(
     for one, other in zip(first, again, strict=True):
         assert torch.equal(one[0], other[1]) and torch.equal(one[1], other[0])
     assert encoded.size == (32, 32)
+    assert not list(paths[0].parent.glob("*.bin"))  # a program that is killed leaves no tokens behind
 
 
 def test_an_image_is_encoded_the_same_in_any_company(extractor: ADPretrainFeatureExtractor, paths: list[Path]) -> None:

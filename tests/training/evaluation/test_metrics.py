@@ -138,13 +138,6 @@ def test_precision_and_recall_of_one_curve(seed: int, levels: int) -> None:
     assert f1 == pytest.approx(expected, abs=1e-12)
 
 
-def test_blocks_do_not_change_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    maps, masks = random_maps(0, 2, 12, 40)
-    whole = precision_recall(maps, masks)
-    monkeypatch.setattr("training.evaluation.metrics._BLOCK", 7)
-    assert precision_recall(maps, masks) == whole
-
-
 # What is refused
 
 
