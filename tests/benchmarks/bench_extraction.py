@@ -3,7 +3,7 @@
     python -m tests.benchmarks.bench_extraction
     python -m tests.benchmarks.bench_extraction --device cuda
 
-On a GPU in bfloat16, beside the same as a CUDA graph.
+Beside the same by torch.compile, and on a GPU, in bfloat16, as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ def _measure_gpu(size: str, goal: float, device: str) -> list[Row]:
     bare, extractor = random_vit(size).to(device, torch.bfloat16), random_extractor(size, device).to(torch.bfloat16)
     images, references = torch.randn(2, 64, 3, 224, 224, device=device, dtype=torch.bfloat16)
     extractor.set_reference(references[:8])
-    graph = graphed(lambda images: list(extractor(images).values()))
+    graph, compiled = graphed(lambda images: list(extractor(images).values())), torch.compile(extractor)
     tokens = extractor.encode(images)
     residuals = extractor.residuals(tokens)
-    alone, ours, recorded, *parts = side_by_side(
+    alone, ours, recorded, fused, *parts = side_by_side(
         lambda: bare(pixel_values=images),
         lambda: extractor(images),
         lambda: graph(images),
+        lambda: compiled(images),
         lambda: extractor.encode(images),
         lambda: extractor.residuals(tokens),
         lambda: extractor.projectors(residuals),
@@ -54,6 +55,7 @@ def _measure_gpu(size: str, goal: float, device: str) -> list[Row]:
         at_most(goal, what, f"{1e3 * ours:.1f} ms ({64 / ours:.0f} images/s)", other, ours / alone),
         Row("its encoding, matching and projecting, each on its own", f"{shares} ms", other, sum(parts) / alone),
         Row("as a CUDA graph", f"{1e3 * recorded:.1f} ms", other, recorded / alone),
+        Row("by torch.compile", f"{1e3 * fused:.1f} ms", other, fused / alone),
     ]
 
 
@@ -62,18 +64,20 @@ def _measure_size(size: str, goal: float, device: str) -> list[Row]:
     bare, extractor = random_vit(size).to(device), random_extractor(size, device)
     images, references = torch.randn(2, 8, 3, 224, 224, device=device)
     extractor.set_reference(references)
-    published = PublishedExtraction(extractor)
+    published, compiled = PublishedExtraction(extractor), torch.compile(extractor)
     seconds = side_by_side(
         lambda: bare(pixel_values=images),
         lambda: extractor(images),
         lambda: published(images, references),
+        lambda: compiled(images),
         repeats=REPEATS[size],
     )
-    alone, ours, theirs = seconds
+    alone, ours, theirs, fused = seconds
     what = f"extraction, DINOv2-{size[0].upper()}, 224 px, batch 8, 8 references"
     return [
         at_most(goal, what, f"{ours:.2f} s", f"bare backbone: {alone:.2f} s", ours / alone),
         Row("the published form of it", f"{ours:.2f} s", f"published: {theirs:.2f} s", theirs / ours),
+        Row("the same by torch.compile", f"{fused:.2f} s", f"bare backbone: {alone:.2f} s", fused / alone),
     ]
 
 
