@@ -184,15 +184,15 @@ def _flag(name: str) -> str:
 
 def _words(argv: Sequence[str], kinds: Mapping[str, Any]) -> list[str]:
     """The words as jsonargparse takes them: lists and mappings as JSON, and the file before the flags that win."""
-    given: list[tuple[str, list[str]]] = [("", [])]
+    groups: list[list[str]] = [[]]  # a flag and what follows it
     for word in argv:
         if word.startswith("--"):
-            flag, equals, value = word.partition("=")
-            given.append((flag, [value] if equals else []))
-        else:
-            given[-1][1].append(word)
-    file, words = list[str](), list[str]()
-    for flag, values in given:
+            groups.append([])
+        groups[-1].append(word)
+    file, words = list[str](), groups[0]
+    for group in groups[1:]:
+        flag, equals, first = group[0].partition("=")
+        values = [first, *group[1:]] if equals else group[1:]
         name = flag[2:].replace("-", "_")
         kind = typing.get_origin(kinds.get(name))
         if name == "config":
@@ -204,7 +204,7 @@ def _words(argv: Sequence[str], kinds: Mapping[str, Any]) -> list[str]:
         elif kind is Mapping:
             words += [flag, json.dumps(_mapping(flag, values), ensure_ascii=False)]
         else:
-            words += [flag, *values] if flag else values
+            words += group
     return file + words
 
 

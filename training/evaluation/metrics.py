@@ -29,7 +29,7 @@ def precision_recall(scores: Array, is_anomalous: Array) -> tuple[float, float]:
     """Average precision (the step-wise area under the precision-recall curve), and the largest F1 of any threshold.
 
     Both change at the scores of anomalous pixels alone, of which there are few: the sorted normal ones are counted at
-    these. scikit-learn's curve, whose numbers these are, takes 53 bytes for every pixel and thirty times as long.
+    these. scikit-learn's curve, whose numbers these are, takes 53 bytes a pixel and 20 to 30 times as long.
     """
     labels, values = _labels_and_scores(scores, is_anomalous)
     thresholds, counts = np.unique(values[labels], return_counts=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 from zipfile import BadZipFile
 from zlib import error as ZlibError
 
@@ -78,6 +78,9 @@ class PatchSample:
     variant: str
     values: np.ndarray
     is_anomalous: np.ndarray
+
+
+_Record = TypeVar("_Record", Shown, PatchSample)
 
 
 def save_result(folder: str | Path, result: Result, shown: Shown) -> None:
@@ -159,7 +162,7 @@ def _write_arrays(path: Path, record: Shown | PatchSample) -> None:
         np.savez_compressed(temporary, **vars(record))
 
 
-def _read_arrays(path: Path, kind: Any) -> Any:
+def _read_arrays(path: Path, kind: type[_Record]) -> _Record:
     """Reads a record from an npz; texts are arrays without axes there."""
     with _damage_named(path), np.load(path, allow_pickle=False) as arrays:
         values = {one.name: arrays[one.name] for one in fields(kind)}

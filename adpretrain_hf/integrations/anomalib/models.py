@@ -161,8 +161,8 @@ class ADPretrainGlass(ADPretrainDetector, Glass):
     ours, where the released code has 1536 for those of a WideResNet-50; how long is trained is the trainer's
     ``max_epochs`` (released: 640). anomalib computes the centre of the normal embeddings from images that are not
     normalised; here they are. GLASS adds noise of 0.015 to embeddings and moves them by distances up to 1, whatever
-    their scale: here they are scaled to a root mean square of 1 over the training images, as pretrained features are a
-    tenth of that long, and more noise than feature.
+    their scale: here they are scaled to a root mean square of 1 over the training images. Pretrained features of the
+    embedded bundle are a thirtieth of that long as they are, and the noise would be half of them.
 
     Args:
         bundle, common: see ``ADPretrainDetector``.

@@ -141,6 +141,7 @@ def test_flags_go_before_the_file_on_either_side_of_it(values: dict[str, Any], t
     changed = replace(plan, bundle="b", shots=(4,), data={"visa": "a=b"}, output="other")
     assert parse_plan(["b", *config, *flags])[0] == parse_plan(["b", *flags, *config])[0] == changed
     assert parse_plan(["--bundle", "b", *config, *flags])[0] == changed
+    assert parse_plan(["--bundle=--b", *config])[0].bundle == "--b"
 
 
 def test_a_printed_plan_is_a_file_of_it(values: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
