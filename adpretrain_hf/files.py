@@ -7,7 +7,7 @@ import io
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -210,17 +210,21 @@ def _digest(path: Path, digest: Any) -> str:
     return digest.hexdigest()
 
 
-def tensor_digest(tensor: Tensor, dtype: torch.dtype | None = None) -> bytes:
+def tensor_digest(tensor: Tensor) -> bytes:
     """The identity of one tensor: of its shape and of up to 4,096 of its values, evenly spread.
 
-    They are rounded to ``dtype`` if it is given. float16 and its float32 copy have the same one. It tells trainings
-    apart and costs next to nothing; it is no checksum against damage.
+    float16 and its float32 copy have the same one. It tells trainings apart and costs next to nothing; it is no
+    checksum against damage.
     """
+    return tensor_digests(tensor, [torch.float32])[0]
+
+
+def tensor_digests(tensor: Tensor, dtypes: Sequence[torch.dtype]) -> list[bytes]:
+    """The ``tensor_digest`` of one tensor as it is when it was rounded to each of some dtypes."""
     values = tensor.detach().flatten()
-    sample = values[:: max(1, values.numel() // _SAMPLE)]
-    digest = hashlib.sha256(str(tuple(tensor.shape)).encode())
-    digest.update(sample.to(dtype or sample.dtype).float().cpu().contiguous().numpy().data)
-    return digest.digest()
+    sample = values[:: max(1, values.numel() // _SAMPLE)].cpu().contiguous()
+    shape = str(tuple(tensor.shape)).encode()
+    return [hashlib.sha256(shape + sample.to(dtype).float().numpy().tobytes()).digest() for dtype in dtypes]
 
 
 def combined_digest(digests: Iterable[bytes]) -> str:

@@ -116,7 +116,7 @@ def load_backbone(
         commit = None if folder == Path(name) else folder.name
     backbone = Backbone(model, layers, commit).to(dtype)
     check_finite(str(source), backbone.state_dict())
-    backbone.loaded_digests = [backbone.digest(kept) for kept in _PRECISIONS]
+    backbone.loaded_digests = backbone.digests(_PRECISIONS)
     return backbone
 
 
@@ -173,8 +173,8 @@ def load_saved_backbone(
     except InputError as error:
         raise BundleError(str(error)) from error
     backbone = Backbone(model, layers)
-    found = backbone.digest()  # of the values in the file's precision
-    backbone.loaded_digests = [backbone.digest(kept) for kept in _PRECISIONS]
+    backbone.loaded_digests = backbone.digests(_PRECISIONS)
+    found = backbone.loaded_digests[0]  # of the values as the file has them, for none is more precise
     check_finite(str(folder), backbone.to(dtype).state_dict())
     if digest not in (None, found):
         raise _other_weights(folder, found, str(digest))

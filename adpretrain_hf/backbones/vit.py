@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from adpretrain_hf.errors import InputError
-from adpretrain_hf.files import combined_digest, tensor_digest
+from adpretrain_hf.files import combined_digest, tensor_digests
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -61,7 +61,7 @@ class Backbone(nn.Module):
         commit: of the repository on the Hub that the weights come from, if they do.
 
     Attributes:
-        loaded_digests: see ``digest``; those of the weights as they were loaded, and rounded to other precisions.
+        loaded_digests: see ``digests``; those of the weights as they were loaded, and rounded to other precisions.
 
     Raises:
         InputError: a level beyond the depth of the network.
@@ -150,14 +150,15 @@ class Backbone(nn.Module):
             module.__dict__.pop("_output_capturing_hooks_installed", None)
         return self.__dict__ | {"_modules": self._modules | {"model": model}}
 
-    def digest(self, dtype: torch.dtype | None = None) -> str:
-        """16 hex digits that identify the weights, rounded to ``dtype`` if it is given.
+    def digest(self) -> str:
+        """16 hex digits that identify the weights. A more precise copy of the same values has the same ones."""
+        return self.digests([torch.float32])[0]
 
-        A more precise copy of the same values has the same ones.
-        """
-        tensors = self.model.state_dict().values()
+    def digests(self, dtypes: Sequence[torch.dtype]) -> list[str]:
+        """The ``digest`` of the weights as they are when they were rounded to each of some dtypes."""
+        found = [tensor_digests(tensor, dtypes) for tensor in self.model.state_dict().values()]
         # Sorted, for a library may rename and reorder a network's parameters from one version to the next.
-        return combined_digest(sorted(tensor_digest(tensor, dtype) for tensor in tensors))
+        return [combined_digest(sorted(of_dtype)) for of_dtype in zip(*found, strict=True)]
 
     def save(self, folder: str | Path) -> None:
         """Writes the network as transformers' own ``save_pretrained`` does."""

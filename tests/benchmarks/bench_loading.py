@@ -35,7 +35,7 @@ def measure(device: str) -> list[Row]:
         calls = (
             lambda: ADPretrainFeatureExtractor.from_pretrained(bundle, device=device),
             lambda: _files_and_modules(bundle),
-            lambda: [check_finite(tensors, "") for tensors in _files_and_modules(bundle)],
+            lambda: [check_finite("", tensors) for tensors in _files_and_modules(bundle)],
             transformers_alone,
         )
         ours, mapped, read, backbone = side_by_side(*calls, repeats=5)

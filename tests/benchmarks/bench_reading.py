@@ -4,7 +4,8 @@
 
 Training images are those that training/synthetic draws, at RealIAD's resolutions. JPEGs that are prepared exactly and
 with ``decode="fast"``, in turn, are the photographs of tests/photos, side by side: as they are, with about as much
-detail as a JPEG can have, and enlarged twofold, as a lens that is not quite sharp shows them. Networks of 224 px.
+detail as a JPEG can have, and enlarged twofold, as a lens that is not quite sharp shows them; and 64 x 64 random
+colours, enlarged smoothly. Networks of 224 px.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from statistics import mean, median
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -54,12 +56,15 @@ def _print_preparation() -> None:
     config = ADPretrainConfig.preset("dinov2-large")
     exact, fast = (Preprocessor(config.replace(decode=how)).prepare for how in ("exact", "fast"))
     print("| JPEG, quality 90 | bytes | exact | fast | ratio |\n|---|---|---|---|---|")
-    for size, scale in product(((1000, 800), (4000, 3000)), (1, 2)):
-        data = _photographs(*size, scale)
+    images = {"1000 x 800, random colours": _colours(1000, 800)}
+    for width, height in ((1000, 800), (4000, 3000)):
+        images[f"{width} x {height}"] = _photographs(width, height)
+        images[f"{width} x {height}, enlarged"] = _photographs(width, height, 2)
+    for name, data in images.items():
         times = [(_thread_seconds(exact, data), _thread_seconds(fast, data)) for _ in range(20)]
         slow, quick = (median(column) for column in zip(*times, strict=True))
         cells = (f"{len(data) / 1e3:.0f} kB", f"{1e3 * slow:.1f} ms", f"{1e3 * quick:.1f} ms", f"{slow / quick:.1f}")
-        print(f"| {size[0]} x {size[1]}{', enlarged' * (scale > 1)} | {' | '.join(cells)} |")
+        print(f"| {name} | {' | '.join(cells)} |")
     print()
 
 
@@ -71,6 +76,13 @@ def _photographs(width: int, height: int, scale: int = 1) -> bytes:
         whole.paste(next(photographs).resize((side, side), Image.Resampling.BICUBIC), place)
     buffer = io.BytesIO()
     whole.save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def _colours(width: int, height: int) -> bytes:
+    colours = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(colours).resize((width, height), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
 
 
