@@ -10,6 +10,8 @@ _QUERY_CHUNK, _REFERENCE_CHUNK = 2048, 4096
 _GPU_BLOCK, _GPU_REFERENCES = 2**27, 32768  # 512 MB: a GPU is told of few, large products
 _WINDOW_REFERENCES = 2**15  # of all windows of a batch together
 
+_Nearest = tuple[Tensor, ...]  # the largest similarity and where it is, or nothing yet
+
 
 def nearest_reference(
     queries: Tensor, references: Tensor, inverse_norms: Tensor | None = None, hidden: Tensor | None = None
@@ -30,23 +32,21 @@ def nearest_reference(
     """
     if inverse_norms is None:
         inverse_norms = 1 / references.float().norm(dim=1).clamp_min(1e-12)
-    # The length of a query does not change which reference is nearest to it.
-    best = queries.new_full(queries.shape[:1], -torch.inf, dtype=torch.float32)
-    index = torch.zeros(queries.shape[:1], dtype=torch.long, device=queries.device)
     height, width = _QUERY_CHUNK, _REFERENCE_CHUNK
     if queries.is_cuda:
         height, width = _GPU_BLOCK // min(len(references), _GPU_REFERENCES), _GPU_REFERENCES
     blocks = [slice(None)]  # in a graph, how many there are would fix the size of the batch
     if not torch.compiler.is_compiling():
-        blocks = [slice(start, start + height) for start in range(0, len(queries), height)]
+        blocks = [slice(start, start + height) for start in range(0, max(1, len(queries)), height)]
+    nearest: list[_Nearest] = [()] * len(blocks)
     with torch.autocast(queries.device.type, enabled=False):
         for start in range(0, len(references), width):
             part, lengths = references[start : start + width], inverse_norms[start : start + width]
             similarities_of = _similarities(part, lengths, queries)
-            for rows in blocks:
+            for block, rows in enumerate(blocks):
                 similarities = _hide(similarities_of(queries[rows]), start, None if hidden is None else hidden[rows])
-                best[rows], index[rows] = _nearer(similarities, start, best[rows], index[rows])
-    return index
+                nearest[block] = _nearer(similarities, start, nearest[block])
+    return torch.cat([index for _, index in nearest])
 
 
 def nearest_of_window(
@@ -65,16 +65,15 @@ def nearest_of_window(
     Returns:
         (B, Q), indices into the references of all windows, one after the other.
     """
-    best = queries.new_full(queries.shape[:2], -torch.inf, dtype=torch.float32)
-    index = torch.zeros(queries.shape[:2], dtype=torch.long, device=queries.device)
+    nearest: _Nearest = ()
     number, width = references.shape[1], max(1, _WINDOW_REFERENCES // len(queries))
     with torch.autocast(queries.device.type, enabled=False):
         for start in range(0, number, width):
             part = slice(start, start + width)
             unit = references[windows, part].float() * inverse_norms[windows, part, None]
             similarities = _hide(queries.float() @ unit.mT, start, None if hidden is None else hidden[:, None])
-            best, index = _nearer(similarities, start, best, index)
-    return index + number * windows[:, None]
+            nearest = _nearer(similarities, start, nearest)
+    return nearest[1] + number * windows[:, None]
 
 
 def _hide(similarities: Tensor, start: int, hidden: Tensor | None) -> Tensor:
@@ -85,11 +84,16 @@ def _hide(similarities: Tensor, start: int, hidden: Tensor | None) -> Tensor:
     return similarities.masked_fill_((places >= hidden[..., :1]) & (places < hidden[..., 1:]), -torch.inf)
 
 
-def _nearer(similarities: Tensor, start: int, best: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest similarity so far, and where it is, after some more."""
-    similarity, where = similarities.max(dim=-1)
-    better = similarity > best
-    return torch.where(better, similarity, best), torch.where(better, where + start, index)
+def _nearer(similarities: Tensor, start: int, before: _Nearest) -> _Nearest:
+    """The nearest of some references from the one at ``start`` on, by their similarities (..., k), and of those before.
+
+    The length of a query is in none of them, for it does not change which reference is nearest to it.
+    """
+    similarity, index = similarities.max(dim=-1)
+    if not before:
+        return similarity, index
+    better = similarity > before[0]
+    return torch.where(better, similarity, before[0]), torch.where(better, index + start, before[1])
 
 
 def _similarities(references: Tensor, inverse_norms: Tensor, queries: Tensor) -> Callable[[Tensor], Tensor]:

@@ -67,7 +67,8 @@ def measure(extractor: ADPretrainFeatureExtractor, drawn: Drawn, augmentation: s
     ]
     maps = torch.stack([one.anomaly for one in scored])
     labels = np.array([sample.is_anomalous for sample in drawn.test])
-    of_pixels = pixel_metrics(*(values[:, ::2, ::2].contiguous().numpy() for values in (maps, torch.stack(masks))))
+    seen, truth = (values[:, ::2, ::2].contiguous().numpy() for values in (maps, torch.stack(masks)))
+    of_pixels = pixel_metrics(seen, truth)
     of_images = auroc(np.array([one.score for one in scored]), labels)
     return [100 * value for value in (of_images, *of_pixels)], bank.augmentation or "none"
 

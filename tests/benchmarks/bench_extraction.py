@@ -32,7 +32,7 @@ def measure(device: str) -> list[Row]:
 
 @torch.no_grad()
 def _measure_gpu(size: str, goal: float, device: str) -> list[Row]:
-    bare, extractor = random_vit(size).to(device, torch.bfloat16), random_extractor(size, device).to(torch.bfloat16)
+    bare, extractor = random_vit(size, device, torch.bfloat16), random_extractor(size, device).to(torch.bfloat16)
     images, references = torch.randn(2, 64, 3, 224, 224, device=device, dtype=torch.bfloat16)
     extractor.set_reference(references[:8])
     graph, compiled = graphed(lambda images: list(extractor(images).values())), torch.compile(extractor)
@@ -61,7 +61,7 @@ def _measure_gpu(size: str, goal: float, device: str) -> list[Row]:
 
 @torch.no_grad()
 def _measure_size(size: str, goal: float, device: str) -> list[Row]:
-    bare, extractor = random_vit(size).to(device), random_extractor(size, device)
+    bare, extractor = random_vit(size, device), random_extractor(size, device)
     images, references = torch.randn(2, 8, 3, 224, 224, device=device)
     extractor.set_reference(references)
     published, compiled = PublishedExtraction(extractor), torch.compile(extractor)

@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -57,7 +58,7 @@ def make_jpegs(folder: Path) -> list[Path]:
 
 
 def _speed(paths: Sequence[Path], device: str) -> list[Row]:
-    bare, extractor = random_vit("base").to(device), random_extractor("base", device)
+    bare, extractor = random_vit("base", device), random_extractor("base", device)
     ready = torch.randn(BATCH, 3, 224, 224, device=device)
     extractor.set_reference(ready[:8])
     rates: dict[str, list[float]] = {"bare": [], "extract": [], "encode": []}
@@ -65,9 +66,9 @@ def _speed(paths: Sequence[Path], device: str) -> list[Row]:
     for start in range(0, len(paths), CHUNK):
         chunk = paths[start : start + CHUNK]
         rates["bare"].append(_rate(_repeat(bare, ready, 3), 3 * BATCH))
-        rates["extract"].append(_rate(lambda c=chunk: _drain(extractor.extract(c, progress=False)), len(chunk)))
+        rates["extract"].append(_rate(partial(_extract, extractor, chunk), len(chunk)))
         if len(rates["encode"]) < 3:
-            rates["encode"].append(_rate(lambda c=chunk: extractor.make_reference(c), len(chunk)))
+            rates["encode"].append(_rate(partial(extractor.make_reference, chunk), len(chunk)))
         print(f"{start + len(chunk)} of {len(paths)} images", file=sys.stderr)
     alone, whole, encoded = (median(rates[name]) for name in ("bare", "extract", "encode"))
     other = f"bare DINOv2-B on ready tensors: {alone:.2f} images/s"
@@ -85,8 +86,8 @@ def _beside_gpu(paths: Sequence[Path], device: str) -> list[Row]:
     rates: dict[str, list[float]] = {"decode": [], "extract": [], "network": [], "preprocess": []}
     for _ in range(2):
         decoded, extracted = PreparedBatches(paths, extractor.preprocess, 64), _stream(extractor, paths)
-        rates["decode"].append(_rate(lambda d=decoded: _drain(d), len(paths)))
-        rates["extract"].append(_rate(lambda e=extracted: _drain(e), len(paths)))
+        rates["decode"].append(_rate(partial(_drain, decoded), len(paths)))
+        rates["extract"].append(_rate(partial(_drain, extracted), len(paths)))
         rates["preprocess"].append(_rate(lambda: extractor.preprocess(paths[:400]), 400))
         rates["network"].append(_rate(lambda: _drain(extractor(ready) for _ in range(20)), 20 * 64))
     decode, extract, network, preprocess = (median(rates[name]) for name in rates)
@@ -115,6 +116,10 @@ def _rate(work: Callable[[], object], images: int) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return images / (time.perf_counter() - start)
+
+
+def _extract(extractor: ADPretrainFeatureExtractor, paths: Sequence[Path]) -> None:
+    _drain(extractor.extract(paths, progress=False))
 
 
 def _drain(results: Iterable[object]) -> None:

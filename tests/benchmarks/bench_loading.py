@@ -35,7 +35,7 @@ def measure(device: str) -> list[Row]:
         calls = (
             lambda: ADPretrainFeatureExtractor.from_pretrained(bundle, device=device),
             lambda: _files_and_modules(bundle),
-            lambda: [check_finite("", tensors) for tensors in _files_and_modules(bundle)],
+            lambda: _checked_files_and_modules(bundle),
             transformers_alone,
         )
         ours, mapped, read, backbone = side_by_side(*calls, repeats=5)
@@ -61,6 +61,11 @@ def _files_and_modules(bundle: Path) -> list[dict[str, Tensor]]:
         AutoModel.from_config(AutoConfig.from_pretrained(bundle / "backbone"))
         Projectors(describe_bundle(bundle)[0])
     return tensors
+
+
+def _checked_files_and_modules(bundle: Path) -> None:
+    for tensors in _files_and_modules(bundle):
+        check_finite(str(bundle), tensors)
 
 
 def _of_transformers(bundle: Path) -> Callable[[], object]:

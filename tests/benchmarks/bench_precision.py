@@ -83,6 +83,7 @@ def _image_auroc(extractor: ADPretrainFeatureExtractor, dataset: Dataset) -> flo
         rows = dataset.filter(lambda row, view=view: (row["category"], row["view"]) == view)
         with TemporaryDirectory() as folder:
             cell = Cell.of(extractor, rows, shots=8, seed=number, file=Path(folder) / "tokens.bin")
+            assert cell, f"{view} cannot be evaluated"
             scores += [cell.scores(extractor, FeatureNorm, draw)["image_auroc"] for draw in cell.draws]
     return 100 * mean(scores)
 

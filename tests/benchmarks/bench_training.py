@@ -10,7 +10,6 @@ epochs after the first. The parts of a step are shown by ``python -m tests.bench
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -23,6 +22,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+from jsonargparse import ArgumentParser
 from PIL import Image
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
@@ -33,7 +33,7 @@ from tests.benchmarks.rows import Row, at_least, main
 from training.pretrain import begin, train
 from training.run.folder import RunFolder
 from training.run.reporting import Reporter
-from training.settings import parse
+from training.settings import PretrainSettings, parse, settings_of
 from training.synthetic.generate import generate
 
 CORES = 2
@@ -131,14 +131,13 @@ def busy_seconds(profiled: profile) -> float:
     return covered / 1e6
 
 
-def _program(folder: Path, data: Path, device: str, what: str, size: str, goal: float, flags: str) -> list[Row]:
+def _program(folder: Path, data: Path, device: str, what: str, size: str, goal: float, more: str) -> list[Row]:
     backbone = folder / size
     random_vit(size).save_pretrained(backbone)
     workers = max(2, (os.cpu_count() or 2) - 2)
-    words = f"--data {data} --backbone {backbone} --paint-defects 0.3 --workers {workers} --device {device} {flags}"
-    settings = parse(
-        argparse.ArgumentParser(), [*words.split(), "--tracker", "none", "--shots", "4", "--epochs", "1000"]
-    )[1]
+    words = f"--data {data} --backbone {backbone} --paint-defects 0.3 --workers {workers} --device {device} {more}"
+    flags = [*words.split(), "--tracker", "none", "--shots", "4", "--epochs", "1000"]
+    settings = settings_of(PretrainSettings, parse(PretrainSettings, ArgumentParser(), flags))
     run = RunFolder(folder / f"run {what}")
     began = time.perf_counter()
     parts, state = begin(settings, run)
@@ -149,7 +148,8 @@ def _program(folder: Path, data: Path, device: str, what: str, size: str, goal: 
     # Of RealIAD's size an epoch has thousands of steps: what is done between epochs of this one would count for more.
     parts.validation.end_epoch = lambda *arguments: None  # type: ignore[method-assign]
     state.save_checkpoint = lambda *arguments: None  # type: ignore[method-assign]
-    with Stopwatch(run.path, first, last) as watch:
+    watch = Stopwatch(run.path, first, last)
+    with watch:
         train(parts, state, watch)
     rate = watch.images / watch.seconds
     peak = torch.cuda.max_memory_allocated() / 1e9

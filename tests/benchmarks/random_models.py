@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import nn
 from transformers import Dinov2Config, Dinov2Model
 
 from adpretrain_hf import ADPretrainConfig, ADPretrainFeatureExtractor
@@ -13,10 +16,11 @@ SIZES = {"small": (384, 12), "base": (768, 12), "large": (1024, 24)}
 TINY = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
 
 
-def random_vit(size: str) -> Dinov2Model:
+def random_vit(size: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Dinov2Model:
     """DINOv2 of a published size, as transformers makes it."""
     channels, depth = SIZES[size]
-    return _vit(hidden_size=channels, num_hidden_layers=depth, num_attention_heads=channels // 64)
+    model = _vit(hidden_size=channels, num_hidden_layers=depth, num_attention_heads=channels // 64)
+    return nn.Module.to(model, device, dtype)
 
 
 def random_extractor(size: str, device: str = "cpu") -> ADPretrainFeatureExtractor:
@@ -37,5 +41,6 @@ def tiny_extractor() -> ADPretrainFeatureExtractor:
 
 def _vit(**sizes: int) -> Dinov2Model:
     torch.manual_seed(0)
-    config = Dinov2Config(image_size=518, patch_size=14, attn_implementation="sdpa", **sizes)
+    settings: dict[str, Any] = {"image_size": 518, "patch_size": 14, "attn_implementation": "sdpa", **sizes}
+    config = Dinov2Config(**settings)
     return Dinov2Model(config).eval().requires_grad_(False)
