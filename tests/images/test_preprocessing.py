@@ -196,7 +196,9 @@ def jpeg(image: Image.Image, **options: object) -> bytes:
 def test_a_fast_jpeg_is_the_draft_of_pillow_resized_to_the_same_place(
     config: ADPretrainConfig, width: int, height: int, filtered: Image.Resampling
 ) -> None:
-    data = jpeg(random_image(0, width // 12, height // 12).resize((width, height), Image.Resampling.BICUBIC))
+    # Of half the contrast: Pillow clips between its two passes, the order of which depends on what is cut out.
+    soft = random_image(0, width // 12, height // 12).point(lambda value: 64 + value // 2)
+    data = jpeg(soft.resize((width, height), Image.Resampling.BICUBIC))
     exact, fast = (Preprocessor(config.replace(decode=how)).prepare(data) for how in ("exact", "fast"))
     assert (fast.size, fast.box, fast.pixels.shape) == (exact.size, exact.box, exact.pixels.shape)
     draft = Image.open(io.BytesIO(data))
@@ -212,7 +214,7 @@ def test_a_fast_jpeg_is_the_draft_of_pillow_resized_to_the_same_place(
     resized = draft.resize(new_size, filtered, whole).crop((left, top, left + columns, top + rows))
     difference = fast.pixels.permute(1, 2, 0).int() - torch.from_numpy(np.array(resized)).int()
     assert difference.abs().max() <= (1 if config is CROP else 0)  # where a crop begins between two pixels
-    assert (fast.pixels.int() - exact.pixels.int()).abs().float().mean() < 5
+    assert (fast.pixels.int() - exact.pixels.int()).abs().float().mean() < 2.5
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
