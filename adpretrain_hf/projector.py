@@ -70,7 +70,7 @@ class GatedMlp(nn.Module):
         """Maps tokens (B, T, C) to (B, T, C)."""
         hidden = self.fc1(tokens)
         gate = self.gate(hidden)
-        if torch.is_grad_enabled():
+        if gate.requires_grad:  # as it does wherever the hidden tokens do
             return self.fc2(F.gelu(hidden * gate))
         # In place: on a CPU two more tensors of 4C channels, new to the process, take as long as what is computed.
         return self.fc2(torch.ops.aten.gelu_(hidden.mul_(gate)))

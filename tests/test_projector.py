@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from adpretrain_hf import ADPretrainConfig
 from adpretrain_hf.bundle.released import from_released, released_key_map
 from adpretrain_hf.errors import InputError
-from adpretrain_hf.projector import Projectors, ResidualProjector, SqueezeExcite
+from adpretrain_hf.projector import GatedMlp, Projectors, ResidualProjector, SqueezeExcite
 
 CONFIG = ADPretrainConfig(backbone="tiny", hidden_size=48, patch_size=14, layers=(1, 2, 3, 4))
 
@@ -69,6 +69,17 @@ def test_number_of_parameters_is_the_published_one(channels, millions):
     with torch.device("meta"):
         level = ResidualProjector(channels, 16, 2048)
     assert sum(parameter.numel() for parameter in level.parameters()) / 1e6 == pytest.approx(millions, abs=0.005)
+
+
+def test_without_gradients_the_mlp_gives_the_same_and_leaves_its_input():
+    mlp, tokens = randomised(GatedMlp(32)), torch.randn(2, 5, 32)
+    expected, before = mlp(tokens), tokens.clone()
+    assert expected.requires_grad
+    with torch.no_grad():
+        again = mlp(tokens)
+    assert torch.equal(mlp.requires_grad_(False)(tokens), expected)
+    assert torch.equal(again, expected)
+    assert torch.equal(tokens, before)
 
 
 def test_attention_equals_torchs_own():
