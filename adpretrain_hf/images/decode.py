@@ -142,15 +142,6 @@ def encoded(source: Any, name: str) -> Any:
     return data
 
 
-def decode_image(data: bytes, name: str) -> Image.Image:
-    """Reads the bytes of an image file as an upright RGB image.
-
-    Raises:
-        ImageError: unreadable, or of a kind that is not supported.
-    """
-    return _upright(_open(_Bytes(data), name), name).image
-
-
 def _upright(picture: Picture, name: str) -> Picture:
     image, black, white = picture.image, 0, 65535
     if isinstance(image, TiffImageFile):

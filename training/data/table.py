@@ -23,7 +23,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from adpretrain_hf.errors import ImageError, InputError, MissingPathError
-from adpretrain_hf.images import PreparedImage, Preprocessor, decode_image
+from adpretrain_hf.images import PreparedImage, Preprocessor
 
 
 class Row(NamedTuple):
@@ -186,7 +186,7 @@ def _read_member(archive: str, member: str) -> bytes:
 def prepare_entry(entry: Mapping[str, Any], preprocess: Preprocessor, name: str = "") -> PreparedImage:
     """Reads and prepares an encoded image, called by its path or a name; ImageError if it cannot be used."""
     name = name or str(entry["path"])
-    return preprocess.prepare(decode_image(read_encoded(entry), name), name)
+    return preprocess.prepare(read_encoded(entry), name)
 
 
 def seen_mask(entry: Mapping[str, Any] | None, prepared: PreparedImage, preprocess: Preprocessor) -> Tensor:

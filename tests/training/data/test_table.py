@@ -12,14 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from adpretrain_hf import ADPretrainConfig
 from adpretrain_hf.errors import ImageError, MissingPathError
+from adpretrain_hf.images import Preprocessor
 from tests.training.real_iad_tree import RealIADClass, load_real_iad
-from training.data.table import read_encoded, read_mask
+from training.data.table import prepare_entry, read_encoded, read_mask
 
 
 def write_zip(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> Path:
@@ -92,6 +95,18 @@ class Reading:
 
     def __getitem__(self, number: int) -> bytes:
         return read_encoded(self.dataset[number]["image"])
+
+
+def test_a_jpeg_is_decoded_as_the_bundle_says(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "image.jpg")
+    config = ADPretrainConfig.preset("dinov2-small").replace(image_size=28)
+    exact, fast = (Preprocessor(config.replace(decode=how)) for how in ("exact", "fast"))
+    found = [prepare_entry(entry(tmp_path / "image.jpg"), how) for how in (exact, fast)]
+    assert [one.name for one in found] == [str(tmp_path / "image.jpg")] * 2
+    for one, how in zip(found, (exact, fast), strict=True):
+        assert torch.equal(one.pixels, how.prepare(tmp_path / "image.jpg").pixels)
+    assert not torch.equal(found[0].pixels, found[1].pixels)
 
 
 class TestErrors:
