@@ -126,9 +126,12 @@ def test_references_in_a_file_give_the_same_losses(flags, tmp_path):
 
 def test_a_stopped_run_goes_on(flags, tmp_path):
     class Stopping(Reporter):
+        steps = 0
+
         def step(self, losses: torch.Tensor, images: int) -> None:
             super().step(losses, images)
-            if self._steps == 3:
+            self.steps += 1
+            if self.steps == 3:
                 signal.raise_signal(signal.SIGTERM)
 
     assert main(["--output", str(tmp_path / "whole"), *flags]) == 0
@@ -157,9 +160,14 @@ def test_no_step_waits_for_the_device(flags, tmp_path, more):
     class Watched(Reporter):
         """Looks for synchronisation from the third step of an epoch to its end."""
 
+        def begin_epoch(self) -> None:
+            super().begin_epoch()
+            self.steps = 0
+
         def step(self, losses: torch.Tensor, images: int) -> None:
             super().step(losses, images)
-            if self._steps > 2:
+            self.steps += 1
+            if self.steps > 2:
                 torch.cuda.set_sync_debug_mode("warn")
 
         def end_steps(self) -> None:
