@@ -240,7 +240,7 @@ class Detector(NamedTuple):
 
 
 # Epochs are what two cores can do in an evaluation of minutes; published are 25 (CFLOW, with 8 passes over the data in
-# each), 640 (GLASS) and 1000 (UniAD). GLASS's are those at which raw features come near what is reported of it.
+# each), 640 (GLASS) and 1000 (UniAD). GLASS's are those by which raw features have stopped gaining.
 DETECTORS: Mapping[str, Detector] = {
     "featurenorm": Detector("norm", FeatureNorm),
     "patchcore": Detector("angle", PatchCore),
