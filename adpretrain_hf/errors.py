@@ -3,11 +3,12 @@
 import difflib
 import errno
 import io
+import operator
 import os
 import re
 import sys
 from collections.abc import Callable, Collection
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 Number = TypeVar("Number", int, float)
@@ -106,6 +107,37 @@ def number_setting(name: str, default: Number, kind: Callable[[str], Number]) ->
     except ValueError as error:
         expected = "a whole number" if kind is int else "a number"
         raise InputError(f"the environment variable {name} is {text!r}, expected {expected}, or unset it") from error
+
+
+def whole_number(value: Any) -> int:
+    """A whole number of whatever type, such as numpy's; 0 for everything else."""
+    try:
+        return 0 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return 0
+
+
+def check_count(name: str, value: Any) -> int:
+    """Returns a whole number >= 1.
+
+    Raises:
+        InputError: it is none.
+    """
+    if whole_number(value) < 1:
+        raise InputError(f"{name} is {value!r}, expected an integer >= 1")
+    return whole_number(value)
+
+
+def check_sides(name: str, value: Any) -> tuple[int, int]:
+    """Returns a height and a width, which may be given as one number for both.
+
+    Raises:
+        InputError: it is neither a whole number >= 1 nor two.
+    """
+    sides = [whole_number(side) for side in (value if isinstance(value, (tuple, list)) else (value, value))]
+    if len(sides) != 2 or min(sides) < 1:
+        raise InputError(f"{name} is {value!r}, expected an integer >= 1, or two: the height and the width")
+    return sides[0], sides[1]
 
 
 def check_environment() -> None:

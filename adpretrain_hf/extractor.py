@@ -146,7 +146,8 @@ class ADPretrainFeatureExtractor(nn.Module, ReferencesMixin, StreamsMixin, Bundl
                 "torch.jit.trace would fix all shapes: use torch.export.export(extractor, (images,)) instead"
             )
         if not is_prepared(images):
-            if getattr(self.reference if references is None else references, "tiles", None):
+            references = self._resolve(references)
+            if any(bank.tiles for bank in (references if isinstance(references, list) else [references])):
                 raise InputError(
                     "the reference has tiles, and this method takes whole images, or windows that are prepared: call "
                     "score, extract or stream, which cut images into windows"
@@ -181,8 +182,14 @@ class ADPretrainFeatureExtractor(nn.Module, ReferencesMixin, StreamsMixin, Bundl
         places: Sequence[int],
         windows: Sequence[int],
     ) -> list[Tensor]:
+        found = self._resolve(references)
+        if isinstance(found, list):
+            return residuals_per_image(features, found, places, own, windows)
+        return found.residuals(features, own, places, windows)
+
+    def _resolve(self, references: Optional[References]) -> Union[ReferenceBank, list[ReferenceBank]]:
+        """The bank that all images are compared with, or one for each image; they fit the extractor."""
         if isinstance(references, (list, tuple)) and all(isinstance(bank, ReferenceBank) for bank in references):
             checked = {id(bank): self._check_bank(bank) for bank in references}  # one that is shared is moved once
-            return residuals_per_image(features, [checked[id(bank)] for bank in references], places, own, windows)
-        bank = self._require_reference() if references is None else self._as_bank(references)
-        return bank.residuals(features, own, places, windows)
+            return [checked[id(bank)] for bank in references]
+        return self._require_reference() if references is None else self._as_bank(references)

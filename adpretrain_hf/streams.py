@@ -1,7 +1,6 @@
 """Any number of images through an extractor, in bounded memory: ``extract``, ``score``, ``calibrate``, and streams."""
 
 import logging
-import operator
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from functools import partial
 from typing import Any, Optional, Union
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from adpretrain_hf.cache import ParameterCache
 from adpretrain_hf.config import ADPretrainConfig
-from adpretrain_hf.errors import InputError
+from adpretrain_hf.errors import InputError, check_sides
 from adpretrain_hf.files import combined_digest, tensor_digest
 from adpretrain_hf.images import OnError, PreparedBatches, PreparedImage, Preprocessor, by_image, stack, to_host
 from adpretrain_hf.projector import Projectors
@@ -136,7 +135,9 @@ class StreamsMixin:
                 ``extract``.
             ImageError: an image cannot be used.
         """
-        size = None if map_size is None else _size(map_size)
+        if map_size is not None and not maps:
+            raise InputError(f"map_size is {map_size!r}, and maps=False: expected one or the other")
+        size = None if map_size is None else check_sides("map_size", map_size)
         results: list[ScoredImage] = []
         scores: list[float] = []
         calibrations: list[Calibration | None] = []
@@ -323,14 +324,3 @@ class StreamsMixin:
             for batch in batches:
                 yield batch, then(batch, (encode or self.encode)(stack(batch, self.device)))
                 bar.update(sum(image.is_last for image in batch))
-
-
-def _size(map_size: Union[int, tuple[int, int]]) -> tuple[int, int]:
-    sides = map_size if isinstance(map_size, (tuple, list)) else (map_size, map_size)
-    try:
-        height, width = map(operator.index, sides)
-    except (TypeError, ValueError):
-        height = width = 0
-    if min(height, width) < 1:
-        raise InputError(f"map_size is {map_size!r}, expected an integer >= 1, or two: the height and the width")
-    return height, width

@@ -150,7 +150,15 @@ def test_a_bank_of_chosen_images_is_that_of_these_images(tiny_folder):
     assert extractor.make_reference(prepared, select=99).images == whole.images
 
 
-@pytest.mark.parametrize(("images", "select", "message"), [([], 2, "no images were given"), (0, 0, "select is 0, exp")])
+@pytest.mark.parametrize(
+    ("images", "select", "message"),
+    [
+        ([], 2, "no images were given"),
+        (0, 0, "select is 0, exp"),
+        (0, "8", "select is '8', expected an integer >= 1"),
+        (0, 2.5, "select is 2.5, exp"),
+    ],
+)
 def test_images_that_cannot_be_chosen_are_refused(extractor, images, select, message):
     with pytest.raises(InputError, match=message):
         extractor.make_reference([random_image(1)] if images == 0 else iter(images), select=select)

@@ -71,7 +71,7 @@ def test_some_levels_are_loaded(bundle, tmp_path):
     assert all(torch.equal(level, expected[name]) for name, level in some(images, [bank, bank]).items())
     assert torch.equal(some(images, layers=("layer3",))["layer3"], expected["layer3"])
     assert not torch.equal(some.score(images).scores, whole.score(images).scores)
-    with pytest.raises(InputError, match="was made by another extractor"):
+    with pytest.raises(InputError, match=r"made by another extractor: .*resize_mode='crop', decode='exact'\)\. Make"):
         whole.set_reference(some.reference)
     whole.set_reference(bank, category="nut").save_pretrained(bundle, references=True)
     assert torch.equal(load(bundle, layers=("layer2",), references=True)(images)["layer2"], expected["layer2"])
@@ -720,10 +720,14 @@ class TestMaps:
         assert torch.equal(result.scores, extractor.score(images).scores)
         assert (result.maps[1, :, 0] == 0).all() and (result.maps[1, :, size[1] // 2] > 0).all()  # the crop
 
-    @pytest.mark.parametrize("map_size", [0, -1, 2.5, "224", (8,), (8, 0), (8, 8, 8), (2.5, 8)])
+    @pytest.mark.parametrize("map_size", [0, -1, 2.5, True, "224", (8,), (8, 0), (8, 8, 8), (2.5, 8)])
     def test_another_size_is_refused(self, extractor, map_size):
         with pytest.raises(InputError, match="map_size is .*, expected an integer >= 1, or two"):
             extractor.set_reference(references()).score(random_image(7), map_size=map_size)
+
+    def test_a_size_of_maps_that_are_not_wanted_is_refused(self, extractor):
+        with pytest.raises(InputError, match="map_size is 24, and maps=False: expected one or the other"):
+            extractor.set_reference(references()).score(random_image(7), map_size=24, maps=False)
 
     def test_they_are_in_memory_once(self, extractor):
         images = torch.randn(8, 3, 32, 32)

@@ -101,8 +101,8 @@ def add_judgement(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         metavar="PATH",
-        help="other normal images, a folder or files, by whose scores decisions are made; by default the references "
-        "themselves, each compared with the others",
+        help="other normal images, a folder or files, by whose scores decisions are made; by default those of the "
+        "reference, of which each that is in the bank is compared with the others",
     )
     parser.add_argument(
         "--false-alarms",

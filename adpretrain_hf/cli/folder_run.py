@@ -180,6 +180,9 @@ def prepare_extractor(args: Namespace) -> tuple[ADPretrainFeatureExtractor, dict
     """Loads the extractor and sets its references, and lists what results will depend on, whatever the images are."""
     extractor = load(args)
     if getattr(args, "references", None):
+        given = {"calibrate": True} if getattr(args, "calibrate", None) else {}
+        if given := bank_options(args) | given:
+            raise InputError(f"{', '.join(given)}: the banks of --references are as they were made: leave it out")
         extractor.set_references(args.references)
     else:
         extractor.set_reference(reference_of(extractor, args))
@@ -197,6 +200,8 @@ def prepare_extractor(args: Namespace) -> tuple[ADPretrainFeatureExtractor, dict
         if bank.tiles:
             settings.setdefault("tiles", {})[category] = bank.tiles.to_dict() | {"tile_reference": bank.tile_reference}
     options = {name: value for name, value in bank_options(args).items() if name in ("augment_references", "select")}
+    if "augment_references" in options and extractor.reference is not None:
+        options["augment_references"] = extractor.reference.augmentation or "none"  # what "auto" chose
     return extractor, settings | options | _reference_settings(args)
 
 

@@ -37,6 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Encodes normal images as a reference bank."""
+    from functools import partial
+
     import torch
 
     from adpretrain_hf.cli.folder_run import bank_options, calibrate, check_images, load, single
@@ -47,14 +49,15 @@ def run(args: argparse.Namespace) -> int:
     extractor = load(args)
     old = extractor.set_reference(args.add_to).reference if args.add_to else None
     check_images(args.images)
-    options = {"category": args.category, "batch_size": args.batch_size, "progress": True}
-    bank = extractor.make_reference(single(args.images), **options, **bank_options(args))
-    bank = (old + bank if old else bank).compact(args.keep)
+    options = {"category": args.category, "batch_size": args.batch_size, "progress": True} | bank_options(args)
+    make = partial(extractor.extend_reference, old) if old else extractor.make_reference
+    bank = make(single(args.images), **options).compact(args.keep)
     dtype = bank.patches[0].dtype if old else torch.float32
     bank = bank.to(dtype=getattr(torch, args.bank_dtype) if args.bank_dtype else dtype)
     bank = calibrate(extractor, bank, None if old else args.images, args, progress=True)
     bank.save(args.output)
-    print(f"{args.output}: {len(bank)} patches of {bank.num_images} images")
+    copies = f", with copies ({bank.augmentation})" if bank.augmentation else ""
+    print(f"{args.output}: {len(bank)} patches of {bank.num_images} images{copies}")
     if (calibration := bank.judgement.calibration) is not None:
         print(f"anomalous above a score of {calibration.threshold():.4g}: {calibration}")
     return 0

@@ -32,7 +32,8 @@ _REGION_COLUMNS = ("image", "top", "left", "height", "width", "area", "peak", "m
 
 def _save_npz(features: Result, path: Path) -> None:
     with path.open("wb") as file:
-        np.savez(file, **{layer: level.float().numpy() for layer, level in features.items()})  # type: ignore[arg-type]
+        arrays = {name: value.float() if value.is_floating_point() else value for name, value in features.items()}
+        np.savez(file, **{name: value.numpy() for name, value in arrays.items()})  # type: ignore[arg-type]
 
 
 FEATURE_FORMATS: dict[str, Callable[[Result, Path], None]] = {"safetensors": save_file, "npz": _save_npz}

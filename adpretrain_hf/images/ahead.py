@@ -60,11 +60,14 @@ class _Pace:
             yield source
 
     def allowed(self) -> int:
-        """One, until two were asked for and used, and whenever they come more slowly than they are used."""
+        """One, until two were asked for and used, and whenever they come more slowly than they are used.
+
+        The last two tell that a source is live now, whatever it had in store before; a single pause does not.
+        """
         if min(len(self.waited), len(self.used)) < 2:
             return 1
-        is_fast = fmean(self.waited) <= fmean(self.used) + fmean(self.decoded) + _UNNOTICED
-        return self._ahead if is_fast else 1
+        slowest = max(fmean(self.waited), min(self.waited[-1], self.waited[-2]))
+        return self._ahead if slowest <= fmean(self.used) + fmean(self.decoded) + _UNNOTICED else 1
 
     def timed(self, call: Callable[[], Result]) -> Callable[[], Result]:
         """A call that notes how long it takes, in whatever thread."""

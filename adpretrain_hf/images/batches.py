@@ -6,11 +6,10 @@ from itertools import chain, groupby, islice, zip_longest
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from adpretrain_hf.errors import InputError
+from adpretrain_hf.errors import InputError, check_count
 from adpretrain_hf.images.ahead import THREADS, OnError, prepare_ahead
 from adpretrain_hf.images.preprocessing import PreparedImage, Preprocessor, check_prepared, is_prepared
 from adpretrain_hf.images.sources import named_sources
@@ -48,8 +47,7 @@ class PreparedBatches:
         categories: Iterable[str] = "",
         tiles: Mapping[str, tuple[Tiles, tuple[int, ...]]] = MappingProxyType({}),
     ) -> None:
-        if not isinstance(batch_size, (int, np.integer)) or isinstance(batch_size, bool) or batch_size < 1:
-            raise InputError(f"batch_size is {batch_size!r}, expected an integer >= 1")
+        batch_size = check_count("batch_size", batch_size)
         if is_prepared(images):
             if tiles:
                 raise InputError("images that are prepared cannot be cut into tiles: give them unprepared, or no tiles")

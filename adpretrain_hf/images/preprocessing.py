@@ -130,7 +130,7 @@ class Preprocessor:
         name = name or name_of(source)
         picture = read_picture(source, name, self.config.image_size if self.config.decode == "fast" else None)
         width, height = picture.size
-        self._check_size(width, height, name)
+        self._check_size(width, height, name, "use a larger image", "look at it in tiles")
         image, box = self._fit(picture)
         return PreparedImage(to_pixels(image), name, (height, width), box, self.config.mean, self.config.std, category)
 
@@ -159,7 +159,8 @@ class Preprocessor:
         image = read_picture(source, name, None).image  # at full resolution, whatever decode is
         width, height = image.size
         windows = tiles.windows(height, width)
-        self._check_size(windows.width, windows.height, f"a window of {name}")
+        advice = "fewer or larger tiles", "more tiles along its longer side, or square ones (tile_size)"
+        self._check_size(windows.width, windows.height, f"a window of {name}", *(f"take {what}" for what in advice))
         if grid:
             windows.check_grid(name, grid)
         size, (mean, std) = (height, width), (self.config.mean, self.config.std)
@@ -186,12 +187,12 @@ class Preprocessor:
         """The same part of a mask of the image, its values kept: each pixel is the nearest one of the mask."""
         return self._fit(Picture.whole(mask), Image.Resampling.NEAREST)[0]
 
-    def _check_size(self, width: int, height: int, name: str) -> None:
+    def _check_size(self, width: int, height: int, name: str, where_small: str, where_long: str) -> None:
         found, patch = f"{name} is {width} x {height} pixels", self.config.patch_size
         if min(width, height) < patch:
-            raise ImageError(f"{found}, smaller than one patch of {patch}: use a larger image")
+            raise ImageError(f"{found}, smaller than one patch of {patch}: {where_small}")
         if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-            raise ImageError(f"{found}, longer than {MAX_ASPECT_RATIO} : 1: look at it in tiles")
+            raise ImageError(f"{found}, longer than {MAX_ASPECT_RATIO} : 1: {where_long}")
 
     def _fit(
         self, picture: Picture, resampling: Image.Resampling = Image.Resampling.BICUBIC
@@ -254,10 +255,12 @@ def stack(batch: Sequence[PreparedImage], device: torch.device | None = None) ->
 
 def digests(batch: Sequence[PreparedImage]) -> list[str]:
     """The digest of each image of one shape, in few calls: each may have to wait for the threads that decode."""
-    if batch[0].identity or batch[0].pixels.device.type != "cpu":
+    new = [image for image in batch if not image.identity]  # windows know what they are of
+    if not new or new[0].pixels.device.type != "cpu":
         return [image.identity for image in batch]
-    pixels = batch[0].normalized(torch.stack([image.pixels[:, ::8, ::8] for image in batch])).float().numpy()
-    return [hashlib.blake2b(one.tobytes(), digest_size=8).hexdigest() for one in pixels]
+    pixels = new[0].normalized(torch.stack([image.pixels[:, ::8, ::8] for image in new])).float().numpy()
+    found = (hashlib.blake2b(one.tobytes(), digest_size=8).hexdigest() for one in pixels)
+    return [image.identity or next(found) for image in batch]
 
 
 def to_pixels(image: Image.Image) -> Tensor:

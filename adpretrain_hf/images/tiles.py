@@ -1,11 +1,12 @@
 """Tiles: a large image as windows that overlap, each of which the network sees at the image's own resolution."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import product
+from numbers import Real
 from typing import Any
 
-from adpretrain_hf.errors import ImageError, InputError
+from adpretrain_hf.errors import ImageError, InputError, whole_number
 
 TILE_REFERENCES = ("window", "all")
 
@@ -68,13 +69,15 @@ class Tiles:
     overlap: float = 0.125
 
     def __post_init__(self) -> None:
-        grid, is_sized = (self.rows, self.columns), self.tile_size is not None
-        given = (self.tile_size,) if is_sized else grid
-        is_counted = all(isinstance(number, int) and not isinstance(number, bool) and number >= 1 for number in given)
-        if not is_counted or (is_sized and grid != (None, None)):
+        given = {name: value for name, value in asdict(self).items() if name != "overlap" and value is not None}
+        is_counted = all(whole_number(value) >= 1 for value in given.values())
+        if not is_counted or sorted(given) not in (["columns", "rows"], ["tile_size"]):
             raise InputError(f"got {self}, expected rows and columns, or tile_size alone, as integers >= 1")
-        if not 0 <= self.overlap <= 0.5:
-            raise InputError(f"the overlap of tiles is {self.overlap}, expected a share of their side from 0 to 0.5")
+        for name, value in given.items():
+            object.__setattr__(self, name, whole_number(value))
+        if not isinstance(self.overlap, Real) or not 0 <= self.overlap <= 0.5:
+            raise InputError(f"the overlap of tiles is {self.overlap!r}, expected a share of their side from 0 to 0.5")
+        object.__setattr__(self, "overlap", float(self.overlap))
 
     @classmethod
     def of(cls, tiles: Any) -> "Tiles | None":
@@ -85,7 +88,7 @@ class Tiles:
         """
         if tiles is None or isinstance(tiles, cls):
             return tiles
-        if isinstance(tiles, Mapping):
+        if isinstance(tiles, Mapping) and tiles.keys() <= {field.name for field in fields(cls)}:
             return cls(**tiles)
         if isinstance(tiles, (tuple, list)) and len(tiles) == 2:
             return cls(*tiles)

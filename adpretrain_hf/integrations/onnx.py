@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adpretrain_hf.errors import InputError
+from adpretrain_hf.errors import InputError, check_sides
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.images import check_prepared
 from adpretrain_hf.reference import ReferenceBank
@@ -84,8 +84,7 @@ def export_onnx(
     judgement = extractor._judgement_of(bank)
     if false_alarms is not None:
         judgement = judgement.calibrated(replace(required(judgement.calibration), false_alarms=false_alarms))
-    size = image_size or extractor.image_size
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = check_sides("image_size", extractor.image_size if image_size is None else image_size)
     # Two, for an example of one would make the exporter take the size of the batch for a constant.
     example = torch.zeros(2, 3, height, width, dtype=extractor.dtype, device=extractor.device)
     inputs: dict[str, Tensor] = {"images": check_prepared(example, extractor.config)}
@@ -127,6 +126,11 @@ def _exportable(extractor: ADPretrainFeatureExtractor) -> ReferenceBank:
         raise InputError("ONNX has no bfloat16 for all of it: export float32 or float16, e.g. extractor.float()")
     if extractor.reference.tiles or extractor.reference.judgement.region:
         raise InputError("a graph looks at whole images: expected a reference without tiles and region of interest")
+    if extractor.config.decode == "fast":
+        raise InputError(
+            "predict.py decodes JPEGs exactly, and references that were decoded fast are others: load the extractor "
+            "with decode='exact' (--decode exact), and make the reference anew"
+        )
     if find_spec("onnxscript") is None:
         raise InputError("onnxscript is not installed: install it by `pip install adpretrain-hf[onnx]`")
     return extractor.reference

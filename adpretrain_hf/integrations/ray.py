@@ -75,12 +75,14 @@ class ADPretrainScores:
         self.layers = extractor.layers if self._with_features else ()
         side = extractor.image_size // extractor.config.patch_size
         level = np.full((extractor.config.hidden_size, side, side), np.nan, dtype=np.float32)
-        if any(bank.tiles for bank in self.extractor.references.values()):
+        self._with_boxes = self._with_features and any(bank.tiles for bank in self.extractor.references.values())
+        if self._with_boxes:
             level = level[None]
         calibrated = any(judgement.calibration for judgement in self.extractor.judgements.values())
         numbers = ("score", "p_value") if calibrated else ("score",)
-        self.columns = (*numbers, *self.layers)
+        self.columns = (*numbers, *self.layers, *(["boxes"] if self._with_boxes else []))
         self._no_row = [*[np.array(np.nan)] * len(numbers), *[level] * len(self.layers)]
+        self._no_row += [np.full((1, 4), -1)] if self._with_boxes else []
         self.column, self.batch_size, self.read = column, batch_size, read
         self.category_column = category_column
 
@@ -119,13 +121,16 @@ class ADPretrainScores:
             if "p_value" in self.columns:
                 calibration = scored.judgement.calibration
                 numbers.append(calibration.p_value(scored.score) if calibration else math.nan)
-            yield [*map(np.array, numbers), *(level.float().numpy() for level in levels)]
+            image, row = scored.image, [*map(np.array, numbers), *(level.float().numpy() for level in levels)]
+            boxes = np.array(image.windows.boxes if image.windows else [image.box])
+            yield [*row, boxes] if self._with_boxes else row
 
 
 class ADPretrainFeatures(ADPretrainScores):
     """Adds a column ``layer<n>`` (C, h, w) of float32 for every level as well; NaN where an image cannot be used.
 
-    With tiles, (T, C, h, w) of an image's T windows, row by row.
+    With tiles, (T, C, h, w) of an image's T windows, row by row, and a column ``boxes`` (T, 4) of int64: top, left,
+    height and width of each in the image's pixels; -1 where it cannot be used.
     """
 
     _with_features = True

@@ -16,7 +16,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from adpretrain_hf.errors import InputError
+from adpretrain_hf.errors import InputError, check_count
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.images import is_prepared, named_sources
 from adpretrain_hf.reference import ReferenceBank
@@ -71,9 +71,7 @@ class ADPretrainTransformer(TransformerMixin, BaseEstimator):
             ImageError: an image cannot be used.
         """
         for name in ("num_references", "num_patches"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
-                raise InputError(f"{name} is {value!r}, expected an integer >= 1")
+            check_count(name, getattr(self, name))
         images = _indexable(images)
         number = min(self.num_references, len(images))
         self.reference_indices_ = np.arange(number) * len(images) // number
@@ -134,7 +132,7 @@ class ADPretrainTransformer(TransformerMixin, BaseEstimator):
         """The magnitudes of the channels of each level (C, h, w), averaged over its longest patches: (L * C,)."""
         rows = []
         for level in levels:
-            patches = level.float().flatten(1)  # (C, h*w)
+            patches = level.float().movedim(-3, 0).flatten(1)  # (C, h*w), of all windows where there are tiles
             longest = patches.norm(dim=0).topk(min(self.num_patches, patches.shape[1])).indices
             rows.append(patches[:, longest].abs().mean(dim=1))
         return torch.cat(rows).cpu().numpy()

@@ -174,10 +174,12 @@ class ADPretrainModel(PreTrainedModel):
             interpolate_pos_encoding: makes no difference: positions are interpolated where they have to be.
 
         Raises:
-            InputError: no reference is set, images of a wrong shape, or attention is asked for.
+            InputError: no reference is set, one with tiles, images of a wrong shape, or attention is asked for.
         """
         if output_attentions:
             raise InputError("output_attentions=True cannot be honoured by a bundle: attention is not kept")
+        if self.extractor.reference is not None and self.extractor.reference.tiles:
+            raise InputError("the reference has tiles, and images come here whole: call model.extractor.score")
         maps = tuple(self.extractor(pixel_values).values())
         states = tuple(level.flatten(2).transpose(1, 2) for level in maps)
         output = ADPretrainOutput(last_hidden_state=states[-1], hidden_states=states, feature_maps=maps)
@@ -269,8 +271,8 @@ class ADPretrainImageProcessor(BaseImageProcessor):
 
         Args:
             pretrained_model_name_or_path: a folder, or the id of a repository.
-            arguments: ``image_size``, in pixels, and ``resize_mode``, which override the bundle's; ``revision``,
-                ``token``, ``cache_dir``, ``local_files_only``, ``force_download`` for the Hub.
+            arguments: ``image_size``, in pixels, ``resize_mode`` and ``decode``, which override the bundle's;
+                ``revision``, ``token``, ``cache_dir``, ``local_files_only``, ``force_download`` for the Hub.
 
         Raises:
             MissingPathError: no such folder or repository.
@@ -280,11 +282,11 @@ class ADPretrainImageProcessor(BaseImageProcessor):
         given = _checked(arguments, {})
         if "_from_pipeline" in arguments:  # which passes the model's arguments to its processor as well
             given = {name: value for name, value in given.items() if name not in _OF_MODELS}
-        chosen = {name: given.pop(name) for name in ("image_size", "resize_mode") if name in given}
+        chosen = {name: given.pop(name) for name in ("image_size", "resize_mode", "decode") if name in given}
         asked = {name: given.pop(name) for name in cls.valid_kwargs.__annotations__.keys() & given.keys()}
         config = read_preparation(pretrained_model_name_or_path, **given)
         config = config.replace(**chosen)
-        settings = image_processor_settings(config)
+        settings = image_processor_settings(config) | {"do_center_crop": config.resize_mode == "crop"}
         if refused := sorted(name for name, value in asked.items() if settings.get(name) != value):
             raise InputError(
                 f"{', '.join(refused)} cannot be honoured: a bundle says how its images are prepared, and its features "

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from adpretrain_hf.files import atomic_path, check_names, read_safetensors
 from adpretrain_hf.images import PreparedImage, Tiles, to_device
 from adpretrain_hf.matching import nearest_residual, to_rows
 from adpretrain_hf.reference.coreset import choose_core
-from adpretrain_hf.scoring import BY_MAXIMUM, Judgement
+from adpretrain_hf.scoring import BY_MAXIMUM, Judgement, region_mask
 
 _FORMAT = "adpretrain_reference_bank_1"
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -122,8 +122,20 @@ class ReferenceBank:
         return (
             f"ReferenceBank(category={self.category!r}, {self.num_images} images, {k} patches, {len(self.patches)} "
             f"levels, {c} channels, {self.patches[0].dtype}, fingerprint={self.fingerprint!r}"
+            + (f", augmentation={self.augmentation!r}" if self.augmentation else "")
             + (f", tiles={self.tiles}, tile_reference={self.tile_reference!r})" if self.tiles else ")")
         )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """By what ``make_reference`` makes a bank of the same kind, but for a calibration."""
+        judgement, tiles = self.judgement, {"tiles": self.tiles, "tile_reference": self.tile_reference}
+        return (tiles if self.tiles else {}) | {
+            "augment_references": self.augmentation or "none",
+            "image_score": judgement.image_score,
+            "top": judgement.top,
+            "region": None if judgement.region is None else region_mask(judgement.region).numpy(),
+        }
 
     @property
     def tile_reference(self) -> str:
@@ -196,8 +208,9 @@ class ReferenceBank:
         unequal = len({*counts[0], *counts[1]}) > 1
         other = other.to(self.patches[0].device, self.patches[0].dtype)
         images = [bank.images or [ReferenceImage()] * bank.num_images for bank in (self, other)]
+        by_window = zip(*([*bank._by_window()] for bank in (self, other)), strict=True)
         return self._with(
-            [torch.cat(levels) for levels in zip(self.patches, other.patches, strict=True)],
+            [torch.cat(levels, dim=1).flatten(0, 1) for levels in by_window],
             category=self.category or other.category,
             num_images=self.num_images + other.num_images,
             images=images[0] + images[1] if self.images or other.images else [],
@@ -216,8 +229,7 @@ class ReferenceBank:
         """
         index = self._place_of(image) if isinstance(image, str) else image
         first, end = self._rows_of(index)
-        levels = (level.unflatten(0, (self._windows, -1)) for level in self.patches)
-        patches = [torch.cat((rows[:, :first], rows[:, end:]), dim=1).flatten(0, 1) for rows in levels]
+        patches = [torch.cat((rows[:, :first], rows[:, end:]), dim=1).flatten(0, 1) for rows in self._by_window()]
         images, counts = (
             [value for place, value in enumerate(values) if place != index]
             for values in (self.images, self.image_patches)
@@ -253,6 +265,10 @@ class ReferenceBank:
             found = f"{names.count(name)} images of the bank are called {name!r}"
             raise InputError(f"{found}: {one_of(name, names)}, or its place, from 0")
         return names.index(name)
+
+    def _by_window(self) -> Iterator[Tensor]:
+        """The levels as (T, K / T, C), of T windows that do not share their patches; 1 without a grid."""
+        return (level.unflatten(0, (self._windows, -1)) for level in self.patches)
 
     def _counts(self) -> list[int]:
         """How many patches each image has; empty where that is not known, as of a compacted bank."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adpretrain_hf.config import ADPretrainConfig
-from adpretrain_hf.errors import InputError
+from adpretrain_hf.errors import InputError, check_count
 from adpretrain_hf.images import (
     AUGMENTATIONS,
     TILE_REFERENCES,
@@ -100,8 +100,8 @@ class ReferencesMixin:
                 ``images/augmented.py`` takes by leaving out one image after the other.
             select: take so many of the images, or all if there are no more: those that are spread over all of them,
                 see ``coreset.choose_images``.
-            calibrate: more normal images, by whose scores decisions are made, see ``calibrate``; True for the
-                references themselves, each compared with the others.
+            calibrate: more normal images, by whose scores decisions are made, see ``calibrate``; True for these, of
+                which a reference is compared with the others.
             image_score: ``"max"``, an image's score is the maximum of its map; ``"top"``, the mean of its highest
                 pixels, which small noise touches less.
             top: their share.
@@ -124,12 +124,15 @@ class ReferencesMixin:
         judgement, tiles = Judgement(image_score, top), Tiles.of(tiles)
         if tile_reference not in (None, *TILE_REFERENCES):
             raise InputError(f"tile_reference is {tile_reference!r}, expected one of {TILE_REFERENCES}")
+        if tile_reference is not None and not tiles:
+            raise InputError(f"tile_reference is {tile_reference!r} without tiles: expected both, or neither")
         if tiles and (select is not None or augment_references == "auto"):
             raise InputError("select and augment_references='auto' look at whole images: expected no tiles with them")
         if calibrate is True and images is iter(images if hasattr(images, "__iter__") else ()):
             raise InputError("calibrate=True reads the images twice: give a list, a folder or paths, not an iterator")
+        normals = images if calibrate is True else calibrate
         if select is not None:
-            images = self._select(images, select, batch_size, progress)
+            images = self._select(images, check_count("select", select), batch_size, progress)
         if augment_references == "auto":
             images = [image for batch in PreparedBatches(images, self.preprocess, batch_size) for image in batch]
             augment_references = self._best_augmentation(images, batch_size)
@@ -152,7 +155,6 @@ class ReferencesMixin:
         )
         if calibrate is None or calibrate is False:
             return bank
-        normals = images if calibrate is True else calibrate
         return self.calibrate(bank, normals, batch_size=batch_size, progress=progress)
 
     def _gather(
@@ -215,29 +217,28 @@ class ReferencesMixin:
         bank = self._as_bank(images, category=category, **options)
         return self.set_references({category or bank.category: bank})
 
-    def set_references(self: T, references: Any, *, batch_size: int = 16) -> T:
+    def set_references(self: T, references: Any, **options: Any) -> T:
         """Sets the normal images of several products, and returns self; images are then told by their categories.
 
         Args:
             references: ``{category: what set_reference takes}``, or a folder of banks, ``<category>.safetensors``.
-            batch_size: images at a time.
-            tiles, tile_reference: see ``make_reference``; a bank that is given brings its own.
+            options: see ``set_reference``.
 
         Raises:
             InputError: no references, or see ``set_reference``.
             ImageError: an image cannot be used.
         """
-        self.references = self._as_banks(references, batch_size)
+        self.references = self._as_banks(references, **options)
         self._chosen = next(iter(self.references)) if len(self.references) == 1 else None
         return self
 
-    def add_reference(self: T, images: Any, *, category: Optional[str] = None, batch_size: int = 16) -> T:
+    def add_reference(self: T, images: Any, *, category: Optional[str] = None, **options: Any) -> T:
         """Adds normal images to those that are set, which are not encoded again, and returns self.
 
         Args:
             images: what ``set_reference`` takes.
             category: of the reference that they are added to; that of ``reference`` by default.
-            batch_size: images at a time.
+            options: see ``extend_reference``.
 
         Raises:
             InputError: no such reference, or see ``set_reference`` and ``ReferenceBank.__add__``.
@@ -247,13 +248,31 @@ class ReferencesMixin:
             self._require_reference()
             category = str(self._chosen)
         bank = self.references[check_category(category, self.references)]
-        more = self._as_bank(images, category=bank.category, batch_size=batch_size)
-        self.references = self.references | {category: bank + more}
+        more = self.extend_reference(bank, images, category=bank.category, **options)
+        self.references = self.references | {category: more}
         return self
 
+    def extend_reference(self, bank: ReferenceBank, images: Any, **options: Any) -> ReferenceBank:
+        """A bank with more normal images, whose patches are made as its own are, with its tiles and augmentation.
+
+        Args:
+            bank: of the product.
+            images: what ``set_reference`` takes.
+            options: of ``make_reference``, where they are to be others than the bank's.
+
+        Raises:
+            InputError: see ``make_reference`` and ``ReferenceBank.__add__``.
+            ImageError: an image cannot be used.
+        """
+        if isinstance(images := _loaded(images), ReferenceBank):
+            return bank + self._as_bank(images, **options)
+        more = self.make_reference(images, **bank.options | options)
+        if not options.keys() & {"image_score", "top", "region", "ignore"}:
+            more = more.judged(bank.judgement.calibrated(None))  # to the bit, whoever encoded its region
+        return bank + more
+
     def _as_bank(self, images: Any, **options: Any) -> ReferenceBank:
-        if isinstance(images, (str, Path)) and is_bank(images):
-            images = ReferenceBank.load(images)
+        images = _loaded(images)
         if not isinstance(images, ReferenceBank):
             return self.make_reference(images, **options)
         own = {"tiles": images.tiles, "tile_reference": images.tile_reference}
@@ -271,16 +290,13 @@ class ReferencesMixin:
         bank, normals = self._check_bank(images), options.get("calibrate")
         return bank if normals is None else self.calibrate(bank, normals, batch_size=options.get("batch_size", 16))
 
-    def _as_banks(self, references: Any, batch_size: int = 16) -> dict[str, ReferenceBank]:
+    def _as_banks(self, references: Any, **options: Any) -> dict[str, ReferenceBank]:
         if isinstance(references, (str, Path)):
             references = read_references(Path(references))
         if not isinstance(references, Mapping) or not references:
             expected = "{category: bank or images}, or a folder of banks, <category>.safetensors"
             raise InputError(f"got {type(references).__name__} as references of several products, expected {expected}")
-        return {
-            category: self._as_bank(one, category=category, batch_size=batch_size)
-            for category, one in references.items()
-        }
+        return {category: self._as_bank(one, category=category, **options) for category, one in references.items()}
 
     def _check_bank(self, bank: ReferenceBank) -> ReferenceBank:
         """Returns a bank, on this extractor's device, if this extractor made it or it carries no stamp.
@@ -290,12 +306,14 @@ class ReferencesMixin:
         if self.whole is not None and bank.fingerprint == self._stamp_of(self.whole):
             bank = bank.of_levels(self.whole.places(self.layers), self._fingerprint)
         if bank.fingerprint not in ("", self._fingerprint):
+            of = f" of {bank.category!r}" if bank.category else ""
+            own = (f"{name}={getattr(self.config, name)!r}" for name in ("image_size", "resize_mode", "decode"))
             raise InputError(
-                f"the reference bank was made by another extractor: its fingerprint is {bank.fingerprint}, this "
-                f"extractor's is {self._fingerprint} (backbone, levels, image size, preparation and 8-bit layers "
-                f"count; here image_size={self.config.image_size}, resize_mode={self.config.resize_mode!r}). Make it "
-                "again from the images: adpretrain reference, or set_reference; or load the extractor with the "
-                "image_size and the resize_mode that it was made with"
+                f"the reference bank{of} was made by another extractor: its fingerprint is "
+                f"{bank.fingerprint}, this extractor's is {self._fingerprint} (backbone, levels, image size, "
+                f"preparation and 8-bit layers count; here {', '.join(own)}). Make it again from the images: "
+                "adpretrain reference, or set_reference; or load the extractor as the one that made it: with its "
+                "image_size, resize_mode and decode"
             )
         shape = (len(bank.patches), bank.patches[0].shape[1])
         if shape != (len(self.layers), self.config.hidden_size):
@@ -320,8 +338,6 @@ class ReferencesMixin:
 
     def _select(self, images: Any, count: int, batch_size: int, progress: bool) -> list[PreparedImage]:
         """So many images that stand for all, in their order."""
-        if count < 1:
-            raise InputError(f"select is {count}, expected a number of images >= 1")
         seen, described = list[PreparedImage](), list[Tensor]()
         batches = PreparedBatches(images, self.preprocess, batch_size)
         for batch, features in self._encode_batches(batches, progress, "select"):
@@ -355,3 +371,8 @@ class ReferencesMixin:
 
     def _stamp_of(self, config: ADPretrainConfig) -> str:
         return config.fingerprint + ("-int8" if self.is_quantized else "")
+
+
+def _loaded(images: Any) -> Any:
+    """A bank, where it is one or the path of one that was saved; images as they are."""
+    return ReferenceBank.load(images) if isinstance(images, (str, Path)) and is_bank(images) else images

@@ -59,7 +59,7 @@ class Calibration:
         self.threshold()
 
     def __str__(self) -> str:
-        kind = "references, each compared with the others: about" if self.approximate else "normal images:"
+        kind = "normal images" + (", references compared with the others: about" if self.approximate else ":")
         return f"{len(self.scores)} {kind} {self.false_alarms:.3g} of normal images are called anomalous"
 
     @property

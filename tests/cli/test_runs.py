@@ -22,12 +22,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from adpretrain_hf import ADPretrainFeatureExtractor
+from adpretrain_hf import ADPretrainFeatureExtractor, ReferenceBank
 from adpretrain_hf.cli import main
 from adpretrain_hf.cli.folder_run import FolderRun
 from adpretrain_hf.errors import ImageError, InputError
 from adpretrain_hf.files import write_text
-from adpretrain_hf.images import list_images, open_images
+from adpretrain_hf.images import AUGMENTATIONS, list_images, open_images
 from tests.conftest import ROOT, make_extractor, random_image
 
 SETTINGS = {"variant": "angle", "fingerprint": "0123"}
@@ -877,6 +877,37 @@ def test_categories_that_are_not_told_are_refused_before_anything_is_computed(
     assert run("score", bundle, images, "--references", banks, "--output", output, *given) == 1
     assert message.format(images=images) in capsys.readouterr().err
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [["--tiles", "2x2"], ["--augment-references", "flips"], ["--select", 2], ["--image-score", "top"],
+     ["--region", "1,1", "9,1", "9,9"], ["--calibrate", "normal/"]],
+    ids=lambda given: given[0],
+)  # fmt: skip
+def test_how_banks_are_made_is_not_chosen_again_for_several(
+    products: tuple[Path, Path], bundle: Path, output: Path, capsys: pytest.CaptureFixture[str], given: list[object]
+) -> None:
+    images, banks = products
+    assert run("score", bundle, images, "--references", banks, "--output", output, *given) == 1
+    names, _, told = capsys.readouterr().err.removeprefix("adpretrain: error: ").partition(": ")
+    assert str(given[0]).removeprefix("--").replace("-", "_") in names.split(", ")
+    assert told.startswith("the banks of --references are as they were made: leave it out")
+    assert not output.exists()
+
+
+def test_an_automatic_choice_is_told_by_its_result(
+    bundle: Path, image_folder: Path, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    automatic = ["--augment-references", "auto"]
+    assert run("score", bundle, image_folder, "--reference", image_folder, "--output", output, *automatic) == 0
+    chosen = json.loads((output / "run.json").read_text())["augment_references"]
+    assert chosen in AUGMENTATIONS
+    capsys.readouterr()
+    bank = output / "bank.safetensors"
+    assert run("reference", bundle, image_folder, "--output", bank, *automatic) == 0
+    assert ReferenceBank.load(bank).augmentation == ("" if chosen == "none" else chosen)
+    assert (f"with copies ({chosen})" in capsys.readouterr().out) == (chosen != "none")
 
 
 def test_a_table_is_for_several_references(

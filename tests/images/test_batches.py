@@ -157,6 +157,35 @@ def test_of_a_live_source_each_image_comes_before_the_next_is_waited_for() -> No
     assert log == [text for number in range(6) for text in (f"asked for {number}", f"got {number}")]
 
 
+@pytest.mark.parametrize("in_store", [0, 70])
+def test_after_what_it_had_in_store_a_source_is_live(in_store: int) -> None:
+    log: list[int] = []
+
+    def camera() -> Iterator[np.ndarray]:
+        for number in range(in_store + 8):
+            log.append(number)
+            time.sleep(0.05 if number >= in_store else 0)
+            yield grey(number % 256)
+
+    late = [log[-1] > number for number, _ in enumerate(PreparedBatches(camera(), CROP, 1))]
+    assert not any(late[in_store + 2 :])
+
+
+def test_a_source_that_pauses_once_is_read_ahead() -> None:
+    images = Counted(100)
+
+    def folder() -> Iterator[tuple[np.ndarray, str]]:
+        for number, image in enumerate(images):
+            time.sleep(0.1 if number == 80 else 0)
+            yield image, str(number)
+
+    ahead = []
+    for number, _ in enumerate(prepare_ahead(lambda source, name: time.sleep(0.004), folder(), 8), start=1):
+        time.sleep(0.004)
+        ahead.append(images.read - number)
+    assert min(ahead[20:90]) > 1
+
+
 def test_a_source_that_is_fast_enough_is_read_ahead_again() -> None:
     images = Counted(60)
     read = []

@@ -73,16 +73,22 @@ def test_windows_of_a_grid_cover_every_pixel(height: int, width: int, rows: int,
     assert seen(windows, height, width).min() >= 1
 
 
-@pytest.mark.parametrize("number", [(), (2,), (0, 2), (2, 2, 50), (None, None, 0), (2.5, 1), (True, 1)])
+@pytest.mark.parametrize("number", [(), (2,), (0, 2), (2, 2, 50), (None, None, 0), (2.5, 1), (True, 1), ("2", 2)])
 def test_tiles_that_there_cannot_be_are_refused(number: tuple[object, ...]) -> None:
     with pytest.raises(InputError, match=r"got Tiles\(.*expected rows and columns, or tile_size alone, as integers"):
         Tiles(*number)
-    with pytest.raises(InputError, match=r"the overlap of tiles is 0.6, expected a share of their side from 0 to 0.5"):
-        Tiles(2, 3, overlap=0.6)
-    with pytest.raises(
-        InputError, match=r"got 500 as tiles, expected \(rows, columns\), Tiles\(tile_size=...\) or None"
-    ):
-        Tiles.of(500)
+    for overlap in (0.6, -0.1, "0.2"):
+        with pytest.raises(InputError, match=r"the overlap of tiles is .*, expected a share of their side from 0 to"):
+            Tiles(2, 3, overlap=overlap)  # type: ignore[arg-type]
+    for tiles in (500, {"rows": 2, "cols": 2}):
+        with pytest.raises(InputError, match=r"got .* as tiles, expected \(rows, columns\), Tiles\(tile_size=...\) or"):
+            Tiles.of(tiles)
+
+
+def test_numpys_numbers_are_numbers_of_tiles() -> None:
+    tiles = Tiles(tile_size=np.int64(64), overlap=np.float32(0.25))
+    assert tiles == Tiles(tile_size=64, overlap=0.25)
+    assert json.loads(json.dumps(tiles.to_dict())) == {"tile_size": 64, "overlap": 0.25}
 
 
 # One map
@@ -247,6 +253,51 @@ def test_a_line_scan_needs_tiles(extractor: ADPretrainFeatureExtractor) -> None:
     assert extractor.score(random_image(1, 900, 40)).maps.shape == (1, 40, 900)
 
 
+@pytest.mark.parametrize("tile_reference", ["window", "all"])
+def test_banks_of_windows_are_added_window_by_window(
+    extractor: ADPretrainFeatureExtractor, tile_reference: str
+) -> None:
+    options = {"tiles": (2, 3), "tile_reference": tile_reference}
+    few, more, all_at_once = (
+        extractor.make_reference(large_images(*seeds), **options) for seeds in ((0, 1), (2,), (0, 1, 2))
+    )
+    for level, expected in zip((few + more).patches, all_at_once.patches, strict=True):
+        torch.testing.assert_close(level, expected)
+    whole = (few + more).remove(2)
+    for level, expected in zip(whole.patches, few.patches, strict=True):
+        assert torch.equal(level, expected)
+
+
+def test_images_are_added_as_the_bank_was_made(extractor: ADPretrainFeatureExtractor, tmp_path: Path) -> None:
+    mask = np.ones(LARGE[::-1], dtype=bool)
+    mask[:20] = False
+    options = {"tiles": (2, 2), "augment_references": "flips", "image_score": "top", "top": 0.1, "region": mask}
+    expected = extractor.make_reference(large_images(0, 1, 2), category="nut", **options)
+    extractor.set_reference(large_images(0), category="nut", **options)
+    bank = extractor.add_reference(large_images(1)).add_reference(large_images(2)).reference
+    assert bank is not None and (bank.tiles, bank.grid) == (expected.tiles, expected.grid)
+    assert (bank.augmentation, bank.judgement) == ("flips", expected.judgement)
+    for level, patches in zip(bank.patches, expected.patches, strict=True):
+        torch.testing.assert_close(level, patches)
+    assert "augmentation='flips'" in repr(bank)
+    with pytest.raises(InputError, match="cannot be added, got other values of .*augmentation"):
+        extractor.add_reference(large_images(3), augment_references="none")
+
+
+def test_a_product_in_tiles_and_one_without_share_a_batch(extractor: ADPretrainFeatureExtractor) -> None:
+    small = [random_image(seed, 32, 32) for seed in (5, 6)]
+    banks = {
+        "large": extractor.make_reference(large_images(0, 1), category="large", tiles=(2, 3)),
+        "small": extractor.make_reference(small, category="small"),
+    }
+    for order in (1, -1):
+        images = [*zip([*large_images(0), *small[:1]], ["large", "small"], strict=True)][::order]
+        given, categories = zip(*images, strict=True)
+        run = {"references": banks, "categories": categories}
+        one_by_one = extractor.score(list(given), batch_size=1, **run).scores
+        torch.testing.assert_close(extractor.score(list(given), batch_size=16, **run).scores, one_by_one)
+
+
 # Errors
 
 
@@ -265,8 +316,10 @@ def test_images_of_another_grid_are_refused_by_name(extractor: ADPretrainFeature
 
 
 def test_windows_that_the_network_cannot_take_are_refused(extractor: ADPretrainFeatureExtractor) -> None:
-    with pytest.raises(ImageError, match="a window of image 0 is 7 x 5 pixels, smaller than one patch of 8"):
+    with pytest.raises(ImageError, match="0 is 7 x 5 pixels, smaller than one patch of 8: take fewer or larger tiles"):
         extractor.make_reference(large_images(0), tiles=Tiles(14, 15, overlap=0))
+    with pytest.raises(ImageError, match="900 x 40 pixels, longer than 20 : 1: take more tiles along its longer"):
+        extractor.make_reference(random_image(0, 900, 40), tiles=(1, 1))
     with pytest.raises(InputError, match="images that are prepared cannot be cut into tiles: give them unprepared"):
         extractor.make_reference(extractor.preprocess(large_images(0)), tiles=(2, 3))
 
@@ -279,14 +332,19 @@ def test_what_tiles_a_bank_has_is_not_chosen_again(extractor: ADPretrainFeatureE
             extractor.set_reference(bank, **other)
     with pytest.raises(InputError, match="tile_reference is 'some', expected one of"):
         extractor.make_reference(large_images(0), tiles=(2, 3), tile_reference="some")
+    with pytest.raises(InputError, match="tile_reference is 'all' without tiles: expected both, or neither"):
+        extractor.make_reference(large_images(0), tile_reference="all")
 
 
-def test_prepared_images_are_no_windows(extractor: ADPretrainFeatureExtractor) -> None:
+def test_prepared_images_are_no_windows(extractor: ADPretrainFeatureExtractor, tmp_path: Path) -> None:
     extractor.set_reference(large_images(0), tiles=(2, 3))
     with pytest.raises(InputError, match="0 of 1 images are said to be windows, and the bank .* each of 2 x 3 windows"):
         extractor(extractor.preprocess(large_images(1)))
-    with pytest.raises(InputError, match="the reference has tiles, and this method takes whole images.*call score"):
-        extractor(large_images(1))
+    bank = extractor.make_reference(large_images(0), tiles=(2, 3), tile_reference="all")
+    bank.save(tmp_path / "bank.safetensors")
+    for references in (None, bank, [bank], tmp_path / "bank.safetensors"):
+        with pytest.raises(InputError, match="the reference has tiles, and this method takes whole images.*call score"):
+            extractor(large_images(1), references)
     with pytest.raises(InputError, match="got 32 reference patches, expected as many for each of"):
         ReferenceBank([torch.randn(32, 4)], grid=(3, 3))
 
@@ -342,7 +400,18 @@ def test_commands_follow_the_tiles(
     assert levels["boxes"].tolist() == [list(box) for box in tiles.windows(64, 96).boxes]
     assert levels["layer1"].shape == (len(levels["boxes"]), 32, 4, 4)
 
+    assert run("extract", bundle, images, "--reference", bank, "--output", tmp_path / "npz", "--format", "npz") == 0
+    with np.load(tmp_path / "npz" / "2.png.npz") as arrays:
+        assert arrays["boxes"].tolist() == levels["boxes"].tolist() and arrays["boxes"].dtype == np.int64
+
     capsys.readouterr()
+    added = ("reference", bundle, images, "--add-to", bank, "--output", tmp_path / "more.safetensors")
+    assert run(*added) == 0
+    more = ReferenceBank.load(tmp_path / "more.safetensors")
+    assert (more.tiles, more.tile_reference, more.num_images) == (tiles, "all", 5)
+    assert run(*added, "--tiles", "2x3") == 1
+    assert "reference banks that differ cannot be added, got other values of tiles" in capsys.readouterr().err
+
     assert run("score", bundle, images, "--reference", bank, "--output", tmp_path / "other", "--tiles", "2x3") == 1
     assert "tiles=Tiles(rows=None, columns=None, tile_size=48" in capsys.readouterr().err
     assert run("score", bundle, images, "--reference", normal, "--output", tmp_path / "again", "--tiles", "2x3") == 1
@@ -371,6 +440,8 @@ def test_actors_of_ray_follow_the_tiles(
         (6, 32, 4, 4),
         (1, 32, 4, 4),
     ]
+    assert done["boxes"][0].tolist() == [list(box) for box in Tiles(2, 3).windows(64, 96).boxes]
+    assert done["boxes"][1].tolist() == [[-1, -1, -1, -1]]
 
 
 # Large images
@@ -434,19 +505,20 @@ def with_dot(image: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.slow
-def test_a_defect_of_twelve_pixels_is_found_with_tiles_alone() -> None:
+@pytest.mark.parametrize("image_size", [224, 336])
+def test_a_defect_of_twelve_pixels_is_found_with_tiles_alone(image_size: int) -> None:
     """``-s`` prints the scores that docs/images.md quotes."""
-    extractor = ADPretrainFeatureExtractor.from_pretrained(BUNDLE)
+    extractor = ADPretrainFeatureExtractor.from_pretrained(BUNDLE, image_size=image_size)
     clean = [surface(100), surface(101)]
     damaged, centres = zip(*(with_dot(image, seed) for seed, image in enumerate(clean)), strict=True)
     found = {}
-    for name, tiles in (("whole", None), ("tiles", Tiles(tile_size=400))):
-        extractor.set_reference([surface(0)], tiles=tiles, tile_reference="all")
+    for name, tiles in (("whole", {}), ("tiles", {"tiles": Tiles(tile_size=400), "tile_reference": "all"})):
+        extractor.set_reference([surface(0)], **tiles)
         began = time.monotonic()
         maps, scores = extractor.score([*clean, *damaged])
         print(name, scores.tolist(), f"{(time.monotonic() - began) / 4:.1f} s an image")
         found[name] = bool(scores[2:].min() > scores[:2].max())
         places = [np.array(divmod(int(anomaly.argmax()), 2000)) for anomaly in maps[2:]]
-        if tiles is not None:
+        if tiles:
             assert all(np.abs(place - centre).max() < 20 for place, centre in zip(places, centres, strict=True))
     assert found == {"whole": False, "tiles": True}

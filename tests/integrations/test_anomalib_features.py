@@ -11,7 +11,7 @@ import torch
 from adpretrain_hf import ADPretrainFeatureExtractor, ReferenceBank
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.matching import nearest_residual
-from tests.conftest import ROOT
+from tests.conftest import ROOT, random_image
 
 pytest.importorskip("anomalib")
 from adpretrain_hf.integrations.anomalib import DetectorFeatures
@@ -109,6 +109,15 @@ def test_images_of_a_bank_without_names_are_recognised_in_any_precision(extracto
     features.note_own(["x"] * 3)
     batch = torch.stack([references[3], references[1] + 0.05 * torch.randn(3, 32, 32), references[0]])
     assert features._recognised(extractor.encode(batch)[0], extractor.reference) == [3, None, 0]
+
+
+@pytest.mark.parametrize("tile_reference", ["window", "all"])
+def test_a_bank_of_tiles_is_refused(extractor, tile_reference):
+    features = DetectorFeatures(extractor)
+    bank = extractor.make_reference([random_image(1, 96, 64)], tiles=(2, 3), tile_reference=tile_reference)
+    with pytest.raises(InputError, match=r"anomalib hands over whole images, and the reference has tiles: Ref.*; make"):
+        features.set_reference(bank)
+    assert extractor.reference is None
 
 
 def test_tiles_are_of_the_image_that_they_were_cut_from(extractor, references):

@@ -181,6 +181,12 @@ class TestOnnx:
         other = make_extractor(tiny_folder, layers=(1, 2), seed=2).set_reference(extractor.reference)
         with pytest.raises(InputError, match="no calibration that was made by this extractor"):
             export_onnx(other, tmp_path / "a.onnx", false_alarms=0.1)
+        fast = make_extractor(tiny_folder, layers=(1,), decode="fast").set_reference([random_image(1)])
+        with pytest.raises(InputError, match=r"references that were decoded fast .* with decode='exact' \(--decode"):
+            export_onnx(fast, tmp_path / "x.onnx")
+        for size in (0, "32", (32,)):
+            with pytest.raises(InputError, match="image_size is .*, expected an integer >= 1, or two: the height and"):
+                export_onnx(extractor, tmp_path / "x.onnx", image_size=size)
         with pytest.raises(InputError, match="layers of 8 bits cannot be exported"):
             export_onnx(quantize(other).set_reference([random_image(1)]), tmp_path / "a.onnx")
         half = make_extractor(tiny_folder).bfloat16().set_reference([random_image(1)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 
 import joblib
@@ -67,6 +68,16 @@ class TestDescriptors:
         features = extractor(random_image(10), [images(0, 6)[index] for index in (0, 2, 4)])
         expected = torch.cat([level.abs().mean(dim=(0, 2, 3)) for level in features.values()])
         np.testing.assert_allclose(transformer.transform([random_image(10)])[0], expected, atol=1e-6)
+
+    def test_of_images_in_tiles_the_longest_patches_of_all_windows(self, fitted):
+        transformer = copy.deepcopy(fitted)
+        image = random_image(3, 96, 64)
+        transformer.extractor_.set_reference([random_image(2, 96, 64)], tiles=(2, 3))
+        (features,) = transformer.extractor_.extract([image], progress=False)
+        level = features[transformer.extractor_.layers[0]].transpose(0, 1).flatten(1)  # (C, T*h*w)
+        longest = level.norm(dim=0).topk(min(transformer.num_patches, level.shape[1])).indices
+        row = transformer.transform([image])[0]
+        np.testing.assert_allclose(row[: len(level)], level[:, longest].abs().mean(dim=1), rtol=1e-5, atol=1e-6)
 
     def test_the_same_images_in_any_form(self, fitted, image_folder):
         paths = sorted(path for path in image_folder.rglob("*") if path.is_file())

@@ -42,6 +42,12 @@ class TestModel:
         with pytest.raises(InputError, match=r"no reference is set: call set_reference\(images\)"):
             AutoModel.from_pretrained(bundle)(torch.zeros(1, 3, 32, 32))
 
+    def test_a_reference_with_tiles_is_refused(self, bundle):
+        model = AutoModel.from_pretrained(bundle)
+        model.set_reference([random_image(9, 96, 64)], tiles=(2, 3), tile_reference="all")
+        with pytest.raises(InputError, match=r"the reference has tiles, and images come here whole: .*extractor.score"):
+            model(torch.zeros(1, 3, 32, 32))
+
     def test_arguments_reach_the_extractor(self, bundle):
         model = AutoModel.from_pretrained(bundle, variant="norm", dtype=torch.bfloat16, image_size=64)
         assert (model.extractor.variant, model.dtype, model.extractor.image_size) == ("norm", torch.bfloat16, 64)
@@ -289,6 +295,20 @@ class TestImageProcessor:
             assert again(wide).pixel_values.shape == (1, 3, 32, 64)
         model = AutoModel.from_pretrained(own_bundle, resize_mode="resize")
         assert model.config.resize_mode == model.extractor.config.resize_mode == "resize"
+
+    def test_another_decoding(self, bundle, tmp_path):
+        random_image(1, 300, 200).save(tmp_path / "image.jpg")
+        processors = [AutoImageProcessor.from_pretrained(bundle, decode=name) for name in ("exact", "fast")]
+        exact, fast = (one(tmp_path / "image.jpg").pixel_values for one in processors)
+        assert exact.shape == fast.shape and 0 < (exact - fast).abs().mean() < 0.1
+
+    def test_a_crop_of_whole_images_is_refused(self, bundle, tmp_path):
+        assert AutoImageProcessor.from_pretrained(bundle, do_center_crop=True)
+        whole = tmp_path / "whole"
+        AutoImageProcessor.from_pretrained(bundle, resize_mode="resize").save_pretrained(whole)
+        assert AutoImageProcessor.from_pretrained(whole, do_center_crop=False)
+        with pytest.raises(InputError, match="do_center_crop cannot be honoured"):
+            AutoImageProcessor.from_pretrained(whole, do_center_crop=True)
 
     def test_saves_what_the_bundle_holds(self, bundle, tmp_path):
         AutoImageProcessor.from_pretrained(bundle).save_pretrained(tmp_path / "saved")

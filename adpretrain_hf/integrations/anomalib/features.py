@@ -104,9 +104,12 @@ class DetectorFeatures(nn.Module):
             names: of its images, in their order; see ``names``.
 
         Raises:
-            InputError: not one name for each image, or see there.
+            InputError: not one name for each image, a bank with tiles, or see there.
         """
         bank = self.extractor.set_reference(references).reference
+        if bank is not None and bank.tiles:
+            self.extractor.reference = None
+            raise InputError(f"anomalib hands over whole images, and the reference has tiles: {bank}; make one without")
         if names and bank is not None and len(names) != bank.num_images:
             raise InputError(f"got {len(names)} names for {bank.num_images} reference images, expected one for each")
         self.names = tuple(map(str, names))
