@@ -1,6 +1,6 @@
 """Writes images and masks, whatever layout they lie in, to the Hub as one data set of Parquet files:
 
-python -m training.data push OWNER/NAME --data my_products/ [--resolution 512] [--public]
+python -m training.data push OWNER/NAME --data my_products/ [--resolution 512] [--no-strict] [--public]
 """
 
 import argparse
@@ -19,11 +19,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     push.add_argument("repository", help="owner/name on the Hub; made if it is not there")
     push.add_argument("--data", nargs="+", required=True, help="sources, as of training.pretrain")
     push.add_argument("--resolution", default="512", help="which of RealIAD's resolutions")
+    push.add_argument(
+        "--no-strict", dest="strict", action="store_false", help="leave out images of RealIAD that are absent"
+    )
     push.add_argument("--public", action="store_true", help="a new repository is private by default")
     args = parser.parse_args(argv)
 
     def run() -> int:
-        print(push_sources(args.data, args.repository, resolution=args.resolution, public=args.public))
+        options = {"resolution": args.resolution, "strict": args.strict, "public": args.public}
+        print(push_sources(args.data, args.repository, **options))
         return 0
 
     return run_program("data", run)

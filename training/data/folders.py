@@ -9,6 +9,7 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ import pandas as pd
 
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.images import SUFFIXES, find_images
-from training.data.table import Row, refuse
+from training.data.table import Row, refuse, refuse_shared
 
 _PARTS = ("train", "test")
 _VISA_SPLIT = "split_csv/1cls.csv"
@@ -44,9 +45,10 @@ class Category:
         """A category of images in any order.
 
         Raises:
-            InputError: masks of a lossy kind.
+            InputError: masks of a lossy kind, or one of several images.
         """
         parts = [tuple(sorted(rows, key=lambda row: Path(row.image))) for rows in (train, test)]
+        refuse_shared(chain(*parts), f"the category {name!r} of {data_set}")
         masks = [row.mask for part in parts for row in part if row.mask]
         lossy = [mask for mask in masks if mask.lower().endswith((".jpg", ".jpeg", ".webp", ".gif"))]
         exact = "whatever is not 0 is a defect, and they do not keep 0: convert them to PNG, 0 where there is none"
@@ -189,6 +191,8 @@ def _paired_masks(base: Path, test: Sequence[Path], normal: str = "good") -> dic
     number = Counter(anomalous.values())
     alike = sorted(str(path) for path, stem in anomalous.items() if number[stem] > 1)
     refuse(alike, "images differ in their suffix alone and would share a mask", "give each a name of its own")
+    of_normal = {stem for path, stem in images.items() if path not in anomalous}  # nothing is marked there
+    masks = [mask for stem, mask in of_stem.items() if not {stem, stem.removesuffix("_mask")} & of_normal]
     found = {path: of_stem.get(f"{stem}_mask") or of_stem.get(stem) for path, stem in anomalous.items()}
     pairs = {path: mask for path, mask in found.items() if mask is not None}
     remedy = f"expected one in {base}/ground_truth for each anomalous image in {base}/test, and no other"

@@ -21,11 +21,12 @@ from huggingface_hub.utils import validate_repo_id
 
 from adpretrain_hf.errors import BundleError, InputError, MissingPathError
 from adpretrain_hf.hub import RepositoryFiles
-from training.data.table import Row, Source, make_table, read_encoded, refuse, zip_members
+from training.data.table import Row, Source, make_table, read_encoded, refuse, refuse_shared, zip_members
 
 Layout = dict[str, set[str]]  # resolution -> classes
 
 _NAMED_PLACE = re.compile(r"(?:^|/)(S\d+)/[^/]*_(C[1-5])_[^/]*$")
+_ENDING = re.compile(r"(?:_[A-Za-z]+)?\.\w+$")  # of a mask's name: its suffix, and a word before it
 _LOG = logging.getLogger(__name__)
 
 
@@ -166,8 +167,10 @@ def _unusable(rows: Sequence[Row], place: str, names: Set[str], below: Path, *, 
     """
     marked = [row.image for row in rows if row.is_anomalous and row.is_good]
     refuse(marked, f"images are normal (below OK) but have a mask in {place}", "get it again")
+    refuse_shared(rows, place)
     images, masks = {row.image for row in rows}, {row.mask for row in rows if row.mask is not None}
-    contradicted, orphans = _stray_masks(rows, names - images - masks)
+    ending = _mask_ending(rows)
+    contradicted, orphans = _stray_masks(rows, names - images - masks, ending) if ending else ([], [])
     again = "unpack or download it again"
     for named, what, remedy in (
         (sorted(images - names), f"images that {place} names are absent from {below}", again),
@@ -183,7 +186,7 @@ def _unusable(rows: Sequence[Row], place: str, names: Set[str], below: Path, *, 
             refuse(named, what, f"{remedy}, or go on without them by --no-strict")
         elif named:
             _LOG.warning("%d %s: left out, such as %s", len(named), what, named[0])
-    unclear = {_stem(name) for name in contradicted}
+    unclear = {name.removesuffix(ending) for name in contradicted}
     return {
         row.image
         for row in rows
@@ -191,16 +194,22 @@ def _unusable(rows: Sequence[Row], place: str, names: Set[str], below: Path, *, 
     }
 
 
-def _stray_masks(rows: Sequence[Row], others: Set[str]) -> tuple[list[str], list[str]]:
+def _mask_ending(rows: Sequence[Row]) -> str:
+    """How masks' names end and images' do not: ``".png"``, or ``"_mask.png"``; empty where nothing tells them apart."""
+    endings = {_ENDING.findall(row.mask)[-1] for row in rows if row.mask} or {".png"}
+    ending = endings.pop()
+    return "" if endings or any(row.image.endswith(ending) for row in rows) else ending
+
+
+def _stray_masks(rows: Sequence[Row], others: Set[str], ending: str) -> tuple[list[str], list[str]]:
     """Among other files, masks that belong to images without one in the json, and those that belong to no image."""
-    if any(row.image.endswith(".png") for row in rows):
-        return [], []  # nothing tells a mask from an image that the json leaves out
     others = {name for name in others if name.startswith("NG/") and "/." not in name}
-    stray = sorted(name for name in others if name.endswith(".png"))
+    stray = {name: name.removesuffix(ending) for name in sorted(others) if name.endswith(ending)}
     maskless = {_stem(row.image) for row in rows if row.mask is None}
     # Images that the json leaves out may keep their masks.
-    known = maskless | {_stem(name) for name in others if not name.endswith(".png")}
-    return [name for name in stray if _stem(name) in maskless], [name for name in stray if _stem(name) not in known]
+    known = maskless | {_stem(name) for name in others - stray.keys()}
+    contradicted = [name for name, of in stray.items() if of in maskless]
+    return contradicted, [name for name, of in stray.items() if of not in known]
 
 
 def _find(root: Path, category: str, release: Release) -> tuple[bytes, str]:

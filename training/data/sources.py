@@ -8,7 +8,7 @@ import functools
 import hashlib
 import logging
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +20,15 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Value, concatenate_datasets
 from datasets.exceptions import DatasetsError
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from adpretrain_hf.errors import BundleError, InputError
+from adpretrain_hf.images import read_image
 from training import synthetic
 from training.data.folders import LAYOUTS, Category, layout_of
 from training.data.real_iad import open_real_iad, resolution_of
-from training.data.table import FEATURES, Source, file_name, make_table, read_encoded
+from training.data.table import FEATURES, Source, file_name, make_table, read_encoded, read_mask_of, refuse
 from training.seeds import generator
 from training.settings import PretrainSettings
 
@@ -89,13 +91,8 @@ def load_training_data(settings: PretrainSettings, synthetic_folder: Path) -> Tr
         InputError: a source cannot be read, two have a category in common, a category that was named is in none, or
             there is no anomaly to learn from.
     """
-    sources = [open_source(source, settings.resolution, settings.strict, synthetic_folder) for source in settings.data]
+    sources = open_sources(settings.data, settings.resolution, settings.strict, synthetic_folder)
     names = [name for source in sources for name in source.categories]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise InputError(
-            f"the categories {twice} are in more than one of --data {list(settings.data)}: rename them in one"
-        )
     chosen = _choose(names, settings)
     asked = [[name for name in source.categories if name in chosen] for source in sources]
     dataset = concatenate_datasets([source.load(own) for source, own in zip(sources, asked, strict=True) if own])
@@ -113,6 +110,19 @@ def load_training_data(settings: PretrainSettings, synthetic_folder: Path) -> Tr
         empty = settings.data[[bool(group) for group in groups].index(False)]
         raise InputError(f"--weights: of {empty} no image is trained on: leave it out of --data, or its categories in")
     return TrainingData(dataset, training, validation, groups, anomalous, settings.weights)
+
+
+def open_sources(sources: Sequence[str], resolution: str, strict: bool, synthetic_folder: Path) -> list[Source]:
+    """Opens all of ``--data``, see ``open_source``.
+
+    Raises:
+        InputError: a source cannot be read, or two have a category in common.
+    """
+    opened = [open_source(source, resolution, strict, synthetic_folder) for source in sources]
+    number = Counter(name for source in opened for name in source.categories)
+    if twice := sorted(name for name, count in number.items() if count > 1):
+        raise InputError(f"the categories {twice} are in more than one of --data {[*sources]}: rename them in one")
+    return opened
 
 
 def open_source(source: str, resolution: str, strict: bool, synthetic_folder: Path) -> Source:
@@ -196,7 +206,8 @@ def _check_known(flag: str, asked: Iterable[str], names: Sequence[str]) -> None:
 
 _BUILDERS = ("parquet", "imagefolder")
 _LABELS = ("anomaly", "anomaly_class", "label")
-_NORMAL = ("", "good", "ok", "normal", "none", "false", "0")
+_GOOD, _ANOMALOUS = "good", "anomalous"
+_NORMAL = (_GOOD, "ok", "normal", "none", "false", "0")
 _HIDDEN = "hidden"  # of an image that does not show the damage of its part: normal, but no reference
 _PUSHED = datasets.Features(
     {name: datasets.Image() for name in ("image", "mask")}
@@ -217,15 +228,15 @@ def load_table(source: str) -> Dataset:
 
     Its columns: ``image``, or the only one of images; ``mask``, an image in which what is not 0 is a defect, or None;
     ``category`` (one of the source's name by default), ``view``; and ``anomaly``, ``anomaly_class`` or ``label``, which
-    is ``"good"``, ``"ok"`` or ``"normal"`` of normal images, and ``"hidden"`` of those that do not show the damage of
-    their part, and are no references. Without a label, an image is anomalous if it has a mask. Anomalous images without
-    a mask, of which nothing can be learned, are left out.
+    is ``"good"``, ``"ok"``, ``"normal"`` or 0 of normal images, whatever their mask, and ``"hidden"`` of those that do
+    not show the damage of their part, and are no references. Without a label, an image is anomalous if it has a mask.
+    Anomalous images without a mask, of which nothing can be learned, are left out.
 
     Args:
         source: see ``is_loadable``, or the id of a repository on the Hub.
 
     Raises:
-        InputError: it cannot be loaded, or has no such columns.
+        InputError: it cannot be loaded, has no such columns, or lacks an image.
     """
     dataset = _load(source)
     features = dataset.features
@@ -235,14 +246,21 @@ def load_table(source: str) -> Dataset:
         raise InputError(f"{source} has the columns {list(features)}, expected one of images, called image")
     size, label = len(dataset), next((name for name in _LABELS if name in features), None)
     dataset = dataset.cast_column(image, datasets.Image(decode=False))
+    without = [f"row {row}" for row, one in enumerate(dataset.data.column(image).is_valid().to_pylist()) if not one]
+    refuse(without, f"rows of {source} have no image", "leave them out")
     masks: Any = pa.nulls(size, datasets.Image().pa_type)
     has_mask = [False] * size
     if "mask" in features:
+        if not isinstance(features["mask"], datasets.Image) and features["mask"] != Value("string"):
+            raise InputError(f"the column mask of {source} is of {features['mask']}, expected images or their paths")
         dataset = dataset.cast_column("mask", datasets.Image(decode=False))
         masks = dataset.data.column("mask")
         has_mask = masks.is_valid().to_pylist()
     labels = _texts(dataset, label, "")
-    is_anomalous = has_mask if label is None else [text.lower() not in (*_NORMAL, _HIDDEN) for text in labels]
+    kinds = list(map(_kind, labels, has_mask))
+    is_anomalous = [kind == _ANOMALOUS for kind in kinds]
+    places = (row if one else None for row, one in enumerate(is_anomalous))  # normal ones may have masks, all black
+    masks = masks.take(pa.array(places, pa.int64()))
     columns = {
         "image": dataset.data.column(image),
         "mask": masks,
@@ -250,7 +268,7 @@ def load_table(source: str) -> Dataset:
         "view": _texts(dataset, "view", ""),
         "anomaly_class": labels,
         "is_anomalous": is_anomalous,
-        "is_good": [not one and text != _HIDDEN for one, text in zip(is_anomalous, labels, strict=True)],
+        "is_good": [kind == _GOOD for kind in kinds],
         "sample": list(map(str, range(size))),
     }
     table = Dataset(pa.table(columns, schema=FEATURES.arrow_schema), info=datasets.DatasetInfo(features=FEATURES))
@@ -260,7 +278,17 @@ def load_table(source: str) -> Dataset:
     return table.select(usable)
 
 
-def push_sources(sources: Sequence[str], repository: str, *, resolution: str = "512", public: bool = False) -> str:
+def _kind(label: str, has_mask: bool) -> str:
+    """Whether an image is good, hidden or anomalous: by its label, and where that is empty by its mask."""
+    word = label.strip().lower().removesuffix(".0")  # integers of which some are missing are floats in pandas
+    if word in ("", "nan"):
+        return _ANOMALOUS if has_mask else _GOOD
+    return word if word == _HIDDEN else _GOOD if word in _NORMAL else _ANOMALOUS
+
+
+def push_sources(
+    sources: Sequence[str], repository: str, *, resolution: str = "512", strict: bool = True, public: bool = False
+) -> str:
     """Pushes sources to the Hub as one data set of Parquet files, and returns the commit's address.
 
     With the columns ``image``, ``mask``, ``category``, ``view`` and ``anomaly``, see ``load_table``;
@@ -269,16 +297,24 @@ def push_sources(sources: Sequence[str], repository: str, *, resolution: str = "
     Args:
         sources: see ``open_source``; whatever their images lie in is read.
         repository: ``owner/name``; made if it is not there.
-        resolution: of RealIAD.
+        resolution, strict: of RealIAD.
         public: a new one is private otherwise.
 
     Raises:
-        InputError: a source cannot be read.
+        InputError: a source cannot be read, two have a category in common, an image or a mask cannot be used, or there
+            is no such repository and none can have that name.
     """
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise InputError(f"{repository!r} is no name of a repository: expected owner/name ({error})") from error
     with TemporaryDirectory() as folder:
-        opened = [open_source(source, resolution, True, Path(folder) / "synthetic") for source in sources]
+        opened = open_sources(sources, resolution, strict, Path(folder) / "synthetic")
         table = concatenate_datasets([source.load(source.categories) for source in opened])
-        rows = Dataset.from_generator(_rows, features=_PUSHED, gen_kwargs={"table": table}, cache_dir=folder)
+        try:
+            rows = Dataset.from_generator(_rows, features=_PUSHED, gen_kwargs={"table": table}, cache_dir=folder)
+        except DatasetsError as error:
+            raise (error.__cause__ if isinstance(error.__cause__, InputError) else error) from None
         return str(rows.push_to_hub(repository, private=not public).commit_url)
 
 
@@ -287,14 +323,17 @@ def _rows(table: Dataset) -> Iterator[dict[str, Any]]:
         return {"bytes": read_encoded(entry), "path": file_name(entry)}
 
     for row in table:
-        normal = "good" if row["is_good"] else _HIDDEN
-        yield {
-            "image": file(row["image"]),
-            "mask": row["mask"] and file(row["mask"]),
-            "category": row["category"],
-            "view": row["view"],
-            "anomaly": row["anomaly_class"] if row["is_anomalous"] else normal,
-        }
+        image, place = file(row["image"]), str(row["image"]["path"])
+        picture = read_image(image["bytes"], place)
+        if row["mask"] is not None:
+            read_mask_of(row["mask"], picture.size, place)
+        name = row["anomaly_class"]
+        if not row["is_anomalous"]:
+            name = _GOOD if row["is_good"] else _HIDDEN
+        elif _kind(name, True) != _ANOMALOUS:
+            name = f"defect {name}"  # a kind that is called 0 or ok would be read as normal
+        mask = row["mask"] and file(row["mask"])
+        yield {"image": image, "mask": mask, "category": row["category"], "view": row["view"], "anomaly": name}
 
 
 def _load(source: str) -> Dataset:
@@ -318,5 +357,5 @@ def _texts(dataset: Dataset, column: str | None, default: str) -> list[str]:
         return [default] * len(dataset)
     feature = dataset.features[column]
     values = dataset.data.column(column).to_pylist()
-    names = feature.int2str(values) if isinstance(feature, datasets.ClassLabel) else values
-    return [default if name is None else str(name) for name in names]
+    text = feature.int2str if isinstance(feature, datasets.ClassLabel) else str
+    return [default if value is None else text(value) for value in values]

@@ -10,6 +10,7 @@ import struct
 import threading
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,8 +69,8 @@ class Source(NamedTuple):
 
 
 def make_table(rows: Iterable[Row]) -> Dataset:
-    """The table of some rows, of which there is at least one."""
-    columns = zip(*rows, strict=True)
+    """The table of some rows."""
+    columns = [*zip(*rows, strict=True)] or [()] * len(FEATURES)
     # As Arrow arrays, or datasets would look for each file on the disk.
     arrays = {
         name: pa.array(column, pa.bool_() if name.startswith("is_") else pa.string())
@@ -133,6 +134,21 @@ def read_mask(entry: Mapping[str, Any]) -> Image.Image:
         raise ImageError(f"the mask {entry['path']} cannot be read: {error}") from error
     defect = values.any(axis=2) if values.ndim == 3 else values
     return Image.fromarray(defect.astype(np.uint8) * 255)
+
+
+def read_mask_of(entry: Mapping[str, Any], size: tuple[int, int], image: str) -> Image.Image:
+    """The mask of an image of so many pixels, width and height, as ``read_mask`` reads it.
+
+    Raises:
+        ImageError: it cannot be read, or is of another size.
+    """
+    mask = read_mask(entry)
+    if mask.size != size:
+        raise ImageError(
+            f"the mask {entry['path']} has {mask.size[0]} x {mask.size[1]} pixels, its image {image} {size[0]} x "
+            f"{size[1]}: expected the same"
+        )
+    return mask
 
 
 def file_name(entry: Mapping[str, Any]) -> str:
@@ -202,14 +218,16 @@ def seen_mask(entry: Mapping[str, Any] | None, prepared: PreparedImage, preproce
     """
     if entry is None:
         return torch.zeros(prepared.network_size, dtype=torch.bool)
-    mask = read_mask(entry)
-    if mask.size[::-1] != prepared.size:
-        raise ImageError(
-            f"the mask {entry['path']} has {mask.size[0]} x {mask.size[1]} pixels, its image {prepared.name} "
-            f"{prepared.size[1]} x {prepared.size[0]}: expected the same"
-        )
+    mask = read_mask_of(entry, prepared.size[::-1], prepared.name)
     # To the pixel; PreparedImage.box is rounded.
     return torch.from_numpy(np.asarray(preprocess.seen_mask(mask)) > 0)
+
+
+def refuse_shared(rows: Iterable[Row], where: object) -> None:
+    """Raises InputError where two images have one mask."""
+    number = Counter(row.mask for row in rows if row.mask)
+    shared = sorted(mask for mask, count in number.items() if count > 1)
+    refuse(shared, f"masks of {where} are those of several images", "expected one for each")
 
 
 def refuse(names: Sequence[str], what: str, remedy: str) -> None:

@@ -506,6 +506,19 @@ class TestVariety:
         assert all(contents(dataset)) and open_real_iad(tmp_path).categories == ["audio_jack", "zipper"]
         assert [bool(mask) for mask in contents(dataset, "mask")] == dataset["is_anomalous"][:]
 
+    @pytest.mark.parametrize("stray", ["of an image without one", "of no image"])
+    def test_stray_masks_are_refused_or_left_out_and_counted(self, tmp_path, caplog, stray):
+        write_variety(tmp_path, "zipper", packed=False)
+        rows, folder = list(load_real_iad(tmp_path)), tmp_path / "realiadvariety_512" / "zipper"
+        hidden = next(row["image"]["path"] for row in rows if not row["is_good"] and not row["is_anomalous"])
+        mask = Path(hidden.replace(".png", "_mask.png") if stray == "of an image without one" else hidden + "_mask.png")
+        shutil.copy(next(row["mask"]["path"] for row in rows if row["mask"]), mask)
+        what = "belong to images that .* gives no mask" if stray == "of an image without one" else "have no image"
+        refused(tmp_path, f"1 masks in {folder} {what}")
+        left = len(rows) - (stray == "of an image without one")
+        assert len(load_real_iad(tmp_path, strict=False)) == left
+        assert re.search(f"1 masks in {folder} {what}", caplog.text)
+
     def test_another_data_set_beside_it_is_no_resolution(self, tmp_path):
         write_variety(tmp_path, "zipper")
         (tmp_path / "realiad_d3_raw" / "zipper").mkdir(parents=True)

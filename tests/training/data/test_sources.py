@@ -6,9 +6,11 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import datasets
 import pytest
 from datasets import Dataset, load_dataset
 from huggingface_hub import HfApi
+from PIL import Image
 
 from adpretrain_hf.errors import InputError
 from tests.conftest import PHOTOS
@@ -17,12 +19,13 @@ from tests.training.evaluation.test_data_sets import (
     make_mvtec3d,
     make_mvtecad,
     make_visa,
+    write_image,
     write_images,
     write_mask,
 )
 from tests.training.real_iad_tree import RealIADClass
 from training.data.__main__ import main as push_data
-from training.data.sources import TrainingData, load_training_data
+from training.data.sources import TrainingData, load_table, load_training_data
 from training.data.table import read_encoded
 from training.evaluation.data import category_names, read_category
 from training.settings import PretrainSettings
@@ -211,3 +214,107 @@ def test_a_set_without_images_is_refused(tmp_path):
     Dataset.from_dict({"text": ["a"]}).save_to_disk(str(tmp_path / "set"))
     with pytest.raises(InputError, match=r"has the columns \['text'\], expected one of images, called image"):
         load_data(tmp_path / "set")
+
+
+# Labels and masks as people have them
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (["good", "OK", "Normal", "Hidden", "scratch"], "gggha"),
+        (["0", "1", "none", "", None], "gagmm"),
+        ([0.0, 1.0, None, 0.0, 1.0], "gamga"),
+        ([0, 1, 0, 1, 1], "gagaa"),
+        ([False, True, False, True, True], "gagaa"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("masks", ["some", "of all"])
+def test_labels_say_what_an_image_is_and_masks_where_there_is_none(labels, expected, masks, tmp_path):
+    """g: good, h: hidden, a: anomalous, m: as the mask says; normal ones may have masks that are black."""
+    images, own = [write_image(tmp_path / f"{row}.png") for row in range(5)], []
+    for row, kind in enumerate(expected):
+        write_mask(tmp_path / f"{row}_mask.png")
+        own.append(str(tmp_path / f"{row}_mask.png") if masks == "of all" or kind in "am" else None)
+    columns = {"image": [str(image) for image in images], "mask": own, "anomaly": labels}
+    table = Dataset.from_dict(columns).cast_column("image", datasets.Image())
+    table.save_to_disk(tmp_path / "set")
+    rows = load_table(str(tmp_path / "set"))
+    are_anomalous = [kind in "am" for kind in expected]
+    assert rows["is_anomalous"][:] == are_anomalous
+    assert rows["is_good"][:] == [kind == "g" for kind in expected]
+    assert [mask is not None for mask in rows["mask"]] == are_anomalous
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"mask": [1, 2]}, r"the column mask of .* is of Value\('int64'\), expected images or their paths"),
+        ({"image": [None]}, "1 rows of .* have no image: leave them out.\n  row 1"),
+    ],
+    ids=str,
+)
+def test_columns_that_cannot_be_used_are_told(columns, message, tmp_path):
+    image = str(write_image(tmp_path / "0.png"))
+    images = [image, *columns.pop("image", [image])]
+    Dataset.from_dict({"image": images, **columns}).cast_column("image", datasets.Image()).save_to_disk(tmp_path / "s")
+    with pytest.raises(InputError, match=message):
+        load_table(str(tmp_path / "s"))
+
+
+def test_kinds_of_defects_that_are_called_like_normal_ones_stay_defects(tmp_path, hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", OWNER)
+    root = make_mvtecad(tmp_path / "own")
+    for folder in ("test", "ground_truth"):
+        (root / "bottle" / folder / "broken").rename(root / "bottle" / folder / "0")
+    assert push_data(["push", "acme/kinds", "--data", str(root)]) == 0
+    pushed, own = load_data("acme/kinds"), load_data(root)
+    for name in ("is_anomalous", "is_good"):
+        assert sorted(pushed.dataset[name][:]) == sorted(own.dataset[name][:])
+    assert "defect 0" in pushed.dataset["anomaly_class"][:]
+
+
+def test_what_cannot_be_trained_on_is_not_pushed(tmp_path, hub, capsys, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", OWNER)
+    root = make_mvtecad(tmp_path / "own")
+    (mask,) = [*(root / "bottle" / "ground_truth").rglob("*.png")][:1]
+    Image.new("L", (5, 5), 255).save(mask)
+    for arguments, message in (
+        (["acme/own", "--data", str(root)], f"the mask {mask} has 5 x 5 pixels, its image "),
+        (["acme/own", "--data", str(root), str(root)], "are in more than one of --data"),
+        (["acme own", "--data", str(root)], "'acme own' is no name of a repository: expected owner/name"),
+    ):
+        assert push_data(["push", *arguments]) == 1
+        assert message in capsys.readouterr().err
+    assert not HfApi(token=OWNER).repo_exists("acme/own", repo_type="dataset")
+
+
+def test_a_mask_of_several_images_is_refused(tmp_path):
+    root = make_mvtecad(tmp_path) / "bottle"
+    image = next((root / "test" / "broken").iterdir())
+    shutil.copy(image, image.with_name(f"{image.stem}_mask{image.suffix}"))
+    with pytest.raises(InputError, match="1 masks of the category 'bottle' of folder are those of several images"):
+        load_data(root)
+
+
+def test_masks_of_normal_images_are_passed_over(tmp_path):
+    root = make_mvtecad(tmp_path) / "bottle"
+    image = next((root / "test" / "good").iterdir())
+    write_mask(root / "ground_truth" / "good" / f"{image.stem}_mask.png")
+    assert len(load_data(root).positions) == 8
+
+
+def test_an_imagefolder_whose_parts_differ_in_their_folders(tmp_path):
+    """Labels of one part alone: those of the other are missing, and go by masks."""
+    write_images(tmp_path / "nut" / "train" / "good", ["0.png"])
+    for kind in ("good", "scratched"):
+        write_images(tmp_path / "nut" / "test" / kind, ["1.png"])
+    data = load_data(f"imagefolder:{tmp_path / 'nut'}", paint_defects=0.5)
+    assert [row[3:] for row in labels(data)] == [(False, True)] * 2
+
+
+def test_a_category_without_images_is_told(tmp_path):
+    (tmp_path / "nut" / "train" / "good").mkdir(parents=True)
+    with pytest.raises(InputError, match="none of the 0 training images is anomalous|no image"):
+        load_data(tmp_path)
