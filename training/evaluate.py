@@ -21,6 +21,7 @@ and report.html. Where other programs compute on the same cores, set OMP_WAIT_PO
 """
 
 import json
+import logging
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -41,6 +42,9 @@ from training.evaluation.store import is_done, load_failures, load_results
 from training.evaluation.tables import latex_tables, markdown_tables, summary
 from training.run.folder import versions
 
+_LOG = logging.getLogger(__name__)
+_TOLD = 10  # cells that failed; the rest are in failed/
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; see the docstring of the module. Returns the exit code, see ``run_program``."""
@@ -59,7 +63,9 @@ def _evaluate(words: Sequence[str]) -> int:
     if (tables := Path(plan.output, "tables.md")).is_file():
         print(tables.read_text(encoding="utf-8"))
     if failures:
-        print(f"evaluate: {len(failures)} cells failed: see {plan.output}/failed", file=sys.stderr)
+        print(f"evaluate: {len(failures)} cells failed, see {plan.output}/failed:", file=sys.stderr)
+        for cell, reason in list(failures.items())[:_TOLD]:
+            print(f"  {cell.name}: {reason}", file=sys.stderr)
     return 1 if failures else 0
 
 
@@ -68,12 +74,16 @@ def _run(plan: Plan, command: str, used: Mapping[str, str]) -> None:
     groups = plan_cells(plan)
     for detector, settings in plan.set.items():
         check_settings(detector, settings)
-    evaluation = Evaluation(plan)
-    variants = sorted({cell.variant for group in groups for cell in group if cell.variant})
+    if unused := sorted({*plan.set, *plan.epochs} - {*plan.detectors}):
+        _LOG.warning("settings of %s are not used: not among --detectors", ", ".join(unused))
     date = datetime.now(timezone.utc).isoformat(sep=" ", timespec="minutes")
     listed = ", ".join(f"{name} {number}" for name, number in used.items())
-    write_plan(plan, evaluation.identity(variants), {"command": command, "date": date, "versions": listed})
+    evaluation = Evaluation(plan, {"command": command, "date": date, "versions": listed})
+    variants = sorted({cell.variant for group in groups for cell in group if cell.variant})
+    write_plan(plan, evaluation.identity(variants), [result.cell for result in load_results(plan.output)])
     pending = [group for group in groups if not all(is_done(plan.output, cell) for cell in group)]
+    for cell in chain.from_iterable(pending):  # what is wrong with a plan is told before its first result
+        evaluation.draw(cell)
     total, left = (sum(map(len, some)) for some in (groups, pending))
     with tqdm(total=total, initial=total - left, unit="cell", desc="evaluate") as bar:
         for number, group in enumerate(pending, start=1):

@@ -1,5 +1,6 @@
 """Settings as one dataclass, as flags and as a YAML file; and all those that a pretraining run depends on."""
 
+import copy
 import dataclasses
 import json
 import sys
@@ -189,28 +190,33 @@ def _words(argv: Sequence[str], kinds: Mapping[str, Any]) -> list[str]:
         if word.startswith("--"):
             groups.append([])
         groups[-1].append(word)
-    file, words = list[str](), groups[0]
+    words, of_file, mappings = groups[0], dict[str, Any](), dict[str, list[str]]()
     for group in groups[1:]:
         flag, equals, first = group[0].partition("=")
         values = [first, *group[1:]] if equals else group[1:]
         name = flag[2:].replace("-", "_")
         kind = typing.get_origin(kinds.get(name))
-        if name == "config":
-            file += [flag, *(_read_config(value, kinds) for value in values)]
+        if name == "config" and values:
+            for value in values:
+                of_file |= _read_config(value, kinds)
+        elif kind is Mapping:
+            mappings.setdefault(name, []).extend(values)
         elif kind is tuple:
             # A path may have a comma.
             split = values if name == "data" else [part for value in values for part in value.split(",") if part]
             words += [flag, json.dumps(split, ensure_ascii=False)]
-        elif kind is Mapping:
-            words += [flag, json.dumps(_mapping(flag, values), ensure_ascii=False)]
         else:
             words += group
-    return file + words
+    for name, values in mappings.items():
+        # Settings go over those of the file one by one; what is evaluated is chosen anew.
+        before = {} if name == "data" else of_file.get(name) or {}
+        words += [f"--{_flag(name)}", json.dumps(_mapping(f"--{_flag(name)}", values, before), ensure_ascii=False)]
+    return [*(["--config", json.dumps(of_file, ensure_ascii=False)] if of_file else []), *words]
 
 
-def _mapping(flag: str, words: Sequence[str]) -> dict[str, Any]:
-    """``name=value`` as a mapping, and ``group.name=value`` as one of mappings."""
-    mapping: dict[str, Any] = {}
+def _mapping(flag: str, words: Sequence[str], before: Mapping[str, Any]) -> dict[str, Any]:
+    """``name=value`` as a mapping, and ``group.name=value`` as one of mappings; over what the file says of it."""
+    mapping: dict[str, Any] = copy.deepcopy(dict(before))
     for word in words:
         name, _, value = word.partition("=")
         if not name or not value:
@@ -220,8 +226,8 @@ def _mapping(flag: str, words: Sequence[str]) -> dict[str, Any]:
     return mapping
 
 
-def _read_config(file: str, kinds: Mapping[str, Any]) -> str:
-    """A YAML file of settings as JSON, all values texts as those of flags; one that stands for a list is one."""
+def _read_config(file: str, kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """A YAML file of settings, all values texts as those of flags; one that stands for a list is one."""
     try:
         values = yaml.load(Path(file).read_text(encoding="utf-8"), yaml.BaseLoader)  # noqa: S506 # makes texts alone
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -234,4 +240,4 @@ def _read_config(file: str, kinds: Mapping[str, Any]) -> str:
     for name, value in settings.items():
         if typing.get_origin(kinds[name]) is tuple and isinstance(value, str):
             settings[name] = [value]
-    return json.dumps(settings, ensure_ascii=False)
+    return settings

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from itertools import product
-from numbers import Real
 from typing import Any
+
+import numpy as np
 
 from adpretrain_hf.errors import ImageError, InputError, whole_number
 
@@ -75,9 +76,10 @@ class Tiles:
             raise InputError(f"got {self}, expected rows and columns, or tile_size alone, as integers >= 1")
         for name, value in given.items():
             object.__setattr__(self, name, whole_number(value))
-        if not isinstance(self.overlap, Real) or not 0 <= self.overlap <= 0.5:
-            raise InputError(f"the overlap of tiles is {self.overlap!r}, expected a share of their side from 0 to 0.5")
-        object.__setattr__(self, "overlap", float(self.overlap))
+        overlap: Any = self.overlap
+        if not isinstance(overlap, (int, float, np.floating)) or not 0 <= overlap <= 0.5:
+            raise InputError(f"the overlap of tiles is {overlap!r}, expected a share of their side from 0 to 0.5")
+        object.__setattr__(self, "overlap", float(overlap))
 
     @classmethod
     def of(cls, tiles: Any) -> "Tiles | None":

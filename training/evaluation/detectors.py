@@ -7,14 +7,14 @@ w) as the extractor gives them, all in memory; they differ from a detector libra
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from adpretrain_hf.errors import InputError
+from adpretrain_hf.errors import InputError, check_count
 from adpretrain_hf.scoring import anomaly_map, gaussian_smooth
 
 Features = Sequence[Tensor]
@@ -52,11 +52,17 @@ class PatchCore:
         coreset_sampling_ratio: share of the normal patches that are kept, spread over them by k-center greedy choice.
         projected: dimensions that the choice is made in, by a random projection.
         seed: of the projection and the first patch.
+
+    Raises:
+        InputError: a number out of its range.
     """
 
     def __init__(
         self, *, width: int = 1024, coreset_sampling_ratio: float = 0.1, projected: int = 128, seed: int = 0
     ) -> None:
+        if not isinstance(coreset_sampling_ratio, (int, float)) or not 0 < coreset_sampling_ratio <= 1:
+            raise InputError(f"coreset_sampling_ratio is {coreset_sampling_ratio!r}, expected a share in (0, 1]")
+        width, projected = check_count("width", width), check_count("projected", projected)
         self._width, self._share, self._projected, self._seed = width, coreset_sampling_ratio, projected, seed
         self._bank = torch.empty(0)
 
@@ -86,10 +92,15 @@ class Padim:
 
     Args:
         regularization: e, added to every variance.
+
+    Raises:
+        InputError: it is no number above 0.
     """
 
     def __init__(self, *, regularization: float = 0.01) -> None:
-        self._regularization = regularization
+        if not isinstance(regularization, (int, float)) or not regularization > 0:
+            raise InputError(f"regularization is {regularization!r}, expected a number above 0")
+        self._regularization = float(regularization)
         self._levels: list[Callable[[Tensor], Tensor]] = []
 
     def fit(self, features: Features) -> None:
@@ -254,14 +265,20 @@ DETECTORS: Mapping[str, Detector] = {
 PAPER = tuple(DETECTORS)[:6]  # those of the paper's tables
 
 
-def check_settings(detector: str, names: Iterable[str]) -> None:
-    """Checks names of a detector's own settings: those of its model, and for anomalib's the levels.
+def check_settings(detector: str, settings: Mapping[str, Any]) -> None:
+    """Checks a detector's own settings: those of its model, and for anomalib's the levels.
 
     Raises:
-        InputError: one that it does not have; the message lists those that it has.
+        InputError: one that it does not have, and the message lists those that it has; or of a published one, a value
+            out of its range.
     """
     own = inspect.signature(DETECTORS[detector].kind.__init__).parameters.values()
     known = [one.name for one in own if one.kind is one.KEYWORD_ONLY]
     known += [] if DETECTORS[detector].published else ["levels"]
-    if unknown := [name for name in names if name not in known]:
+    if unknown := [name for name in settings if name not in known]:
         raise InputError(f"{detector} has no setting {', '.join(unknown)}: expected some of {', '.join(known)}")
+    if DETECTORS[detector].published:
+        try:
+            DETECTORS[detector].kind(**settings)
+        except InputError as error:
+            raise InputError(f"{detector}: {error}") from error

@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -125,6 +125,8 @@ class Plan:
         may_be_empty = ("categories", "epochs", "set", "references", "resize_mode", "device")
         if empty := [name for name, value in vars(self).items() if value in ((), {}, "") and name not in may_be_empty]:
             raise InputError(f"no {', '.join(empty)} given: expected at least one of each")
+        if once := [name for name in self.epochs if DETECTORS[name].epochs == 1]:
+            raise InputError(f"epochs of {', '.join(once)}: it is fitted in one pass, expected none")
         least = {"batch_size": self.batch_size - 1, "workers": self.workers, "seeds": min(self.seeds)}
         least |= {f"epochs of {name}": number - 1 for name, number in self.epochs.items()}
         if below := [name for name, number in least.items() if number < 0]:
@@ -208,30 +210,29 @@ def _views(plan: Plan, data_set: str, category: str) -> list[str]:
     return views(read_category(data_set, plan.data[data_set], category)) if plan.protocol == "few-shot" else [""]
 
 
-def write_plan(plan: Plan, bundle: Mapping[str, str], made_by: Mapping[str, str]) -> None:
+def write_plan(plan: Plan, bundle: Mapping[str, str], finished: Collection[Cell] = ()) -> None:
     """Writes a plan into the folder of its run, which may hold the results of others that decide them alike.
 
     Args:
         plan: to write.
         bundle: what of the bundle decides the results, such as its weights, by name.
-        made_by: what people want to know beside the results: command, date and versions.
+        finished: the cells that have results in the folder; without any, nothing was decided yet.
 
     Raises:
         InputError: the folder holds results that something else has decided, which is not in a cell.
     """
     deciding = {**bundle, **_deciding(plan)}
-    decided = _read(plan.output).get("decided by", {})
+    kept = {cell.detector for cell in finished}
+    unfinished = tuple(
+        f" {text}" for name in DETECTORS if name not in kept for text in (f"of {name}", f"{name} serves")
+    )
+    decided = _read(plan.output).get("decided by", {}) if kept else {}
+    decided = {key: value for key, value in decided.items() if not key.endswith(unfinished)}
     if changed := [f"{key} {decided[key]} -> {new}" for key, new in deciding.items() if decided.get(key, new) != new]:
         changes = "; ".join(changed)
         raise InputError(f"{plan.output} holds results of something else ({changes}): choose another --output")
-    values = {"plan": asdict(plan), "decided by": decided | deciding, "made by": dict(made_by)}
+    values = {"plan": asdict(plan), "decided by": decided | deciding}
     write_text(Path(plan.output, _FILE), json.dumps(values, indent=2) + "\n")
-
-
-def read_origin(folder: str | Path) -> dict[str, str]:
-    """What a run's results come from, for people: bundle, command, date and versions; empty if it is not known."""
-    values = _read(folder)
-    return {"bundle": str(values["plan"]["bundle"])} | values.get("made by", {}) if values else {}
 
 
 def _deciding(plan: Plan) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from adpretrain_hf.errors import BundleError, InputError
 from adpretrain_hf.files import write_text
 from training.evaluation import store, tables
 from training.evaluation.figures import scatter_figure, scores_figure, strips
-from training.evaluation.plan import FEATURES, Cell, read_origin
+from training.evaluation.plan import FEATURES, Cell
 from training.evaluation.store import METRICS, PatchSample, Result
 
 
@@ -40,7 +40,7 @@ def write_report(folder: str | Path) -> Path:
         results=results,
         samples=samples,
         sections=tables.data_set_tables(results),
-        origin=read_origin(folder),
+        origins=list({tuple(one.made_by.items()): one.made_by for one in results if one.made_by}.values()),
         failures=store.load_failures(folder),
         **{one.__name__: one for one in (*asked, *drawn)},
     )

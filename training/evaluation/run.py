@@ -2,18 +2,20 @@
 
 import contextlib
 import gc
+import inspect
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
 
-from adpretrain_hf.errors import ImageError, InputError
+from adpretrain_hf.errors import InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.files import combined_digest, tensor_digest
 from adpretrain_hf.images import choose_device
@@ -36,6 +38,10 @@ Predict = Callable[[Cell], tuple[np.ndarray, np.ndarray]]  # maps (N, H, W) and 
 class Evaluation:
     """What the cells of a plan share: the extractors, the images that are encoded, and what is drawn of them.
 
+    Args:
+        plan: to run.
+        made_by: what each result is to say of where it comes from, see ``Result``.
+
     Attributes:
         with_variant: the bundle with one of its variants of projectors.
         extractor: with the default one.
@@ -44,8 +50,9 @@ class Evaluation:
         InputError: the bundle or the lists of references cannot be read, or there is no such device.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, made_by: Mapping[str, str] = MappingProxyType({})) -> None:
         self.plan, self.device = plan, choose_device(plan.device)
+        self._made_by = {"bundle": plan.bundle, "protocol": plan.protocol, **made_by}
         self._lists = read_reference_lists(plan.references) if plan.references else None
         load = partial(ADPretrainFeatureExtractor.from_pretrained, plan.bundle, device=self.device, **plan.preparation)
         self.with_variant = lru_cache(lambda variant: load(variant=variant))
@@ -69,21 +76,18 @@ class Evaluation:
     def run(self, cells: Sequence[Cell]) -> None:
         """Runs cells that one model serves, of different categories, and saves their results, if they are not done.
 
-        Where a detector fails, of memory that runs out or of too few images for it, its cells get that as their result,
-        and others go on.
+        Where that fails, of memory that runs out, of an image that cannot be used or of too few of them for a detector,
+        the cells get that as their result, and others go on.
 
         Raises:
-            InputError: an image cannot be used, or there are fewer than a cell asks for; the message names the cell.
+            InputError: see ``draw``; the message names the cell.
         """
         for cell in cells:
             _take_over(self.plan, cell)
         pending = [cell for cell in cells if not store.is_done(self.plan.output, cell)]
         if not pending:
             return
-        try:
-            reason = self._fit_and_test({cell: self.draw(cell) for cell in cells}, pending)
-        except InputError as error:
-            raise InputError(f"{pending[0].name}: {error}") from error
+        reason = self._fit_and_test({cell: self.draw(cell) for cell in cells}, pending)
         for cell in pending:
             if not store.is_done(self.plan.output, cell):
                 _LOG.warning("%s failed: %s", cell.name, reason)
@@ -101,11 +105,16 @@ class Evaluation:
         """The images of a cell.
 
         Raises:
-            InputError: fewer images than the cell asks for, or no list of references for its category.
+            InputError: the category cannot be read, fewer images than the cell asks for, or no list of references for
+                it; the message names the cell.
         """
-        if self.plan.protocol == "few-shot":
-            return draw_few_shot(self._category(cell.data_set, cell.category), cell)
-        return draw_training(self._category(cell.data_set, cell.category), cell, self._listed(cell))
+        try:
+            category = self._category(cell.data_set, cell.category)
+            if self.plan.protocol == "few-shot":
+                return draw_few_shot(category, cell)
+            return draw_training(category, cell, self._listed(cell))
+        except InputError as error:
+            raise InputError(f"{cell.name}: {error}") from error
 
     def features(self, cell: Cell, drawn: Drawn) -> MakeFeatures:
         """How the features of a cell are made, of images by their places."""
@@ -143,7 +152,7 @@ class Evaluation:
         return self._lists[cell.category]
 
     def _fit_and_test(self, drawn: dict[Cell, Drawn], pending: Sequence[Cell]) -> str:
-        """Returns why the detector failed, if it did."""
+        """Returns why that failed, if it did."""
         began = time.monotonic()
         fit = self._fit_published if DETECTORS[pending[0].detector].published else self._fit_anomalib
         try:
@@ -153,8 +162,6 @@ class Evaluation:
                 began = time.monotonic()
                 maps, scores = predict(cell)
                 self._keep(cell, drawn[cell], maps, scores, seconds + time.monotonic() - began)
-        except ImageError:
-            raise
         except (RuntimeError, ValueError, TypeError, MemoryError) as error:
             return f"{type(error).__name__}: {error}"
         return ""
@@ -162,7 +169,9 @@ class Evaluation:
     def _fit_published(self, drawn: dict[Cell, Drawn]) -> Predict:
         ((cell, images),) = drawn.items()
         make, encoded = self.features(cell, images), self.encoded(cell)
-        detector = DETECTORS[cell.detector].kind(**self.plan.set.get(cell.detector, {}))
+        kind = DETECTORS[cell.detector].kind
+        seed = {"seed": cell.seed} if "seed" in inspect.signature(kind).parameters else {}
+        detector = kind(**{**seed, **self.plan.set.get(cell.detector, {})})
         train, test = encoded.places(images.train), encoded.places(images.test)
         maps, scores = fit_and_score(detector, make, train, test, encoded, self.plan.batch_size)
         return lambda cell: (maps.numpy(), scores.numpy())
@@ -230,7 +239,8 @@ class Evaluation:
         root = Path(self.plan.data[cell.data_set]).absolute()
         names = [Path(sample.image).relative_to(root).as_posix() for sample in samples]
         defects = [sample.anomaly_class for sample in samples]
-        result = store.Result(cell, metrics, scores.tolist(), labels.tolist(), names, seconds, defects)
+        numbers = metrics, scores.tolist(), labels.tolist(), names, seconds, defects
+        result = store.Result(cell, *numbers, self._made_by)
         shown = choose_shown(maps, scores, masks, samples, self.extractor.preprocess)
         store.save_result(self.plan.output, result, shown)
 

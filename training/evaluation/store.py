@@ -34,6 +34,7 @@ class Result:
         names: of the test images, as people know them.
         seconds: that the cell took.
         defects: the kinds of the test images' anomalies, as the data set calls them; empty where they are not known.
+        made_by: what people want to know beside the numbers: bundle, protocol, command, date and versions.
     """
 
     cell: Cell
@@ -43,6 +44,7 @@ class Result:
     names: list[str]
     seconds: float
     defects: list[str] = field(default_factory=list)
+    made_by: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -98,10 +98,10 @@ def decisions(result: Result) -> dict[str, float]:
 
     Returns:
         Of one cell: ``overkill_2``, ``_5`` and ``_10`` of the images and, of data sets with several views, the same of
-        the objects with ``object_auroc``, unless all objects are anomalous.
+        the objects with ``object_auroc``, unless all objects are anomalous or each view is evaluated on its own.
     """
     seen = {"": pd.DataFrame({"scores": result.scores, "labels": result.is_anomalous})}
-    if result.cell.data_set in _VIEWS:
+    if result.cell.data_set in _VIEWS and not result.cell.view:
         objects = seen[""].groupby([str(PurePosixPath(name).parent) for name in result.names]).max()
         if not objects["labels"].all():
             seen["object_"] = objects
@@ -262,6 +262,8 @@ def _tables(rows: list[_Row], results: list[Result]) -> DataSetTables:
     notes = "In percent; AUPRO up to a false positive rate of 0.3. "
     notes += f"Means over {seeds} seeds. " if seeds > 1 else ""
     notes += "" if varying else f"{settings_text(*(means[0][name] for name in SETTINGS))}."
+    if any(result.made_by.get("protocol") == "few-shot" for result in results):
+        notes += " Few-shot: the training images are the references, each taken against the others, view by view."
     classes = sorted({result.cell.category for result in results})
     count = len(classes)
     decided = {name: text for name, text in DECISION_NAMES.items() if any(row[name] is not None for row in means)}

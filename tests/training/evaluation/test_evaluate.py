@@ -156,7 +156,7 @@ def test_a_detector_that_fails_costs_its_own_cells_alone_and_is_tried_again(
     assert main(words(plan_values)) == 1
     folder = Path(plan_values["output"])
     out, err = capsys.readouterr()
-    assert f"evaluate: 2 cells failed: see {folder}/failed" in err
+    assert f"evaluate: 2 cells failed, see {folder}/failed:\n  mvtecad__bolt__patchcore__raw__-__3" in err
     assert "## Cells that failed" in out and "RuntimeError: CUDA out of memory. Tried to allocate 51 GiB" in out
     assert {result.cell.detector for result in load_results(folder)} == {"featurenorm"}
     failures = load_failures(folder)
@@ -207,6 +207,10 @@ def test_a_detectors_own_settings_are_given_by_name(
         ("patchcore.coreset=0.5", "patchcore has no setting coreset: expected some of width, coreset_sampling_ratio, "),
         ("patchcore.variant=norm", "patchcore has no setting variant"),
         ("nothing.a=1", "unknown detectors nothing"),
+        ("patchcore.coreset_sampling_ratio=-1", "patchcore: coreset_sampling_ratio is -1, expected a share in (0, 1]"),
+        ("patchcore.coreset_sampling_ratio=half", "patchcore: coreset_sampling_ratio is 'half', expected a share"),
+        ("patchcore.width=0", "patchcore: width is 0, expected an integer >= 1"),
+        ("padim.regularization=0", "padim: regularization is 0, expected a number above 0"),
     ],
 )
 def test_settings_that_there_are_not_are_refused(
@@ -214,6 +218,36 @@ def test_settings_that_there_are_not_are_refused(
 ) -> None:
     assert main([*words(plan_values), "--set", setting]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_settings_of_detectors_that_are_not_run_are_told(
+    plan_values: dict[str, Any], caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan_values |= {"detectors": ["featurenorm"], "features": ["raw"]}
+    assert main([*words(plan_values), "--set", "patchcore.width=3"]) == 0
+    assert "settings of patchcore are not used: not among --detectors" in caplog.text
+    assert main([*words(plan_values), "--epochs", "padim=3"]) == 1
+    assert "epochs of padim: it is fitted in one pass, expected none" in capsys.readouterr().err
+
+
+def test_values_by_name_add_up_that_are_given_twice_or_in_a_file_too(tmp_path: Path) -> None:
+    file = tmp_path / "plan.yaml"
+    own = {"patchcore": {"width": 256, "seed": 3}, "padim": {"regularization": 0.5}}
+    file.write_text(yaml.safe_dump({"data": {"mvtecad": "a"}, "output": "b", "bundle": "c", "set": own}))
+    flags = ["--set", "patchcore.width=512", "--data", "visa=d", "--set", "patchcore.projected=9", "--data", "btad=e"]
+    plan, _ = parse_plan(["--config", str(file), *flags])
+    assert plan.set == {"patchcore": {"width": 512, "seed": 3, "projected": 9}, "padim": {"regularization": 0.5}}
+    assert plan.data == {"visa": "d", "btad": "e"}
+
+
+def test_the_report_names_every_command_that_results_are_of(plan_values: dict[str, Any]) -> None:
+    for detector in ("featurenorm", "patchcore"):
+        assert main(words(plan_values | {"detectors": [detector], "features": ["raw"]})) == 0
+    report = Path(plan_values["output"], "report.html").read_text()
+    assert all(f"--detectors {detector}" in report for detector in ("featurenorm", "patchcore"))
+    made_by = load_results(plan_values["output"])[0].made_by
+    assert list(made_by) == ["bundle", "protocol", "command", "date", "versions"]
+    assert made_by["date"] in report and made_by["protocol"] == "full"
 
 
 def test_the_example_of_a_plan_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

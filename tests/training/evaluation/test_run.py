@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import time
 import zlib
@@ -31,7 +32,7 @@ from training.evaluation.figures import choose_shown, sample_patches
 from training.evaluation.metrics import measure
 from training.evaluation.plan import Cell, Plan, plan_cells
 from training.evaluation.run import Evaluation
-from training.evaluation.store import METRICS, Result, load_patches, load_results, load_shown
+from training.evaluation.store import METRICS, Result, load_failures, load_patches, load_results, load_shown
 from training.evaluation.tables import summary
 
 COMPONENTS = ("pre_processor", "post_processor", "evaluator", "visualizer")  # of anomalib's models
@@ -301,14 +302,24 @@ def test_without_masks_images_are_measured_alone(make_plan: MakePlan, small_tree
     assert not load_shown(plan.output, result.cell).masks.any()
 
 
-def test_an_error_names_the_cell(make_plan: MakePlan, small_tree: Path, tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_used_costs_the_cells_of_its_category(
+    make_plan: MakePlan, small_tree: Path, tmp_path: Path
+) -> None:
     tree = shutil.copytree(small_tree, tmp_path / "tree")
-    plan = make_plan(features="raw", categories="nut", data={"mvtecad": str(tree)})
-    for image in (tree / "nut/test/good").iterdir():
+    plan = make_plan(features="raw", data={"mvtecad": str(tree)})
+    for image in (tree / "bolt/test/good").iterdir():
         image.write_bytes(b"torn")
-    with pytest.raises(InputError, match=r"mvtecad__nut__featurenorm__raw__-__3__0.0__1.0__0: .*\.png"):
-        run(plan)
-    assert load_results(plan.output) == []
+    run(plan)
+    assert [result.cell.category for result in load_results(plan.output)] == ["nut"]
+    ((cell, reason),) = load_failures(plan.output).items()
+    assert cell.category == "bolt" and re.search(r"^ImageError: .*bolt/test/good/00\d\.png cannot be read", reason)
+
+
+def test_each_seed_has_a_core_set_of_its_own(make_plan: MakePlan) -> None:
+    plan = make_plan(detectors="patchcore", features="raw", categories="nut", seeds=[0, 1])
+    run(plan)
+    first, second = load_results(plan.output)
+    assert first.scores != second.scores
 
 
 def test_interruptions_come_through_lightning(make_plan: MakePlan) -> None:

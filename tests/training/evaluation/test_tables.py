@@ -211,10 +211,12 @@ class TestDecisions:
             **{"nut/NG/AK/S0001/C1.jpg": (0.5, True), "nut/NG/AK/S0001/C2.jpg": (0.3, False)},
             **{"nut/NG/AK/S0002/C1.jpg": (0.9, True), "nut/NG/AK/S0002/C2.jpg": (0.1, False)},
         }
-        numbers = decisions(self.of(scores, data_set="realiad"))
+        result = self.of(scores, data_set="realiad")
+        numbers = decisions(result)
         assert numbers["object_auroc"] == pytest.approx(0.75)
         assert numbers["object_overkill_10"] == 0.5 and numbers["overkill_10"] == pytest.approx(1 / 6)
         assert "object_auroc" not in decisions(self.of(scores))
+        assert "object_auroc" not in decisions(replace(result, cell=replace(result.cell, view="C1")))
 
     def test_kinds_of_defects_and_what_passes(self) -> None:
         """Of four normal images one is rejected at 5 %: what is below it passes, the surest first."""
