@@ -4,8 +4,7 @@ Every combination of category, detector, features, variant, shots, noise, fracti
 is a file, whole or not there: the same command again goes on with the cells that are missing, and another plan with
 the same --output adds to it.
 
-    python -m training.evaluate hub_cards/adpretrain-dinov2-small --data realiad=realiad/ --categories toy zipper \\
-        --output runs/table
+    python -m training.evaluate org/adpretrain-dinov2-large --data realiad=realiad/ --output runs/table
 
 fits six detectors on three kinds of features each. What is compared can be narrowed and widened:
 
@@ -27,7 +26,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 from tqdm import tqdm
@@ -43,7 +42,6 @@ from training.evaluation.tables import latex_tables, markdown_tables, summary
 from training.run.folder import versions
 
 _LOG = logging.getLogger(__name__)
-_TOLD = 10  # cells that failed; the rest are in failed/
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,9 +61,8 @@ def _evaluate(words: Sequence[str]) -> int:
     if (tables := Path(plan.output, "tables.md")).is_file():
         print(tables.read_text(encoding="utf-8"))
     if failures:
-        print(f"evaluate: {len(failures)} cells failed, see {plan.output}/failed:", file=sys.stderr)
-        for cell, reason in list(failures.items())[:_TOLD]:
-            print(f"  {cell.name}: {reason}", file=sys.stderr)
+        told = (f"  {cell.name}: {reason}" for cell, reason in islice(failures.items(), 10))
+        print(f"evaluate: {len(failures)} cells failed, see {plan.output}/failed:", *told, sep="\n", file=sys.stderr)
     return 1 if failures else 0
 
 

@@ -253,9 +253,7 @@ def measure(parts: Parts) -> tuple[Tensor, list[float]]:
     return centers * centers.new_tensor(scale)[:, None], scale
 
 
-def load_batches(
-    parts: Parts, progress: Progress, begin_worker: Callable[[int], None] | None = None
-) -> DataLoader[Batch]:
+def load_batches(parts: Parts, progress: Progress, begin: Callable[[int], None] | None = None) -> DataLoader[Batch]:
     """The batches that are not done yet, of all epochs, decoded, cropped and painted by workers."""
     settings = parts.settings
 
@@ -276,7 +274,7 @@ def load_batches(
         collate_fn=partial(collate, settings.patch_labels, parts.extractor.config.patch_size),
         num_workers=settings.workers,
         prefetch_factor=4 if settings.workers else None,
-        worker_init_fn=begin_worker,
+        worker_init_fn=begin,
         pin_memory=parts.extractor.device.type == "cuda",
     )
 

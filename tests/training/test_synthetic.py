@@ -256,9 +256,9 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("categories", 0, "categories must be at least 1, got 0"),
-        ("normals", 0, "normals must be at least 1, got 0"),
-        ("defects_per_family", -1, "defects_per_family must be at least 1, got -1"),
+        ("categories", 0, "categories is 0, expected an integer >= 1"),
+        ("normals", 0, "normals is 0, expected an integer >= 1"),
+        ("defects_per_family", -1, "defects_per_family is -1, expected an integer >= 1"),
         ("seed", -1, "seed must be a whole number from 0, got -1"),
     ],
 )
@@ -270,7 +270,7 @@ def test_settings_that_make_no_set_are_errors(name: str, value: int, message: st
 
 def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "set"), "--categories", "0"]) == 1
-    assert capsys.readouterr().err == "synthetic: error: categories must be at least 1, got 0\n"
+    assert capsys.readouterr().err == "synthetic: error: categories is 0, expected an integer >= 1\n"
 
 
 def test_stopped_half_way_it_leaves_nothing(tmp_path: Path) -> None:

@@ -19,9 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     push.add_argument("repository", help="owner/name on the Hub; made if it is not there")
     push.add_argument("--data", nargs="+", required=True, help="sources, as of training.pretrain")
     push.add_argument("--resolution", default="512", help="which of RealIAD's resolutions")
-    push.add_argument(
-        "--no-strict", dest="strict", action="store_false", help="leave out images of RealIAD that are absent"
-    )
+    push.add_argument("--no-strict", dest="strict", action="store_false", help="as of training.pretrain")
     push.add_argument("--public", action="store_true", help="a new repository is private by default")
     args = parser.parse_args(argv)
 

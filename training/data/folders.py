@@ -100,10 +100,17 @@ def _own_names(root: Path) -> list[str]:
 
 
 def _read_mvtecad(data_set: str, normal: str, root: Path, name: str) -> Category:
-    """``<category>/{train,test}/<kind>/``, masks in ``ground_truth/<kind>/<stem>_mask.png`` or ``<stem>.png``."""
-    _refuse_relatives(root / name)
-    images = {part: find_images(root / name / part) for part in _PARTS}
-    return _category(data_set, root / name, images, _paired_masks(root / name, images["test"], normal), normal)
+    """``<category>/{train,test}/<kind>/``, masks in ``ground_truth/<kind>/<stem>_mask.png`` or ``<stem>.png``.
+
+    Of your own images ``test`` and masks may be left out, and the folder may be the category itself.
+    """
+    own = data_set == "folder"
+    base = root if own and (root / "train" / normal).is_dir() else root / name
+    _refuse_relatives(base)
+    images = {part: find_images(base / part) if (base / part).is_dir() or not own else [] for part in _PARTS}
+    truth = base / "ground_truth"
+    masked = not own or (truth.is_dir() and find_images(truth))
+    return _category(data_set, base, images, _paired_masks(base, images["test"], normal) if masked else {}, normal)
 
 
 def _read_mvtec3d(root: Path, name: str) -> Category:
@@ -111,16 +118,6 @@ def _read_mvtec3d(root: Path, name: str) -> Category:
     base = root / name
     images = {part: [path for path in find_images(base / part) if path.parent.name == "rgb"] for part in _PARTS}
     return _category("mvtec3d", base, images, {path: path.parents[1] / "gt" / path.name for path in images["test"]})
-
-
-def _read_own(root: Path, name: str) -> Category:
-    """Your own images, as MVTecAD's; ``test`` and masks may be left out."""
-    base = root if (root / "train/good").is_dir() else root / name
-    _refuse_relatives(base)
-    truth = base / "ground_truth"
-    images = {part: find_images(base / part) if (base / part).is_dir() else [] for part in _PARTS}
-    masks = _paired_masks(base, images["test"]) if truth.is_dir() and find_images(truth) else {}
-    return _category("folder", base, images, masks)
 
 
 def _read_images(root: Path, name: str) -> Category:
@@ -146,7 +143,7 @@ LAYOUTS = {
     "btad": Layout(_names_with("train/ok"), functools.partial(_read_mvtecad, "btad", "ok")),
     "mvtec3d": Layout(_names_with("train/good/rgb"), _read_mvtec3d),
     "mpdd": Layout(_names_with("train/good"), functools.partial(_read_mvtecad, "mpdd", "good")),
-    "folder": Layout(_own_names, _read_own),
+    "folder": Layout(_own_names, functools.partial(_read_mvtecad, "folder", "good")),
     "images": Layout(lambda root: [root.name], _read_images),
 }
 

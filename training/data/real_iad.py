@@ -222,9 +222,7 @@ def _find(root: Path, category: str, release: Release) -> tuple[bytes, str]:
     for name in names:
         if name in members:
             return read_encoded({"bytes": None, "path": f"zip://{name}::{archive}"}), f"{name} in {archive}"
-    raise InputError(
-        f"no json for the class {category!r}: looked for {' and '.join(names)} in {root} and in {archive.name} there"
-    )
+    raise InputError(f"no json for the class {category!r}: looked for {' and '.join(names)} in {root} and {archive}")
 
 
 def _stem(name: str) -> str:
@@ -294,8 +292,6 @@ def _repository(repo_id: str, token: str | bool | None) -> tuple[RepositoryFiles
             errors.append(error)
         else:
             if files.names is None:
-                _LOG.warning(
-                    "the Hub cannot be asked what %s holds: taking the classes that are cached as all", repo_id
-                )
+                _LOG.warning("the Hub cannot be asked what %s holds: its cached classes are taken as all", repo_id)
             return files, root
     raise errors[0]

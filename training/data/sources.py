@@ -113,11 +113,7 @@ def load_training_data(settings: PretrainSettings, synthetic_folder: Path) -> Tr
 
 
 def open_sources(sources: Sequence[str], resolution: str, strict: bool, synthetic_folder: Path) -> list[Source]:
-    """Opens all of ``--data``, see ``open_source``.
-
-    Raises:
-        InputError: a source cannot be read, or two have a category in common.
-    """
+    """Opens all of ``--data``, see ``open_source``; InputError where two have a category in common."""
     opened = [open_source(source, resolution, strict, synthetic_folder) for source in sources]
     number = Counter(name for source in opened for name in source.categories)
     if twice := sorted(name for name, count in number.items() if count > 1):
@@ -301,8 +297,7 @@ def push_sources(
         public: a new one is private otherwise.
 
     Raises:
-        InputError: a source cannot be read, two have a category in common, an image or a mask cannot be used, or there
-            is no such repository and none can have that name.
+        InputError: see ``open_sources``; an image or a mask cannot be used, or no repository can have that name.
     """
     try:
         validate_repo_id(repository)

@@ -98,12 +98,10 @@ class Plan:
     seeds: tuple[int, ...] = setting((0,), "of all that is drawn")
     noise: tuple[float, ...] = setting((0.0,), "shares of anomalous images in the training data, from 0 to 0.2")
     fraction: tuple[float, ...] = setting((1.0,), "shares of the normal training images that are fitted on, in (0, 1]")
-    references: str = setting(
-        "", "a JSON file {category: [paths]} whose first shots are the references; drawn without it"
-    )
+    references: str = setting("", "JSON file {category: [paths]} whose first shots are the references; else drawn")
     epochs: Mapping[str, int] = setting({}, "for detectors, passes over the training images instead of their default")
     set: Mapping[str, Mapping[str, Any]] = setting(
-        {}, "for detectors, settings of their models instead of the defaults: detector.name=value"
+        {}, "settings of detectors, instead of defaults: detector.name=value"
     )
     image_size: int = setting(0, "side in pixels that images are prepared to; the bundle's by default")
     resize_mode: str = setting("", "crop or resize, as ADPretrainConfig has it; the bundle's by default")
@@ -223,11 +221,9 @@ def write_plan(plan: Plan, bundle: Mapping[str, str], finished: Collection[Cell]
     """
     deciding = {**bundle, **_deciding(plan)}
     kept = {cell.detector for cell in finished}
-    unfinished = tuple(
-        f" {text}" for name in DETECTORS if name not in kept for text in (f"of {name}", f"{name} serves")
-    )
+    free = tuple(f" {text}" for name in DETECTORS if name not in kept for text in (f"of {name}", f"{name} serves"))
     decided = _read(plan.output).get("decided by", {}) if kept else {}
-    decided = {key: value for key, value in decided.items() if not key.endswith(unfinished)}
+    decided = {key: value for key, value in decided.items() if not key.endswith(free)}
     if changed := [f"{key} {decided[key]} -> {new}" for key, new in deciding.items() if decided.get(key, new) != new]:
         changes = "; ".join(changed)
         raise InputError(f"{plan.output} holds results of something else ({changes}): choose another --output")

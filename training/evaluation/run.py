@@ -39,7 +39,6 @@ class Evaluation:
     """What the cells of a plan share: the extractors, the images that are encoded, and what is drawn of them.
 
     Args:
-        plan: to run.
         made_by: what each result is to say of where it comes from, see ``Result``.
 
     Attributes:

@@ -50,8 +50,9 @@ _PAIR = ["data_set", "category", "view", "detector", *SETTINGS, "seed"]
 _GAINS = [f"{metric}_over_{baseline}" for baseline in BASELINES for metric in METRICS]
 _VIEWS = ("realiad",)  # data sets that show an object in several images, in a folder of its own
 DECISION_NAMES = {
-    **{"overkill_2": "images at 2 %", "overkill_5": "at 5 %", "overkill_10": "at 10 %", "object_auroc": "object AUROC"},
-    **{"object_overkill_2": "objects at 2 %", "object_overkill_5": "at 5 %", "object_overkill_10": "at 10 %"},
+    **{f"overkill_{escape}": f"images at {escape} %" for escape in (2, 5, 10)},
+    "object_auroc": "object AUROC",
+    **{f"object_overkill_{escape}": f"objects at {escape} %" for escape in (2, 5, 10)},
 }
 _Row = dict[str, Any]
 
@@ -166,16 +167,12 @@ class Table:
 
     def latex(self, caption: str) -> str:
         """The table as a ``longtable``, which may go over pages, with booktabs' rules."""
-        lines = [
-            *(r"\begingroup", r"\footnotesize", r"\setlength{\tabcolsep}{3pt}"),
-            f"\\begin{{longtable}}{{{'l' * self.labels}{'r' * (len(self.header) - self.labels)}}}",
-            f"\\caption{{{latex_text(caption)}}} \\\\",
-            *(r"\toprule", f"{' & '.join(map(latex_text, self.header))} \\\\", r"\midrule", r"\endhead"),
-            *(r"\bottomrule", r"\endfoot"),
-            *(f"{' & '.join(line)} \\\\" for line in self._lines(latex_text, _latex_number, r"\textbf{{{}}}")),
-            *(r"\end{longtable}", r"\endgroup", ""),
-        ]
-        return "\n".join(lines)
+        lines = self._lines(latex_text, _latex_number, r"\textbf{{{}}}")
+        frame = pd.DataFrame(lines, columns=[*map(latex_text, self.header)])
+        columns = "l" * self.labels + "r" * (len(self.header) - self.labels)
+        form: Any = {"column_format": columns, "escape": False, "longtable": True, "caption": latex_text(caption)}
+        table = frame.to_latex(index=False, **form)
+        return f"\\begingroup\n\\footnotesize\n\\setlength{{\\tabcolsep}}{{3pt}}\n{table}\\endgroup\n"
 
     def _lines(self, label: Callable[[str], str], number: Callable[[str], str], bold: str) -> Iterator[list[str]]:
         for place, row in enumerate(self.rows):
@@ -321,9 +318,7 @@ def _kinds(results: Sequence[Result], varying: tuple[str, ...]) -> Table:
     return _table("Image AUROC by kind of defect", {f"kind {kind}": str(kind) for kind in kinds}, rows, varying)
 
 
-def _table(
-    title: str, names: Mapping[str, str], rows: Sequence[_Row], varying: tuple[str, ...], count: int = 0
-) -> Table:
+def _table(title: str, names: Mapping[str, str], rows: Sequence[_Row], varying: Sequence[str], count: int = 0) -> Table:
     """What rows have under names, with what people call that; of means, over how many classes if not all ``count``."""
     lines = []
     for row in rows:

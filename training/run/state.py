@@ -130,9 +130,7 @@ class TrainingState:
             return
         states = {name: module.state_dict() for name, module in self._modules.items()}
         states |= {f"optimizer.{number}": state for number, state in self._optimizer.state_dict()["state"].items()}
-        tensors = {
-            f"{name}.{key}": torch.as_tensor(value) for name, own in states.items() for key, value in own.items()
-        }
+        tensors = {f"{name}.{key}": torch.as_tensor(one) for name, own in states.items() for key, one in own.items()}
         tensors["centers"] = self.centers
         # Copies, for safetensors refuses tensors that share memory.
         tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from adpretrain_hf.errors import InputError
+from adpretrain_hf.errors import InputError, check_count
 from adpretrain_hf.files import atomic_path
 from training.synthetic.camera import BOARD, STAGE, VIEWS, Scene, Surface, generator, photograph, scenes
 from training.synthetic.defects import FAMILIES, paint_defect
@@ -92,8 +92,7 @@ def generate(
     """
     counts = {"categories": categories, "normals": normals, "defects_per_family": defects_per_family}
     for name, count in counts.items():
-        if count < 1:
-            raise InputError(f"{name} must be at least 1, got {count}")
+        check_count(name, count)
     if seed < 0:
         raise InputError(f"seed must be a whole number from 0, got {seed}")
     settings = json.dumps(counts | {"size": size, "seed": seed, "version": _VERSION}, indent=0) + "\n"

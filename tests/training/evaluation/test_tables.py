@@ -244,7 +244,10 @@ class TestDecisions:
         assert row["overkill_2"] == 0.25 and (row["categories"], row["seeds"]) == (2, 2)
         assert row["object_auroc"] is None and find(summary(seeds), category="candle")["overkill_2"] == 0.5
         text = markdown_tables([self.of({"S1/a": (1.0, True), "S2/b": (2.0, False)}, data_set="realiad")])
-        assert "| detector | features | images at 2 % | at 5 % | at 10 % | object AUROC | objects at 2 % |" in text
+        assert (
+            "| detector | features | images at 2 % | images at 5 % | images at 10 % | object AUROC | objects at 2 % |"
+            in text
+        )
         assert f"| PatchCore | raw | {' | '.join(['100.0'] * 3)} | 0.0 | {' | '.join(['100.0'] * 3)} |" in text
 
 
