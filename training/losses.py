@@ -167,5 +167,5 @@ def _log_sums(anomalous: Tensor, normal: Tensor, temperature: float) -> tuple[Te
 
 
 def _similarity_log_sums(anomalous: Tensor, normal: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    similarity = anomalous @ normal.T / temperature
+    similarity = (anomalous / temperature) @ normal.T  # not the product, which is far larger
     return similarity.logsumexp(dim=1), similarity.logsumexp(dim=0)

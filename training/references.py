@@ -305,7 +305,7 @@ def match(tokens: Sequence[Tensor], patches: Sequence[Tensor], scales: Sequence[
     for maps, own, scale in zip(tokens, patches, scales, strict=True):
         (h, w), b = maps.shape[2:], len(own)
         queries = maps.unflatten(0, (2, b)).permute(1, 0, 3, 4, 2).flatten(1, 3)  # (B, 2 h w, C)
-        rows = scale * nearest_residuals(queries, own)
+        rows = nearest_residuals(queries, own).mul_(scale)
         residuals.append(rows.unflatten(1, (2, h, w)).permute(1, 0, 4, 2, 3).flatten(0, 1))
     return residuals
 
@@ -328,7 +328,7 @@ def nearest_residuals(queries: Tensor, references: Tensor) -> Tensor:
         lengths = torch.linalg.vector_norm(references, dim=2, dtype=torch.float32).clamp_min(1e-12)
         images = max(1, _SIMILARITIES // (queries.shape[1] * references.shape[1]))
         parts = zip(*(part.split(images) for part in (queries, references, lengths)), strict=True)
-        index = torch.cat([(_products(q, r) / length[:, None]).argmax(dim=2) for q, r, length in parts])
+        index = torch.cat([_products(q, r).div_(length[:, None]).argmax(dim=2) for q, r, length in parts])
         nearest = references.gather(1, index[:, :, None].expand(-1, -1, references.shape[2]))
         return queries.float() - nearest.float()
 
