@@ -253,7 +253,7 @@ def measure(parts: Parts) -> tuple[Tensor, list[float]]:
     return centers * centers.new_tensor(scale)[:, None], scale
 
 
-def load_batches(parts: Parts, progress: Progress, begin: Callable[[int], None] | None = None) -> DataLoader[Batch]:
+def load_batches(parts: Parts, progress: Progress, on_start: Callable[[int], None] | None = None) -> DataLoader[Batch]:
     """The batches that are not done yet, of all epochs, decoded, cropped and painted by workers."""
     settings = parts.settings
 
@@ -274,7 +274,7 @@ def load_batches(parts: Parts, progress: Progress, begin: Callable[[int], None] 
         collate_fn=partial(collate, settings.patch_labels, parts.extractor.config.patch_size),
         num_workers=settings.workers,
         prefetch_factor=4 if settings.workers else None,
-        worker_init_fn=begin,
+        worker_init_fn=on_start,
         pin_memory=parts.extractor.device.type == "cuda",
     )
 

@@ -50,7 +50,9 @@ class PretrainSettings:
     resolution: str = setting("512", "which of RealIAD's resolutions: 256, 512, 1024 or raw")
     strict: bool = setting(True, "of RealIAD: files that are absent or contradict the json are an error, not left out")
     categories: tuple[str, ...] = setting((), "train and validate on these alone; all by default")
-    validation_categories: tuple[str, ...] = setting((), "judge every epoch, not trained on; each 8th with anomalies")
+    validation_categories: tuple[str, ...] = setting(
+        (), "kept out of training, judge every epoch; each 8th with anomalies by default"
+    )
     all_categories: bool = setting(False, "train on the validation categories as well, as published")
     shots: int = setting(8, "references of each validation category and view")
     exclude_categories: tuple[str, ...] = setting((), "neither trained nor validated on, for a later test")

@@ -180,8 +180,8 @@ def prepare_extractor(args: Namespace) -> tuple[ADPretrainFeatureExtractor, dict
     """Loads the extractor and sets its references, and lists what results will depend on, whatever the images are."""
     extractor = load(args)
     if getattr(args, "references", None):
-        given = {"calibrate": True} if getattr(args, "calibrate", None) else {}
-        if given := bank_options(args) | given:
+        given = [*bank_options(args), *(["calibrate"] if getattr(args, "calibrate", None) else [])]
+        if given:
             raise InputError(f"{', '.join(given)}: the banks of --references are as they were made: leave it out")
         extractor.set_references(args.references)
     else:

@@ -159,8 +159,9 @@ class Preprocessor:
         image = read_picture(source, name, None).image  # at full resolution, whatever decode is
         width, height = image.size
         windows = tiles.windows(height, width)
-        advice = "fewer or larger tiles", "more tiles along its longer side, or square ones (tile_size)"
-        self._check_size(windows.width, windows.height, f"a window of {name}", *(f"take {what}" for what in advice))
+        where_long = "take more tiles along its longer side, or square ones (tile_size)"
+        sides = windows.width, windows.height
+        self._check_size(*sides, f"a window of {name}", "take fewer or larger tiles", where_long)
         if grid:
             windows.check_grid(name, grid)
         size, (mean, std) = (height, width), (self.config.mean, self.config.std)
