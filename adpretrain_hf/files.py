@@ -87,6 +87,11 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files may be any bytes
 
 
+def has_content(path: Path) -> bool:
+    """Whether a file is there, and not the empty one that is left of it where a machine went down."""
+    return path.is_file() and path.stat().st_size > 0
+
+
 def write_csv(path: Path, header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
     """Writes a CSV file atomically."""
     text = io.StringIO()

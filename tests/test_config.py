@@ -177,6 +177,17 @@ def test_from_backbone_takes_statistics_that_lie_beside_the_weights(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}')
     config = ADPretrainConfig.from_backbone(str(tmp_path))
     assert (config.mean, config.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": 0.5, "image_std": null}')
+    config = ADPretrainConfig.from_backbone(str(tmp_path))
+    assert (config.mean, config.std) == ((0.5, 0.5, 0.5), IMAGENET[1])
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"image_mean": "red"}', '{"image_std": [1, 2]}'])
+def test_from_backbone_names_statistics_that_cannot_be_read(text, tmp_path):
+    save_tiny(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(text)
+    with pytest.raises(InputError, match=r"preprocessor_config.json does not tell the mean and std of three colours"):
+        ADPretrainConfig.from_backbone(str(tmp_path))
 
 
 def test_from_backbone_takes_a_preset_by_name():

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from adpretrain_hf.backbones.vit import CLIP, IMAGENET, Backbone, cut_config, family_of, quiet_transformers
+from adpretrain_hf.backbones.vit import CLIP, IMAGENET, Backbone, Statistics, cut_config, family_of, quiet_transformers
 from adpretrain_hf.errors import BundleError, InputError
 from adpretrain_hf.files import check_finite, check_names
 
@@ -78,11 +79,22 @@ def describe(source: str, **hub: Any) -> BackboneSpec:
         config = _vision_config(folder)
         statistics = family_of(config.model_type).statistics
         if (preparation := folder / "preprocessor_config.json").is_file():
-            values = json.loads(preparation.read_text(encoding="utf-8"))
-            statistics = tuple(values.get("image_mean", IMAGENET[0])), tuple(values.get("image_std", IMAGENET[1]))
+            statistics = _statistics(preparation)
     patch, free = config.patch_size, family_of(config.model_type).free_size
     image_size = 224 - 224 % patch if free else config.image_size
     return BackboneSpec(config.hidden_size, config.num_hidden_layers, patch, image_size, *statistics)
+
+
+def _statistics(preparation: Path) -> Statistics:
+    """Mean and standard deviation of the colours, as a ``preprocessor_config.json`` of transformers says them."""
+    try:
+        values = json.loads(preparation.read_text(encoding="utf-8"))
+        told = {"image_mean": IMAGENET[0], "image_std": IMAGENET[1]}
+        told |= {name: values[name] for name in told if values.get(name) is not None}
+        mean, std = (tuple(np.broadcast_to(np.array(value, float), 3).tolist()) for value in told.values())
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{preparation} does not tell the mean and std of three colours: {error}") from error
+    return mean, std
 
 
 def load_backbone(

@@ -54,16 +54,20 @@ def load(
     **hub: Any,
 ) -> Parts:
     """Reads an extractor's parts from a folder, or the Hub, where only they are downloaded; see ``from_pretrained``."""
-    config, names, fetch = _open(name, **hub)
+    config, names, fetch, is_all = _open(name, **hub)
     places = config.places(layers)
     there = variants_among(names, config)
-    variant = variant or (there or [config.default_variant])[0]  # the default, or else the one that is there
+    # The default, or else the one that is there; in a cache the default may only not have been asked for yet.
+    variant = variant or (there if there and is_all else [config.default_variant])[0]
     weights = LAYOUT.weights_of(variant, config)
+    where, advice = (name, "") if is_all else (f"what is cached of {name}", ", or connect to the network once")
     if weights not in names:
-        raise BundleError(f"{name} has no variant {variant!r} ({weights} is missing): expected one of {there}")
+        missing = f"{where} has no variant {variant!r} ({weights} is missing)"
+        raise BundleError(f"{missing}: expected one of {there}{advice}")
     banks = f"{LAYOUT.references}/*.safetensors"
     if references and not fnmatch.filter(names, banks):
-        raise BundleError(f"{name} has no references ({banks}): save it with references=True, or load it without")
+        missing = f"{where} has no references ({banks})"
+        raise BundleError(f"{missing}: save it with references=True, or load it without{advice}")
     wanted = [LAYOUT.config, LAYOUT.preprocessor, weights, f"{LAYOUT.backbone}/*"]
     folder = fetch([*wanted, banks] if references else wanted)
     config = config.replace(**{name: value for name, value in changes.items() if value is not None})
@@ -81,7 +85,7 @@ def describe_bundle(name: PathLike, **hub: Any) -> tuple[ADPretrainConfig, list[
         MissingPathError: no such folder or repository.
         BundleError: not a bundle, or not to be had.
     """
-    config, names, _ = _open(name, **hub)
+    config, names, *_ = _open(name, **hub)
     return config, sorted(names)
 
 
@@ -104,7 +108,7 @@ def read_preparation(
     """
     hub: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
     hub |= {"local_files_only": local_files_only, "force_download": force_download}
-    config, names, fetch = _open(name, **hub)
+    config, names, fetch, _ = _open(name, **hub)
     return prepared_as(config, fetch([LAYOUT.config, LAYOUT.preprocessor])) if LAYOUT.preprocessor in names else config
 
 
@@ -135,11 +139,13 @@ def projectors_of(
     return projectors.requires_grad_(False)
 
 
-def _open(name: PathLike, **hub: Any) -> tuple[ADPretrainConfig, Collection[str], Callable[[list[str]], Path]]:
-    """A bundle's configuration, the names of its files, and what gets those that match patterns into a folder."""
+def _open(name: PathLike, **hub: Any) -> tuple[ADPretrainConfig, Collection[str], Callable[[list[str]], Path], bool]:
+    """A bundle's configuration, the names of its files, what gets those that match patterns into a folder, and whether
+    those are all its files.
+    """
     folder = Path(name)
     if folder.is_dir():
-        return read_config(folder), files_in(folder), lambda patterns: folder
+        return read_config(folder), files_in(folder), lambda patterns: folder, True
     from adpretrain_hf.hub import RepositoryFiles
 
     try:
@@ -148,8 +154,8 @@ def _open(name: PathLike, **hub: Any) -> tuple[ADPretrainConfig, Collection[str]
         raise MissingPathError(f"no bundle at {name}: it is neither a folder nor the id of a repository") from error
     repository = RepositoryFiles(str(name), **hub)
     cached = repository.file(LAYOUT.config).parent
-    # Where the Hub was not asked, what is in the cache is all there is.
-    return read_config(cached), repository.names or files_in(cached), repository.folder
+    names = repository.names
+    return read_config(cached), names or files_in(cached), repository.folder, names is not None
 
 
 def _load_bundled_backbone(folder: Path, config: ADPretrainConfig, dtype: torch.dtype, **hub: Any) -> Backbone:

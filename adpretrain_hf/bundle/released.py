@@ -11,7 +11,7 @@ from torch import Tensor
 from adpretrain_hf.backbones import load_pickle
 from adpretrain_hf.bundle.layout import LAYOUT
 from adpretrain_hf.bundle.load import Parts, new, projectors_of
-from adpretrain_hf.bundle.save import save, write_projectors
+from adpretrain_hf.bundle.save import check_no_foreign_files, save, write_projectors
 from adpretrain_hf.config import ADPretrainConfig
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.files import check_names
@@ -135,7 +135,9 @@ def convert(
         variant: projectors_of(from_released(tensors, len(config.layers)), config, str(checkpoints[variant]))
         for variant, (tensors, _) in released.items()
     }
-    save(Parts(config, backbone, projectors.pop(default), default), Path(output))
+    parts = Parts(config, backbone, projectors.pop(default), default)
+    check_no_foreign_files(Path(output), config, default)
     for variant, others in projectors.items():
         write_projectors(others, Path(output) / LAYOUT.weights_of(variant, config))
+    save(parts, Path(output))  # last, for the configuration that it writes is what makes a bundle of the folder
     return config

@@ -41,7 +41,7 @@ def save(
     if is_quantized(backbone) or is_quantized(projectors):
         raise InputError("an extractor with quantised layers cannot be saved: save the one that it was made of")
     config = _with_digests(config, backbone if include_backbone else None)
-    _check_no_foreign_variants(folder, config, variant)
+    check_no_foreign_files(folder, config, variant)
     if include_backbone:
         with atomic_path(folder / LAYOUT.backbone) as temporary:
             backbone.save(temporary)
@@ -92,15 +92,22 @@ def is_quantized(module: nn.Module) -> bool:
     return not all(isinstance(value, Tensor) for value in module.state_dict().values())
 
 
-def _check_no_foreign_variants(folder: Path, config: ADPretrainConfig, variant: str) -> None:
-    """Raises InputError if saving to a folder would leave another extractor's projectors beside the new ones."""
+def check_no_foreign_files(folder: Path, config: ADPretrainConfig, variant: str) -> None:
+    """Raises InputError if saving to a folder would leave what is another extractor's beside the new one.
+
+    Those are projectors of another configuration, banks of another fingerprint, and the card of another backbone.
+    """
     if not (folder / LAYOUT.config).is_file():
         return
-    there = read_config(folder)
-    others = [name for name in variants_among(files_in(folder), there) if name != variant]
-    if others and there != config:
+    there, files = read_config(folder), files_in(folder)
+    others = [name for name in variants_among(files, there) if name != variant]
+    found = [f"the variants {others}"] if others and there != config else []
+    banks = [name for name in files if name.startswith(f"{LAYOUT.references}/")]
+    found += banks if there.fingerprint != config.fingerprint else []
+    found += [LAYOUT.card] if LAYOUT.card in files and there.backbone != config.backbone else []
+    if found:
         differing = sorted(name for name, value in config.to_dict().items() if there.to_dict()[name] != value)
         raise InputError(
-            f"{folder} holds the variants {others} of an extractor with another configuration (it differs in "
+            f"{folder} holds {', '.join(found)} of an extractor with another configuration (it differs in "
             f"{differing}): save to another folder, or remove that one first"
         )

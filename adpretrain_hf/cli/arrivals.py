@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 from pathlib import Path
 
@@ -62,7 +63,13 @@ class Arrivals:
         """
         found = self._states()
         if found:  # an empty folder may be where nothing is mounted just now
-            self._done = {name: state for name, state in chain(self._done.items(), self._before) if name in found}
+            folders, known = {os.path.dirname(name) for name in found}, chain(self._done.items(), self._before)
+
+            @cache
+            def is_away(folder: str) -> bool:
+                return folder not in folders and (self._folder / folder).is_dir()
+
+            self._done = {name: state for name, state in known if name in found or is_away(os.path.dirname(name))}
         now, waiting = time.monotonic(), self._waiting
         self._waiting = {
             name: waiting[name]

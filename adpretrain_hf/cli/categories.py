@@ -1,6 +1,7 @@
 """Which product every image of a run shows: its folders tell, or a table."""
 
 import csv
+import io
 from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 
@@ -41,8 +42,10 @@ def categories_of(names: Mapping[str, str], known: Collection[str], table: Path 
 def _read_table(table: Path) -> dict[str, str]:
     if not table.is_file():
         raise MissingPathError(f"no table of categories at {table}")
-    with table.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file)
-        if not {"image", "category"} <= {*(rows.fieldnames or ())}:
-            raise InputError(f"{table} has the columns {rows.fieldnames}, expected image and category")
-        return {row["image"]: row["category"] for row in rows}
+    try:
+        rows = csv.DictReader(io.StringIO(table.read_text(encoding="utf-8-sig"), newline=""))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{table} is no text in UTF-8 ({error}): save it as CSV UTF-8") from error
+    if not {"image", "category"} <= {*(rows.fieldnames or ())}:
+        raise InputError(f"{table} has the columns {rows.fieldnames}, expected image and category")
+    return {row["image"]: row["category"] for row in rows}

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from adpretrain_hf.images import ImageState, is_same_state
+from adpretrain_hf.files import sha256_of
+from adpretrain_hf.images import ImageState, is_removed, is_same_state
 
 
 class JsonLines:
@@ -52,7 +53,7 @@ class JsonLines:
 
 
 class DoneList:
-    """JSON lines, each with an image's name in the results, its path and its state.
+    """JSON lines, each with an image's name in the results, its path, its state and its category.
 
     What lies in the results' own time stamps does not survive every mount, copy and file system; this does.
 
@@ -62,26 +63,36 @@ class DoneList:
 
     def __init__(self, path: Path) -> None:
         self._lines = JsonLines(path)
-        self._entries: dict[str, tuple[str, ImageState]] = {
-            name: (image, (size, time)) for name, image, size, time in self._lines
-        }
+        self._entries: dict[str, tuple[str, ImageState, str]] = {}
+        for line in self._lines:
+            match line:
+                case [str(name), str(image), int(size), int(time), *rest]:
+                    self._entries[name] = image, (size, time), "".join(map(str, rest))
 
-    def holds(self, name: str, state: ImageState) -> bool:
-        """Whether a result was made of an image in this state."""
-        return name in self._entries and is_same_state(self._entries[name][1], state)
+    def holds(self, name: str, image: str, state: ImageState, category: str) -> bool:
+        """Whether a result was made of an image in this state, as one of this category.
 
-    def add(self, name: str, image: str, state: ImageState) -> None:
+        A name, a size and a time may be those of another image: one that lay elsewhere and still does is compared.
+        """
+        if name not in self._entries:
+            return False
+        made_of, before, as_category = self._entries[name]
+        if as_category != category or not is_same_state(before, state):
+            return False
+        if made_of == os.path.abspath(image) or not os.path.exists(made_of):
+            return True
+        try:
+            return sha256_of(Path(made_of)) == sha256_of(Path(image))
+        except OSError:
+            return False
+
+    def add(self, name: str, image: str, state: ImageState, category: str) -> None:
         """Notes that a result is written."""
         path = os.path.abspath(image)
-        self._lines.append((name, path, *state))
-        self._entries[name] = path, state
+        self._lines.append((name, path, *state, category))
+        self._entries[name] = path, state, category
 
     def gone(self, names: Iterable[str]) -> list[str]:
-        """Other images than these that were removed since: their folder is there, and they are not."""
+        """Other images than these that were removed since."""
         others = self._entries.keys() - set(names)
-        paths = {name: self._entries[name][0] for name in others}
-        return [
-            name
-            for name, image in paths.items()
-            if not os.path.lexists(image) and os.path.isdir(os.path.dirname(image))
-        ]
+        return [name for name in others if is_removed(self._entries[name][0])]

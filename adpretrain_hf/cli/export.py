@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     program = args.output.with_name("predict.py")
     if args.output.suffix != ".onnx":
         raise InputError(f"--output is {args.output}, expected a name that ends in .onnx")
-    if program.exists() and program.read_text(encoding="utf-8").partition("\n")[0] not in PROGRAM:
+    if program.exists() and program.read_text(encoding="utf-8", errors="replace").partition("\n")[0] not in PROGRAM:
         raise InputError(f"{program} is another program, which would be lost: give --output in another folder")
     extractor = load(args)
     extractor.set_reference(reference_of(extractor, args))

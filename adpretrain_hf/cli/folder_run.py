@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,8 +25,16 @@ from adpretrain_hf.cli.categories import categories_of
 from adpretrain_hf.cli.done import DoneList
 from adpretrain_hf.errors import ImageError, InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
-from adpretrain_hf.files import atomic_path, combined_digest, fitting_name, sha256_of, tensor_digest, write_text
-from adpretrain_hf.images import RunImages, list_images, open_images, read_image
+from adpretrain_hf.files import (
+    atomic_path,
+    combined_digest,
+    fitting_name,
+    has_content,
+    sha256_of,
+    tensor_digest,
+    write_text,
+)
+from adpretrain_hf.images import RunImages, images_outside, list_images, open_images, read_image
 from adpretrain_hf.quantization import quantize
 from adpretrain_hf.reference import ReferenceBank, bank_files, is_bank, write_references
 from adpretrain_hf.scoring import BY_MAXIMUM
@@ -69,7 +77,7 @@ class FolderRun:
     def results(self) -> dict[str, Path]:
         """The results that are there, by what errors call their images."""
         paths = {image: self.result_path(image) for image in self.images.names}
-        return {image: path for image, path in paths.items() if path.is_file()}
+        return {image: path for image, path in paths.items() if has_content(path)}
 
     def pending(self) -> list[str]:
         """The images without a result, or that are no longer those that it was made of."""
@@ -96,12 +104,13 @@ class FolderRun:
             for image, result in results:  # closed, so that the progress bar ends before an error is told
                 with atomic_path(self.result_path(image)) as path:
                     save(result, path)
+                self._remove(self.images.names[image], [*self.files][1:])  # of an earlier state of the image
                 self.note_done(image)
 
     def note_done(self, image: str) -> None:
         """Notes that an image's result is written, and of what state of the image: a replaced one has another."""
         if (state := self.images.states.get(image)) is not None:
-            self._done.add(self.images.names[image], image, state)
+            self._done.add(self.images.names[image], image, state, self.images.categories.get(image, ""))
 
     def note_failure(self, image: str, error: ImageError) -> None:
         """Notes an image that cannot be used; the run goes on."""
@@ -112,15 +121,17 @@ class FolderRun:
     def _path(self, name: str, subfolder: str) -> Path:
         return self.output / subfolder / fitting_name(name, self.files[subfolder])
 
-    def _remove(self, name: str) -> None:
-        for subfolder in self.files:
+    def _remove(self, name: str, subfolders: Iterable[str] | None = None) -> None:
+        for subfolder in self.files if subfolders is None else subfolders:
             self._path(name, subfolder).unlink(missing_ok=True)
 
     def _is_done(self, image: str) -> bool:
-        state = self.images.states.get(image)
-        return self.result_path(image).is_file() and (
-            state is None or self._done.holds(self.images.names[image], state)
-        )
+        name, state = self.images.names[image], self.images.states.get(image)
+        if not has_content(self.result_path(image)):
+            return False
+        if self.images.settings:  # a data set, which cannot change
+            return True
+        return state is not None and self._done.holds(name, image, state, self.images.categories.get(image, ""))
 
 
 def keep_settings(output: Path, settings: Mapping[str, Any]) -> None:
@@ -172,12 +183,15 @@ def prepare(args: Namespace) -> tuple[RunImages, ADPretrainFeatureExtractor, dic
     extractor, settings = prepare_extractor(args)
     if args.references:
         images = replace(images, categories=categories_of(images.names, extractor.references, args.categories))
-        settings |= {"categories": sha256_of(args.categories)} if args.categories else {}
     return images, extractor, settings | images.settings
 
 
 def prepare_extractor(args: Namespace) -> tuple[ADPretrainFeatureExtractor, dict[str, Any]]:
     """Loads the extractor and sets its references, and lists what results will depend on, whatever the images are."""
+    for name in ("reference", "calibrate"):
+        paths = getattr(args, name, None)
+        if paths and len(paths) == 1 and paths[0].is_dir():
+            setattr(args, name, images_outside(paths[0], args.output))
     extractor = load(args)
     if getattr(args, "references", None):
         given = [*bank_options(args), *(["calibrate"] if getattr(args, "calibrate", None) else [])]
@@ -211,8 +225,7 @@ def _reference_settings(args: Namespace) -> dict[str, Any]:
         return {"references": {path.stem: sha256_of(path) for path in bank_files(args.references)}}
     if getattr(args, "categories", None):
         raise InputError(f"--categories {args.categories} is for --references, a folder of several products' banks")
-    files = list_images(args.reference[0]) if args.reference[0].is_dir() else args.reference
-    return {"reference": combined_digest(sorted(hashlib.sha256(path.read_bytes()).digest() for path in files))}
+    return {"reference": combined_digest(sorted(hashlib.sha256(path.read_bytes()).digest() for path in args.reference))}
 
 
 def reference_of(extractor: ADPretrainFeatureExtractor, args: Namespace) -> ReferenceBank:

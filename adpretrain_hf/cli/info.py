@@ -35,14 +35,16 @@ def run(args: argparse.Namespace) -> int:
         return 0
     config, names = describe_bundle(args.path)
     config = config.replace(**preparation(args))
+    variants = variants_among(names, config)
     facts = config.to_dict() | {
         "fingerprint": config.fingerprint,  # of reference banks, which fit one size and mode
-        "variants": variants_among(names, config),
+        "variants": variants,
         "backbone_included": any(name.startswith(f"{LAYOUT.backbone}/") for name in names),
         "references": [Path(name).stem for name in names if re.fullmatch(r"references/[^/]+\.safetensors", name)],
     }
     if Path(args.path).is_dir():  # on the Hub, only the weights would tell
-        projectors = read_projectors(Path(args.path) / LAYOUT.weights, config, torch.float32)
+        weights = LAYOUT.weights_of((variants or [config.default_variant])[0], config)
+        projectors = read_projectors(Path(args.path) / weights, config, torch.float32)
         facts["trained"] = not projectors.are_identity()
     if args.json:
         print(json.dumps(facts, indent=2))

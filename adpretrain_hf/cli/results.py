@@ -19,7 +19,7 @@ from torch import Tensor
 from adpretrain_hf.cli.folder_run import FolderRun
 from adpretrain_hf.errors import ImageError, InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
-from adpretrain_hf.files import atomic_path, write_csv, write_text
+from adpretrain_hf.files import atomic_path, remove, write_csv, write_text
 from adpretrain_hf.images import read_image
 from adpretrain_hf.overlays import ColourRange, calibrated_colours, colour_range, framed, outlined, overlay
 from adpretrain_hf.scoring import Judgement, Region, ScoredImage, find_regions, place_map, required
@@ -160,10 +160,13 @@ def write_scores(run: FolderRun, decisions: Mapping[str, Decision]) -> int:
             regions = decision.regions_of(result)
             places += [(names[image], *region.box, region.area, region.peak, region.mean) for region in regions]
             rows[-1]["regions"] = [asdict(region) for region in regions]
-    columns = [name for name in _COLUMNS if any(name in row for row in rows)]
+    columns = [name for name in _COLUMNS if name in ("image", "score") or any(name in row for row in rows)]
     write_csv(run.output / "scores.csv", tuple(columns), [tuple(row.get(name, "") for name in columns) for row in rows])
+    listed = run.output / "regions.csv"
     if any(decision.regions is not None for decision in decisions.values()):
-        write_csv(run.output / "regions.csv", _REGION_COLUMNS, places)
+        write_csv(listed, _REGION_COLUMNS, places)
+    else:
+        remove(listed)  # of an earlier run, whose images may be others now
     about = {category: decision.about() for category, decision in decisions.items()}
     report = {
         "settings": dict(sorted(run.settings.items())),

@@ -76,8 +76,9 @@ class Service:
 
     def _before(self) -> Iterator[tuple[str, ImageState]]:
         for line in self._lines:
-            with contextlib.suppress(KeyError, TypeError):  # a line of somebody else
-                yield line["image"], (line["size"], line["modified"])
+            match line:
+                case {"image": str(name), "size": int(size), "modified": int(modified)}:
+                    yield name, (size, modified)
 
     def _look(self) -> list[Arrival]:
         """The next batch of what is there."""

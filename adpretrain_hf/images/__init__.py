@@ -19,6 +19,8 @@ from adpretrain_hf.images.sources import (
     ImageState,
     RunImages,
     find_images,
+    images_outside,
+    is_removed,
     is_same_state,
     list_images,
     named_sources,

@@ -52,7 +52,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 # What Pillow's readers raise on damaged files.
-_DAMAGED = (OSError, RuntimeError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError)
+_DAMAGED = (OSError, RuntimeError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError)
 _UNREADABLE = (*_DAMAGED, MemoryError, struct.error, zlib.error, Image.DecompressionBombError)
 
 

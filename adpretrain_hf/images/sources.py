@@ -1,5 +1,6 @@
 """Whatever a caller calls images, as single ones with names: folders, paths, pictures, arrays, data sets."""
 
+import contextlib
 import logging
 import os
 from collections import Counter
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 ImageState = tuple[int, int]  # a file's size in bytes, and when it was changed, in nanoseconds
-_TIME_STEPS = (1_000_000, 1_000_000_000, 2_000_000_000)  # nanoseconds, of file systems and archives
+_SECOND = 1_000_000_000  # nanoseconds
+_TIME_STEPS = (1_000_000, _SECOND, 2 * _SECOND)  # of file systems and archives
 _LOG = logging.getLogger(__name__)
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"))
 
@@ -37,6 +39,20 @@ def list_images(folder: str | Path) -> list[Path]:
     paths = find_images(folder)
     if not paths:
         raise InputError(f"no images in {folder}: expected files ending in {', '.join(sorted(SUFFIXES))}")
+    return paths
+
+
+def images_outside(folder: Path, output: Path) -> list[Path]:
+    """What ``list_images`` lists, without what lies in ``output``: results of an earlier run are no input.
+
+    Raises:
+        InputError: there is nothing else, or see ``list_images``.
+    """
+    paths = list_images(folder)
+    if output.resolve().is_relative_to(folder.resolve()):
+        paths = [path for path in paths if not path.resolve().is_relative_to(output.resolve())]
+    if not paths:
+        raise InputError(f"no images in {folder} besides the results in {output}")
     return paths
 
 
@@ -138,11 +154,28 @@ def name_of(image: Any, number: int | None = None) -> str:
 
 
 def is_same_state(state: ImageState, other: ImageState) -> bool:
-    """Whether an image is as it was: of one size, and its times equal, or one the other as it is kept elsewhere."""
+    """Whether an image is as it was: of one size, and its times equal, or one the other as a coarser clock keeps it.
+
+    Two times of whole seconds are of one clock: an image that is replaced a second later is another one.
+    """
     (size, time), (other_size, other_time) = state, other
     apart = abs(time - other_time)
-    is_rounded = (apart < step and 0 in (time % step, other_time % step) for step in _TIME_STEPS)
+    is_rounded = (
+        apart < step and coarse % step == 0 and fine % min(step, _SECOND) > 0
+        for step in _TIME_STEPS
+        for coarse, fine in ((time, other_time), (other_time, time))
+    )
     return size == other_size and (apart < 1_000 or any(is_rounded))  # a float of seconds has no more
+
+
+def is_removed(path: str | Path) -> bool:
+    """Whether an image was taken out of its folder; an empty or missing one may be where nothing is mounted now."""
+    if os.path.lexists(path):
+        return False
+    try:
+        return bool(os.listdir(os.path.dirname(path) or "."))
+    except OSError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -185,8 +218,12 @@ def open_images(images: str | Path | Sequence[str | Path], output: Path, column:
         raise InputError(f"an image column ({column!r}) was given, but the images are files: expected a data set")
     names = _relative_names(paths, output)
     # Before any is read: one that is replaced meanwhile is found changed the next time.
-    states = ((image, os.stat(image)) for image in names)
-    return RunImages(names, str, {image: (state.st_size, state.st_mtime_ns) for image, state in states})
+    states = {}
+    for image in names:
+        with contextlib.suppress(OSError):  # gone since it was listed: reading it will tell
+            status = os.stat(image)
+            states[image] = status.st_size, status.st_mtime_ns
+    return RunImages(names, str, states)
 
 
 def dataset_images(dataset: "Dataset", column: str | None = None) -> RunImages:
@@ -227,14 +264,9 @@ def _relative_names(images: Sequence[Path], output: Path) -> dict[str, str]:
     if not images:
         raise InputError("no images were given: expected a folder or image files")
     if len(images) == 1 and images[0].is_dir():
-        paths = list_images(images[0])
-        if output.resolve().is_relative_to(images[0].resolve()):  # results of an earlier run are no input
-            paths = [path for path in paths if not path.resolve().is_relative_to(output.resolve())]
-        names = {str(path): path.relative_to(images[0]).as_posix() for path in paths}
+        names = {str(path): path.relative_to(images[0]).as_posix() for path in images_outside(images[0], output)}
     else:
         names = {str(path): path.name for path in images}
-    if not names:
-        raise InputError(f"no images in {images[0]} besides the results in {output}")
     twice = sorted(name for name, number in Counter(names.values()).items() if number > 1)
     if twice:
         advice = "give their common folder instead of the files"

@@ -1,5 +1,6 @@
 """TIFFs of which Pillow makes other pixels than their tags say: read right, or refused by the tag."""
 
+import math
 import threading
 from pathlib import Path
 from typing import BinaryIO
@@ -9,7 +10,8 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
 from adpretrain_hf.errors import ImageError
 
-_SUBFILE, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 254, 258, 259, 262, 266
+_SUBFILE, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 254, 257, 258, 259, 262, 266
+_STRIPS, _ROWS_PER_STRIP = 273, 278
 _ORIENTATION, _SAMPLES, _PLANES, _COLOUR_MAP, _INK_SET, _EXTRA, _FORMAT = 274, 277, 284, 320, 332, 338, 339
 _WHITE_IS_ZERO, _PALETTE, _CMYK, _YCBCR, _CIELAB = 0, 3, 5, 6, 8
 _FORCING = threading.Lock()
@@ -60,6 +62,11 @@ def check_tags(image: TiffImageFile, name: str) -> None:
     for what, found in refused.items():
         if found:
             raise ImageError(f"{name} holds {what}: convert it to 8 or 16 bits, grey or RGB")
+    rows, found = tags.get(_HEIGHT, 0), len(tags.get(_STRIPS, ()))
+    expected = math.ceil(rows / max(1, tags.get(_ROWS_PER_STRIP, rows)))
+    expected *= tags.get(_SAMPLES, 1) if tags.get(_PLANES) == 2 else 1
+    if 0 < found < expected:  # Pillow leaves the rest black
+        raise ImageError(f"{name} is damaged: its {rows} rows take {expected} strips (StripOffsets), it has {found}")
     if tag := mixed_up(image):
         raise ImageError(f"{name} is a TIFF of {tag}, which Pillow mixes up: give its path or bytes instead")
 

@@ -26,7 +26,7 @@ from PIL import Image
 from adpretrain_hf.errors import ImageError, InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.files import atomic_path
-from adpretrain_hf.images import ImageSource, ImageState, RunImages, is_same_state, to_host
+from adpretrain_hf.images import ImageSource, ImageState, RunImages, is_removed, is_same_state, to_host
 from adpretrain_hf.quantization import quantize
 from adpretrain_hf.scoring import anomaly_map, score_images
 
@@ -294,7 +294,7 @@ def _holds(row: Mapping[str, Any], states: Mapping[str, ImageState]) -> bool:
     """Whether the image could be used and is as it was; one that this run is not about only has to be there."""
     now = states.get(row["path"])
     if row["error"] or now is None:
-        return not row["error"] and os.path.exists(row["path"])
+        return not row["error"] and not is_removed(row["path"])
     if "size" not in row:  # an earlier version wrote none
         return row["modified"] == now[1]
     return is_same_state((row["size"], row["modified"]), now)

@@ -60,6 +60,16 @@ def test_both_variants_in_one_bundle(tmp_path):
     torch.testing.assert_close(difference, torch.ones(2048, 48), atol=0.02, rtol=0)
 
 
+def test_stopped_between_the_variants_there_is_no_bundle_yet(tmp_path, monkeypatch):
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("adpretrain_hf.bundle.released.write_projectors", full)
+    with pytest.raises(OSError, match="No space left"):
+        convert(BACKBONE, {"angle": RELEASED, "norm": RELEASED}, tmp_path / "bundle")
+    assert not (tmp_path / "bundle" / "config.json").exists()
+
+
 def test_norm_alone_is_the_default_variant(tmp_path):
     convert(BACKBONE, {"norm": RELEASED}, tmp_path)
     assert ADPretrainFeatureExtractor.from_pretrained(tmp_path).variant == "norm"

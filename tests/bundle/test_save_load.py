@@ -83,6 +83,17 @@ def test_another_extractors_variants_are_not_mixed_up(bundle, tiny_folder):
     assert torch.equal(features_of(load(bundle, variant="norm")), features_of(norm))
 
 
+def test_another_extractors_banks_and_card_are_not_mixed_up(bundle, tiny_folder):
+    norm = make_extractor(tiny_folder, seed=2)
+    norm.set_reference([random_image(1)], category="screw").save_pretrained(bundle, references=True)
+    other = make_extractor(tiny_folder, image_size=48)
+    with pytest.raises(InputError, match=r"holds references/screw.safetensors of an .*differs in \['image_size'\]"):
+        other.save_pretrained(bundle)
+    renamed = make_extractor(tiny_folder, backbone="acme/other")
+    with pytest.raises(InputError, match=r"holds README.md of an extractor .*differs in \['backbone'\]"):
+        renamed.save_pretrained(bundle)
+
+
 def test_the_card_says_whether_anything_was_trained(extractor, tiny_folder, tmp_path):
     extractor.save_pretrained(tmp_path / "trained")
     new = ADPretrainFeatureExtractor.from_backbone(str(tiny_folder), image_size=32, num_heads=4)
@@ -104,8 +115,22 @@ def test_without_the_hub_what_is_in_the_cache_is_described(hub, bundle, extracto
     config, names = describe_bundle("acme/described", cache_dir=tmp_path / "cache", local_files_only=True)
     assert config == extractor.config
     assert variants_among(names, config) == ["angle"] and "backbone/config.json" in names
-    with pytest.raises(BundleError, match=r"acme/described has no variant 'norm'.*expected one of \['angle'\]"):
-        load("acme/described", variant="norm", cache_dir=tmp_path / "cache", local_files_only=True)
+    cached = {"cache_dir": tmp_path / "cache", "local_files_only": True}
+    missing = r"what is cached of acme/described has no variant 'norm'.*: expected one of \['angle'\], or connect to"
+    with pytest.raises(BundleError, match=missing):
+        load("acme/described", variant="norm", **cached)
+    with pytest.raises(BundleError, match=r"cached of acme/described has no references .*, or connect to the network"):
+        load("acme/described", references=True, **cached)
+
+
+def test_in_a_cache_no_other_variant_stands_for_the_default_one(hub, bundle, tiny_folder, tmp_path):
+    norm = make_extractor(tiny_folder, seed=2)
+    norm.variant = "norm"
+    norm.save_pretrained(bundle)
+    BundlePusher(bundle, "acme/two", token="hf_owner").push()
+    load("acme/two", variant="norm", cache_dir=tmp_path / "cache")
+    with pytest.raises(BundleError, match=r"what is cached of acme/two has no variant 'angle'"):
+        load("acme/two", cache_dir=tmp_path / "cache", local_files_only=True)
 
 
 def test_a_stopped_save_leaves_the_old_bundle(bundle, tiny_folder, monkeypatch):

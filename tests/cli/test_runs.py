@@ -734,6 +734,38 @@ def test_an_image_of_another_size_is_done_again_whatever_its_time(image_folder: 
     assert start(image_folder, tmp_path / "out").pending() == [str(image)]
 
 
+def test_an_image_of_another_folder_with_its_name_size_and_time_is_another(image_folder: Path, tmp_path: Path) -> None:
+    image, copied = image_folder / "0.png", tmp_path / "copied"
+    finish(start([image], tmp_path / "out"), image)
+    shutil.copytree(image_folder, copied)
+    os.utime(copied / "0.png", ns=(image.stat().st_mtime_ns,) * 2)
+    assert start([copied / "0.png"], tmp_path / "out").pending() == []  # a copy
+    turned = image.read_bytes()[::-1]
+    (copied / "0.png").write_bytes(turned)
+    os.utime(copied / "0.png", ns=(image.stat().st_mtime_ns,) * 2)
+    assert start([copied / "0.png"], tmp_path / "out").pending() == [str(copied / "0.png")]
+    image.unlink()  # then it has been moved
+    assert start([copied / "0.png"], tmp_path / "out").pending() == []
+
+
+def test_an_image_that_is_gone_before_it_is_read_costs_itself_alone(image_folder, bundle, bank, tmp_path, monkeypatch):
+    listed = list_images(image_folder)
+    (image_folder / "1.png").unlink()
+    monkeypatch.setattr("adpretrain_hf.images.sources.list_images", lambda folder: listed)
+    assert run("score", bundle, image_folder, "--reference", bank, "--output", tmp_path / "out") == 1
+    assert len(results(tmp_path / "out", "score")) == len(listed) - 1
+
+
+def test_an_empty_result_and_a_line_that_is_no_entry_are_done_again(image_folder: Path, tmp_path: Path) -> None:
+    image = image_folder / "0.png"
+    one = start([image], tmp_path / "out")
+    finish(one, image)
+    (tmp_path / "out" / "done.jsonl").open("a").write('{}\n[]\n3\nnull\n["0.png", "a", null, null]\n')
+    assert start([image], tmp_path / "out").pending() == []
+    one.result_path(str(image)).write_bytes(b"")  # what is left where a machine went down
+    assert start([image], tmp_path / "out").pending() == [str(image)]
+
+
 def test_half_a_line_of_the_list_costs_one_image(image_folder: Path, tmp_path: Path) -> None:
     images = [str(path) for path in list_images(image_folder)]
     one = start(image_folder, tmp_path / "out")
@@ -760,9 +792,35 @@ def test_results_of_images_that_were_removed_go_with_them(bundle, image_folder, 
     assert {*results(output, "score")} == left
     overlays = output / "overlays"
     assert {path.relative_to(overlays).as_posix() for path in overlays.rglob("*.png")} == {f"{n}.png" for n in left}
+    away = (image_folder / "sub").rename(tmp_path / "away")
+    (image_folder / "sub").mkdir()  # where nothing is mounted just now
+    assert run(*words, image_folder) == 0
+    assert {*results(output, "score")} == left
+    away.rename(image_folder / "sub")
     shutil.rmtree(image_folder)  # a mount that is not there, for all that is known
     assert run(*words, more / "kept.png") == 0
     assert {*results(output, "score")} == left
+
+
+def test_results_among_the_references_are_no_references(bundle, image_folder, tmp_path):
+    output = image_folder / "results"
+    given = ("--reference", image_folder, "--calibrate", image_folder)
+    words = ("score", bundle, image_folder, *given, "--output", output)
+    assert run(*words) == 0
+    before = times(output, "score")
+    assert run(*words) == 0  # whose overlays are images, too
+    assert times(output, "score") == before and len(before) == 5
+
+
+def test_what_an_earlier_run_left_of_an_image_goes(bundle, image_folder, bank, tmp_path):
+    output = tmp_path / "out"
+    words = ("score", bundle, image_folder, "--reference", bank, "--output", output)
+    assert run(*words) == 0
+    write_text(output / "regions.csv", "image\n")
+    random_image(7).save(image_folder / "0.png")
+    assert run(*words, "--no-overlays") == 0
+    assert sorted(path.name for path in (output / "overlays").glob("*.png")) == ["1.png.png", "2.png.png"]
+    assert not (output / "regions.csv").exists()
 
 
 def test_an_image_that_is_gone_costs_the_others_no_overlay(bundle, image_folder, bank, tmp_path, monkeypatch, caplog):
@@ -848,8 +906,17 @@ def test_a_table_tells_the_categories(
     assert run(*arguments, "--categories", table) == 0
     rows = csv.DictReader((output / "scores.csv").open(encoding="utf-8", newline=""))
     assert {row["image"]: row["category"] for row in rows} == swapped
-    assert run(*arguments) == 1
-    assert "holds results of other settings" in capsys.readouterr().err
+    before = times(output, "score")
+    random_image(9).save(images / "1.png")  # one more, and one of another product
+    told = PRODUCTS | {"1.png": "nut"}
+    write_text(table, "image,category\n" + "".join(f"{name},{one}\n" for name, one in told.items()))
+    same = [name for name in PRODUCTS if PRODUCTS[name] == swapped[name]]
+    assert run(*arguments, "--categories", table) == 0
+    after = times(output, "score")
+    assert {*after} == {*PRODUCTS, "1.png"} and [name for name in before if after[name] == before[name]] == same
+    table.write_bytes("image,category\n1.png,Stück\n".encode("latin-1"))
+    assert run(*arguments, "--categories", table) == 1
+    assert "products.csv is no text in UTF-8" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -253,10 +254,25 @@ def test_done_images_are_not_new_until_they_change(camera):
     camera.rmdir()
     away.rename(camera)
     assert arrivals.look() == []
+    (camera / "line").mkdir()
+    arrive(camera, "line/2.png", 2)
+    arrivals.look()
+    time.sleep(0.01)
+    arrivals.done(arrivals.look()[0])
+    shutil.move(camera / "line", camera.with_name("line"))
+    (camera / "line").mkdir()  # a share within the folder
+    assert arrivals.look() == []
+    (camera / "line").rmdir()
+    shutil.move(camera.with_name("line"), camera / "line")
+    assert arrivals.look() == []
+    os.utime(second, (1, 1))  # replaced a second later, by a clock of seconds
+    arrivals.look()
+    time.sleep(0.01)
+    assert [one.name for one in arrivals.look()] == ["1.png"]
     first.write_bytes(b"other")
     arrivals.look()
     time.sleep(0.01)
-    assert [one.name for one in arrivals.look()] == ["0.png"]
+    assert [one.name for one in arrivals.look()] == ["1.png", "0.png"]
 
 
 def test_a_line_that_does_not_fit_leaves_nothing(tmp_path):

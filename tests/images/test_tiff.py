@@ -187,3 +187,10 @@ def test_an_image_that_the_caller_opened_from_a_file_is_refused_where_pillow_map
 def test_a_damaged_tiff_is_told_by_its_damage() -> None:
     with pytest.raises(ImageError, match=r"a\.tif cannot be read as an image: image file is truncated"):
         read_image(tiff(COLOURS, RGB.tobytes()[:-600]), "a.tif")
+    with pytest.raises(ImageError, match=r"a\.tif is damaged: its 40 rows take 2 strips .* it has 1"):
+        read_image(tiff({257: 2 * H, 278: H}, GREY.tobytes()), "a.tif")
+    entry = struct.pack("<HHI", PHOTOMETRIC, 3, 1)
+    unknown = tiff({BITS: 10}, packed(GREY_16 >> 6, 10))
+    assert unknown.count(entry) == 1
+    with pytest.raises(ImageError, match=r"not read a TIFF of BitsPerSample \(10,\), Compression 1, SamplesPerPixel"):
+        read_image(unknown.replace(entry, struct.pack("<HHI", PHOTOMETRIC, 3, 2**20)), "a.tif")
