@@ -24,7 +24,7 @@ from adpretrain_hf.scoring import (
     gaussian_smooth,
     maps_of,
     place_map,
-    score_batch,
+    score_images,
 )
 
 QUICK = settings(max_examples=60, deadline=None, database=None)
@@ -33,6 +33,10 @@ sides = st.integers(1, 48)
 
 def prepared(name: str, height: int = 24, width: int = 24) -> PreparedImage:
     return PreparedImage(torch.zeros(3, height, width), name, (height, width), (0, 0, height, width))
+
+
+def scored(images: list[PreparedImage], maps: Tensor) -> list[ScoredImage]:
+    return [result for result, _ in score_images([(images, [maps])])]
 
 
 def features_of(batch: int, grid: tuple[int, int] = (3, 3), levels: int = 2, seed: int = 0) -> list[Tensor]:
@@ -54,9 +58,7 @@ def test_the_map_is_the_authors(golden: dict[str, Tensor]) -> None:
 def test_the_scores_are_the_maxima_of_the_authors_map(golden: dict[str, Tensor]) -> None:
     features = [golden[f"projector.out.{level}"] for level in range(4)]
     side = int(golden["featurenorm.size"])
-    results = score_batch(
-        [prepared(str(number), side, side) for number in range(3)], anomaly_map(features, (side, side))
-    )
+    results = scored([prepared(str(number), side, side) for number in range(3)], anomaly_map(features, (side, side)))
     for result, expected in zip(results, golden["featurenorm.map"], strict=True):
         torch.testing.assert_close(result.anomaly, expected, atol=1e-5, rtol=1e-5)
         assert result.score == pytest.approx(float(expected.max()), abs=1e-5)
@@ -178,13 +180,13 @@ def test_a_batch_is_scored_image_by_image() -> None:
     features = features_of(3, grid=(3, 4))
     images = [prepared(name, 24, 32) for name in ("a.png", "b.png", "c.png")]
     maps = anomaly_map(features, (24, 32))
-    results = score_batch(images, maps)
+    results = scored(images, maps)
     assert [result.image for result in results] == images
     for row, result in enumerate(results):
         assert isinstance(result, ScoredImage) and isinstance(result.score, float)
         torch.testing.assert_close(result.anomaly, maps[row])
         assert result.score == float(result.anomaly.max())
-        alone = score_batch([images[row]], anomaly_map([level[row : row + 1] for level in features], (24, 32)))[0]
+        alone = scored([images[row]], anomaly_map([level[row : row + 1] for level in features], (24, 32)))[0]
         torch.testing.assert_close(alone.anomaly, result.anomaly)
 
 
@@ -195,12 +197,7 @@ def test_a_score_that_is_not_finite_is_refused_by_name(value: float, level: int)
     features[level][1, 5, 2, 0] = value
     images = [prepared(name) for name in ("good.png", "bad.png", "other.png")]
     with pytest.raises(InputError, match=r"the score of bad\.png is (nan|inf): it holds NaN"):
-        score_batch(images, anomaly_map(features, images[0].network_size))
-
-
-def test_maps_of_another_number_of_images_are_refused() -> None:
-    with pytest.raises(ValueError, match="got 3 maps of 2 images"):
-        score_batch([prepared("a.png"), prepared("b.png")], torch.zeros(3, 24, 24))
+        scored(images, anomaly_map(features, images[0].network_size))
 
 
 def test_full_size_map() -> None:

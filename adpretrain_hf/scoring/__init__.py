@@ -12,7 +12,6 @@ from adpretrain_hf.scoring.maps import (
     gaussian_smooth,
     maps_of,
     place_map,
-    score_batch,
     score_images,
 )
 from adpretrain_hf.scoring.regions import Region, find_regions

@@ -150,63 +150,6 @@ class ScoredImage:
         return self.judgement.within(place_map(self.anomaly, size, box))
 
 
-def score_batch(
-    images: Sequence[PreparedImage],
-    maps: Tensor,
-    judgements: Mapping[str, Judgement] = MappingProxyType({}),
-    on_error: OnError | None = None,
-) -> list[ScoredImage]:
-    """Scores a batch by its anomaly maps.
-
-    Args:
-        images: B prepared images.
-        maps: (B, H', W'), on the CPU.
-        judgements: how those of a category are scored; by their maxima by default.
-        on_error: called with the name and the error of an image that cannot be used, which is then left out; by default
-            the error is raised.
-
-    Raises:
-        InputError: a score is not a finite number.
-        ImageError: an image of another size than the region of interest.
-    """
-    if len(images) != len(maps):
-        raise ValueError(f"got {len(maps)} maps of {len(images)} images")
-    results: dict[int, ScoredImage] = {}
-    for category in dict.fromkeys(image.category for image in images):
-        judgement = judgements.get(category, BY_MAXIMUM)
-        own = (place for place, image in enumerate(images) if image.category == category)
-        rows = [place for place in own if _fits(images[place], judgement.region, on_error)]
-        if rows:
-            results |= zip(rows, _score_alike([images[row] for row in rows], maps[rows], judgement), strict=True)
-    return [results[row] for row in sorted(results)]
-
-
-def _score_alike(images: Sequence[PreparedImage], maps: Tensor, judgement: Judgement) -> list[ScoredImage]:
-    counting = None
-    if judgement.region is not None:
-        mask = network_mask(judgement.region, images[0].box, (maps.shape[1], maps.shape[2]))  # all have one size
-        maps, counting = maps.where(mask, 0), int(mask.sum())
-    scores = judgement.image_scores(maps, counting).tolist()
-    for image, score in zip(images, scores, strict=True):
-        if not math.isfinite(score):
-            reason = f"it holds NaN, or its features overflow {maps.dtype}"
-            raise InputError(f"the score of {image.name} is {score}: {reason}")
-    return [ScoredImage(*result, judgement) for result in zip(images, maps, scores, strict=True)]
-
-
-def _fits(image: PreparedImage, region: str | None, on_error: OnError | None) -> bool:
-    if region is None:
-        return True
-    try:
-        check_size(region, image.size, image.name)
-    except ImageError as error:
-        if on_error is None:
-            raise
-        on_error(image.name, error)
-        return False
-    return True
-
-
 def score_images(
     batches: Iterable[tuple[list[PreparedImage], list[Tensor]]],
     judgements: Mapping[str, Judgement] = MappingProxyType({}),
@@ -216,18 +159,40 @@ def score_images(
 
     Args:
         batches: prepared images, maps (B, H', W') and other tensors (B, ...), on the CPU.
-        judgements, on_error: see ``score_batch``.
+        judgements: how those of a category are scored; by their maxima by default.
+        on_error: called with the name and the error of an image that cannot be used, which is then left out; by default
+            the error is raised.
 
     Returns:
         An iterator of scored images and their other tensors, see ``by_image``.
 
     Raises:
         InputError: a score is not a finite number.
+        ImageError: an image of another size than the region of interest.
     """
     for image, (maps, *others) in by_image(batches):
         anomaly = maps if image.windows is None else blend_windows(maps, image.windows)
-        for scored in score_batch([image], anomaly[None], judgements, on_error):
+        try:
+            scored = _score(image, anomaly, judgements.get(image.category, BY_MAXIMUM))
+        except ImageError as error:
+            if on_error is None:
+                raise
+            on_error(image.name, error)
+        else:
             yield scored, others
+
+
+def _score(image: PreparedImage, anomaly: Tensor, judgement: Judgement) -> ScoredImage:
+    counting = None
+    if judgement.region is not None:
+        check_size(judgement.region, image.size, image.name)
+        mask = network_mask(judgement.region, image.box, (anomaly.shape[0], anomaly.shape[1]))
+        anomaly, counting = anomaly.where(mask, 0), int(mask.sum())
+    score = float(judgement.image_scores(anomaly[None], counting))
+    if not math.isfinite(score):
+        reason = f"it holds NaN, or its features overflow {anomaly.dtype}"
+        raise InputError(f"the score of {image.name} is {score}: {reason}")
+    return ScoredImage(image, anomaly, score, judgement)
 
 
 def blend_windows(maps: Tensor, windows: Windows) -> Tensor:
