@@ -119,7 +119,11 @@ class ADPretrainFeatureExtractor(nn.Module, ReferencesMixin, StreamsMixin, Bundl
             InputError: no reference is set or given, or one that does not fit.
         """
         places = self.config.places(layers)
-        residuals = self._match(features, references, own, places, windows)
+        found = self._resolve(references)
+        if isinstance(found, list):
+            residuals = residuals_per_image(features, found, places, own, windows)
+        else:
+            residuals = found.residuals(features, own, places, windows)
         scales = [self.config.residual_scale[place] for place in places]
         return [r if s == 1 else r * s for r, s in zip(residuals, scales, strict=True)]
 
@@ -173,19 +177,6 @@ class ADPretrainFeatureExtractor(nn.Module, ReferencesMixin, StreamsMixin, Bundl
         super()._apply(fn, recurse)
         self.references = {category: bank.to(self.device) for category, bank in self.references.items()}
         return self
-
-    def _match(
-        self,
-        features: Sequence[Tensor],
-        references: Optional[References],
-        own: Sequence[Optional[int]],
-        places: Sequence[int],
-        windows: Sequence[int],
-    ) -> list[Tensor]:
-        found = self._resolve(references)
-        if isinstance(found, list):
-            return residuals_per_image(features, found, places, own, windows)
-        return found.residuals(features, own, places, windows)
 
     def _resolve(self, references: Optional[References]) -> Union[ReferenceBank, list[ReferenceBank]]:
         """The bank that all images are compared with, or one for each image; they fit the extractor."""
