@@ -19,7 +19,6 @@ from torch import Tensor
 from adpretrain_hf.errors import InputError, check_count
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.images import is_prepared, named_sources
-from adpretrain_hf.reference import ReferenceBank
 
 
 class ADPretrainTransformer(TransformerMixin, BaseEstimator):
@@ -80,7 +79,6 @@ class ADPretrainTransformer(TransformerMixin, BaseEstimator):
         self.extractor_ = extractor.set_reference(_take(images, self.reference_indices_), batch_size=self.batch_size)
         return self
 
-    @torch.no_grad()
     def fit_transform(self, images: Any, y: object = None, **fit_params: Any) -> Any:
         """Fits, and describes the same images, each reference by what it is against the *other* references.
 
@@ -91,21 +89,13 @@ class ADPretrainTransformer(TransformerMixin, BaseEstimator):
         """
         images = _indexable(images)
         self.fit(images, y, **fit_params)
-        indices = self.reference_indices_
-        if len(indices) < 2:
+        number = len(self.reference_indices_)
+        if number < 2:
             raise InputError(
-                f"got {len(indices)} reference image to fit a detector with: expected at least 2 images and "
+                f"got {number} reference image to fit a detector with: expected at least 2 images and "
                 "num_references >= 2, for every reference is described by what it is against the others"
             )
-        rows = self._describe(images)
-        references = [_take(images, [index]) for index in indices]
-        banks = [self.extractor_.make_reference(image) for image in references]
-        for place, (index, image) in enumerate(zip(indices, references, strict=True)):
-            others = banks[:place] + banks[place + 1 :]
-            patches = [torch.cat(level) for level in zip(*(bank.patches for bank in others), strict=True)]
-            bank = ReferenceBank(patches, fingerprint=others[0].fingerprint, num_images=len(others))
-            rows[index] = self._pool(level[0] for level in self.extractor_(image, bank).values())
-        return rows
+        return self._describe(images)  # the extractor knows its references again, and leaves each out for itself
 
     def transform(self, images: Any) -> Any:
         """Describes images against all references: (n, L * C), float32.
@@ -140,7 +130,7 @@ class ADPretrainTransformer(TransformerMixin, BaseEstimator):
 
 def _indexable(images: Any) -> Tensor | list[Any]:
     if is_prepared(images):
-        return images
+        return images.cpu()  # where references are known by their pixels
     return [source for source, _ in named_sources(images)[0]]
 
 
