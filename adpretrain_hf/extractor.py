@@ -15,14 +15,14 @@ from adpretrain_hf.errors import InputError
 from adpretrain_hf.feature_info import FeatureInfo
 from adpretrain_hf.images import Preprocessor, check_prepared, is_prepared, to_device
 from adpretrain_hf.projector import Projectors
-from adpretrain_hf.reference import ReferenceBank, ReferencesMixin, residuals_per_image
+from adpretrain_hf.reference import ReferenceBank, residuals_per_image
 from adpretrain_hf.streams import StreamsMixin
 
 References = Union[ReferenceBank, Sequence[ReferenceBank], Any]
 Layers = Optional[Sequence[str]]
 
 
-class ADPretrainFeatureExtractor(nn.Module, ReferencesMixin, StreamsMixin, BundleMixin):
+class ADPretrainFeatureExtractor(nn.Module, StreamsMixin, BundleMixin):
     """A frozen backbone, a reference set, and projectors: images to features that are pretrained for anomaly detection.
 
     Made by ``from_pretrained`` (a bundle) or ``from_backbone`` (a new one, whose projectors are the identity). All

@@ -1,7 +1,7 @@
 """Any number of images through an extractor, in bounded memory: ``extract``, ``score``, ``calibrate``, and streams."""
 
 import logging
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Generator, Iterable, Sequence, Sized
 from functools import partial
 from typing import Any, Optional, Union
 
@@ -10,41 +10,20 @@ from huggingface_hub.utils import tqdm
 from torch import Tensor
 
 from adpretrain_hf.cache import ParameterCache
-from adpretrain_hf.config import ADPretrainConfig
 from adpretrain_hf.errors import InputError, check_sides
 from adpretrain_hf.files import combined_digest, tensor_digest
-from adpretrain_hf.images import OnError, PreparedBatches, PreparedImage, Preprocessor, by_image, stack, to_host
-from adpretrain_hf.projector import Projectors
-from adpretrain_hf.reference import Banks, ReferenceBank, RunNotice, check_category, say
+from adpretrain_hf.images import OnError, PreparedBatches, PreparedImage, by_image, stack, to_host
+from adpretrain_hf.reference import Banks, Batches, ReferenceBank, ReferencesMixin, RunNotice, check_category, say
 from adpretrain_hf.scoring import AnomalyScores, Calibration, Judgement, ScoredImage, anomaly_map, maps_of, score_images
 
 _LOG = logging.getLogger(__name__)
-Batches = Iterator[tuple[list[PreparedImage], list[Tensor]]]
 Categories = Optional[Iterable[str]]
 
 
-class StreamsMixin:
+class StreamsMixin(ReferencesMixin):
     """The part of ``ADPretrainFeatureExtractor`` that works through images batch by batch; the method is not here."""
 
-    config: ADPretrainConfig
-    preprocess: Preprocessor
-    projectors: Projectors
-    layers: tuple[str, ...]
-    encode: Callable[..., list[Tensor]]
-    residuals: Callable[..., list[Tensor]]
-    references: dict[str, ReferenceBank]
-    is_quantized: bool
     _identity: ParameterCache[str]
-    _stamp_of: Callable[[ADPretrainConfig], str]
-    _check_bank: Callable[[ReferenceBank], ReferenceBank]
-    _chosen: Optional[str]
-    _require_reference: Callable[[], ReferenceBank]
-    _as_banks: Callable[..., Banks]
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.projectors.parameters()).device
 
     def extract(
         self,
@@ -103,7 +82,6 @@ class StreamsMixin:
         run: dict[str, Any] = {"references": references, "categories": categories, "batch_size": batch_size}
         batches = self.stream_batches(images, **run, layers=layers, progress=progress, on_error=on_error)
         names = self.layers if layers is None else layers
-
         images_alone = by_image(to_host(batches, self.device, batch_size))
         return ((image, dict(zip(names, levels, strict=True))) for image, levels in images_alone)
 

@@ -52,7 +52,6 @@ class ReferencesMixin:
     preprocess: Preprocessor
     projectors: Projectors
     layers: tuple[str, ...]
-    device: Any
     references: dict[str, ReferenceBank]
     whole: Optional[ADPretrainConfig]
     is_quantized: bool
@@ -61,6 +60,11 @@ class ReferencesMixin:
     calibrate: Callable[..., ReferenceBank]
     _chosen: Optional[str]
     _encode_batches: Callable[..., Batches]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.projectors.parameters()).device
 
     @property
     def reference(self) -> Optional[ReferenceBank]:
