@@ -10,10 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from adpretrain_hf.backbones import CLIP, IMAGENET, describe, without_path
-from adpretrain_hf.errors import BundleError, InputError
+from adpretrain_hf.errors import BundleError, InputError, check_count, whole_number
 
 FORMAT_VERSION = 1
 MODEL_TYPE = "adpretrain"  # by which transformers' AutoConfig tells kinds of models apart
@@ -100,20 +98,20 @@ class ADPretrainConfig:
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
+        if whole_number(self.format_version) != FORMAT_VERSION:
+            raise InputError(
+                f"format_version is {self.format_version!r}, this version of adpretrain-hf reads {FORMAT_VERSION}: "
+                "install the version of adpretrain-hf that wrote the bundle, or a newer one"
+            )
         # JSON has lists and integers for floats, numpy its own numbers; equal settings must be equal values.
-        for name in ("hidden_size", "patch_size", "image_size", "num_heads", "num_reference_tokens", "format_version"):
-            if isinstance(value := getattr(self, name), np.integer):
-                object.__setattr__(self, name, int(value))
+        object.__setattr__(self, "format_version", FORMAT_VERSION)
+        for name in ("hidden_size", "patch_size", "image_size", "num_heads", "num_reference_tokens"):
+            object.__setattr__(self, name, check_count(name, getattr(self, name)))
         object.__setattr__(self, "layers", _numbers("layers", self.layers, operator.index))
         for name in ("mean", "std", "residual_scale"):
             object.__setattr__(self, name, _numbers(name, getattr(self, name), float))
         if not self.residual_scale:
             object.__setattr__(self, "residual_scale", (1.0,) * len(self.layers))
-        if not _is_int(self.format_version) or self.format_version != FORMAT_VERSION:
-            raise InputError(
-                f"format_version is {self.format_version!r}, this version of adpretrain-hf reads {FORMAT_VERSION}: "
-                "install the version of adpretrain-hf that wrote the bundle, or a newer one"
-            )
         for holds, name, expected in self._rules():
             _require(holds, name, getattr(self, name), expected)
         object.__setattr__(self, "variant_aliases", tuple(self.variant_aliases))
@@ -122,9 +120,6 @@ class ADPretrainConfig:
 
     def _rules(self) -> Iterator[tuple[bool, str, str]]:
         """What must hold, of which field, and what that may be; each may presume the ones before."""
-        for name in ("hidden_size", "patch_size", "image_size", "num_heads", "num_reference_tokens"):
-            value = getattr(self, name)
-            yield _is_int(value) and value >= 1, name, "an integer >= 1"
         fits, near = self.image_size % self.patch_size == 0, nearest_multiples(self.image_size, self.patch_size)
         yield fits, "image_size", f"a multiple of patch_size={self.patch_size}: {near}"
         yield self.hidden_size % self.num_heads == 0, "num_heads", f"a divisor of hidden_size={self.hidden_size}"
@@ -294,10 +289,6 @@ def _numbers(name: str, value: Any, convert: Callable[[Any], Any]) -> tuple[Any,
     except (TypeError, ValueError, OverflowError) as error:
         kind = "integers" if convert is operator.index else "numbers"
         raise InputError(f"{name} is {value!r}, expected a list or tuple of {kind}") from error
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_text(value: Any) -> bool:
