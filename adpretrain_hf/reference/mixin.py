@@ -280,12 +280,8 @@ class ReferencesMixin:
         if not isinstance(images, ReferenceBank):
             return self.make_reference(images, **options)
         own = {"tiles": images.tiles, "tile_reference": images.tile_reference}
-        same = {
-            name
-            for name in own
-            if (Tiles.of(options[name]) if name == "tiles" and name in options else options.get(name))
-            in (None, own[name])
-        }
+        asked = {"tiles": Tiles.of(options.get("tiles")), "tile_reference": options.get("tile_reference")}
+        same = {name for name, value in asked.items() if value in (None, own[name])}
         if making := sorted(options.keys() - {"category", "batch_size", "calibrate"} - same):
             raise InputError(
                 f"{', '.join(making)}: a bank is as it was made ({images}): leave it out, or make the bank again from "
