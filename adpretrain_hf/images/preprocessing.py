@@ -171,7 +171,7 @@ class Preprocessor:
         for place, box in enumerate(windows.boxes):
             top, left, rows, columns = box
             part = Picture.whole(image.crop((left, top, left + columns, top + rows)))
-            pixels = to_pixels(self._resize(part)[0])
+            pixels = to_pixels(self._resize(part))
             prepared.append(PreparedImage(pixels, name, size, box, mean, std, category, windows, place, identity))
         return prepared
 
@@ -198,9 +198,9 @@ class Preprocessor:
     def _fit(
         self, picture: Picture, resampling: Image.Resampling = Image.Resampling.BICUBIC
     ) -> tuple[Image.Image, tuple[int, int, int, int]]:
-        if self.config.resize_mode == "resize":
-            return self._resize(picture, resampling)
         side, (width, height) = self.config.image_size, picture.size
+        if self.config.resize_mode == "resize":
+            return self._resize(picture, resampling), (0, 0, height, width)
         short = min(width, height)
         # int() and round() as torchvision's Resize and CenterCrop have them.
         new_width, new_height = int(side * width / short), int(side * height / short)
@@ -211,13 +211,10 @@ class Preprocessor:
         seen = (first_row, first_column, rows, columns)
         return _resized(picture, (new_width, new_height), part, resampling), seen
 
-    def _resize(
-        self, picture: Picture, resampling: Image.Resampling = Image.Resampling.BICUBIC
-    ) -> tuple[Image.Image, tuple[int, int, int, int]]:
+    def _resize(self, picture: Picture, resampling: Image.Resampling = Image.Resampling.BICUBIC) -> Image.Image:
         width, height = picture.size
         new_height, new_width = self._whole_size(height, width)
-        part = (0, 0, new_width, new_height)
-        return _resized(picture, (new_width, new_height), part, resampling), (0, 0, height, width)
+        return _resized(picture, (new_width, new_height), (0, 0, new_width, new_height), resampling)
 
     def _whole_size(self, height: int, width: int) -> tuple[int, int]:
         patch = self.config.patch_size
