@@ -18,7 +18,7 @@ from torch import Tensor
 from adpretrain_hf.config import ADPretrainConfig, nearest_multiples
 from adpretrain_hf.errors import ImageError, InputError
 from adpretrain_hf.images.ahead import THREADS, prepare_ahead
-from adpretrain_hf.images.decode import ImageSource, Picture, read_picture
+from adpretrain_hf.images.decode import ImageSource, Picture, read_image, read_picture
 from adpretrain_hf.images.sources import name_of, named_sources
 from adpretrain_hf.images.tiles import Tiles, Windows
 from adpretrain_hf.images.transfer import to_device
@@ -135,13 +135,7 @@ class Preprocessor:
         return PreparedImage(to_pixels(image), name, (height, width), box, self.config.mean, self.config.std, category)
 
     def prepare_windows(
-        self,
-        source: ImageSource,
-        name: str | None = None,
-        category: str = "",
-        *,
-        tiles: Tiles,
-        grid: tuple[int, ...] = (),
+        self, source: ImageSource, name: str, category: str, *, tiles: Tiles, grid: tuple[int, ...]
     ) -> list[PreparedImage]:
         """Reads an image, cuts it into windows, and prepares each whole, whatever ``resize_mode`` is.
 
@@ -155,8 +149,7 @@ class Preprocessor:
         Raises:
             ImageError: see ``prepare``, of each window; or another grid.
         """
-        name = name or name_of(source)
-        image = read_picture(source, name, None).image  # at full resolution, whatever decode is
+        image = read_image(source, name)  # at full resolution, whatever decode is
         width, height = image.size
         windows = tiles.windows(height, width)
         where_long = "take more tiles along its longer side, or square ones (tile_size)"
