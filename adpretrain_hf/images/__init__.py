@@ -1,7 +1,7 @@
 """Anything that a user calls images -> batches that the network takes, and their way to a GPU and back."""
 
 from adpretrain_hf.images.ahead import OnError, read_ahead
-from adpretrain_hf.images.augmented import AUGMENTATIONS, check_augmentation, choose_augmentation, with_copies
+from adpretrain_hf.images.augmented import AUGMENTATIONS, choose_augmentation, with_copies
 from adpretrain_hf.images.batches import PreparedBatches, by_image
 from adpretrain_hf.images.decode import ImageSource, read_image
 from adpretrain_hf.images.preprocessing import (

@@ -7,8 +7,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from adpretrain_hf.errors import InputError
-
 _CLEAR = 2  # standard errors
 Transform = Callable[[Tensor], Tensor]  # (B, 3, H, W) to the same
 
@@ -55,12 +53,6 @@ def with_copies(images: Tensor, augmentation: str) -> Iterator[Tensor]:
     """
     yield images
     yield from (transform(images) for transform in AUGMENTATIONS[augmentation])
-
-
-def check_augmentation(name: str) -> None:
-    """Raises InputError unless there is such an augmentation, or it is ``"auto"``."""
-    if name not in (names := (*AUGMENTATIONS, "auto")):
-        raise InputError(f"augment_references is {name!r}, expected one of {', '.join(names)}")
 
 
 def choose_augmentation(peaks: Mapping[str, Tensor]) -> str:

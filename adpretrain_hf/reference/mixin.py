@@ -18,7 +18,6 @@ from adpretrain_hf.images import (
     PreparedImage,
     Preprocessor,
     Tiles,
-    check_augmentation,
     choose_augmentation,
     with_copies,
 )
@@ -124,7 +123,8 @@ class ReferencesMixin:
                 fewer than 3 images for ``"auto"``, or a region of another size than the images or without a pixel.
             ImageError: an image cannot be used, or has other windows than the first one.
         """
-        check_augmentation(augment_references)
+        if augment_references not in (known := (*AUGMENTATIONS, "auto")):
+            raise InputError(f"augment_references is {augment_references!r}, expected one of {', '.join(known)}")
         judgement, tiles = Judgement(image_score, top), Tiles.of(tiles)
         if tile_reference not in (None, *TILE_REFERENCES):
             raise InputError(f"tile_reference is {tile_reference!r}, expected one of {TILE_REFERENCES}")
