@@ -79,7 +79,6 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     add_references(parser)
     parser.add_argument("--output", type=Path, required=True, help="folder of the results; a stopped run goes on in it")
     parser.add_argument("--image-column", help="of a data set; its only column of images by default")
-    add_tiles(parser)
     ray = parser.add_argument_group(
         "on Ray",
         "An actor on every GPU of a machine or of a cluster writes Parquet files, and neither maps nor overlays.",
@@ -121,7 +120,7 @@ def add_judgement(parser: argparse.ArgumentParser) -> None:
 
 
 def add_references(parser: argparse.ArgumentParser) -> None:
-    """How a bank is made of reference images; see ``folder_run.reference_options``."""
+    """How a bank is made of reference images, and how they and all others are cut into windows."""
     parser.add_argument(
         "--augment-references",
         choices=AUGMENTATIONS,
@@ -132,10 +131,6 @@ def add_references(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--select", type=positive, metavar="N", help="take the N reference images that stand for all of them"
     )
-
-
-def add_tiles(parser: argparse.ArgumentParser) -> None:
-    """How images are cut into windows, where references are given as images."""
     tiles = parser.add_argument_group(
         "tiles", "For small defects in large images: windows at full resolution. A reference bank brings its own."
     )

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from adpretrain_hf.cli.arguments import DTYPES, add_bundle, add_judgement, add_references, add_tiles, fraction
+from adpretrain_hf.cli.arguments import DTYPES, add_bundle, add_judgement, add_references, fraction
 
 HELP = "encode normal images of one product as a reference bank"
 EXAMPLES = """\
@@ -25,7 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, help="the .safetensors file to write")
     parser.add_argument("--category", default="", help="name of the product, kept in the bank")
     add_references(parser)
-    add_tiles(parser)
     parser.add_argument(
         "--keep", type=fraction, default=1.0, help="fraction of the patches to keep, e.g. 0.1: a core-set"
     )

@@ -182,9 +182,8 @@ def write_overlays(run: FolderRun, decisions: Mapping[str, Decision]) -> None:
     """Draws every image that has a result with its map over it into ``overlays/``, framed by its decision."""
     results = run.results()
     for decision in decisions.values():
-        _draw(
-            run, {image: path for image, path in results.items() if _own(run, image, decisions) is decision}, decision
-        )
+        own = {image: path for image, path in results.items() if _own(run, image, decisions) is decision}
+        _draw(run, own, decision)
 
 
 def _own(run: FolderRun, image: str, decisions: Mapping[str, Decision]) -> Decision:

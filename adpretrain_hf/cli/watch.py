@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from adpretrain_hf.cli.arguments import add_bundle, add_judgement, add_references, add_tiles, seconds
+from adpretrain_hf.cli.arguments import add_bundle, add_judgement, add_references, seconds
 
 HELP = "score images as they arrive in a folder"
 EXAMPLES = """\
@@ -28,7 +28,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_judgement(parser)
     add_references(parser)
-    add_tiles(parser)
     parser.add_argument("--interval", type=seconds, default=0.2, help="seconds from one look at the folder to the next")
     parser.add_argument(
         "--settle",
@@ -48,10 +47,9 @@ def run(args: argparse.Namespace) -> int:
     if not args.folder.is_dir():
         raise MissingPathError(f"no such folder: {args.folder}")
     extractor, settings = prepare_extractor(args)
-    if args.false_alarms is not None:
-        required(next(iter(extractor.judgements.values())).calibration).threshold(
-            args.false_alarms
-        )  # before it has to decide
+    if args.false_alarms is not None:  # before it has to decide
+        (judgement,) = extractor.judgements.values()
+        required(judgement.calibration).threshold(args.false_alarms)
     keep_settings(args.output, settings | {"false_alarms": args.false_alarms})
     Service(extractor, args).run()
     return 0
