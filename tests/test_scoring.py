@@ -36,7 +36,7 @@ def prepared(name: str, height: int = 24, width: int = 24) -> PreparedImage:
 
 
 def scored(images: list[PreparedImage], maps: Tensor) -> list[ScoredImage]:
-    return [result for result, _ in score_images([(images, [maps])])]
+    return [result for result, _ in score_images([(images, [maps])], {})]
 
 
 def features_of(batch: int, grid: tuple[int, int] = (3, 3), levels: int = 2, seed: int = 0) -> list[Tensor]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from adpretrain_hf.bundle.layout import LAYOUT, image_processor_settings, variants_among, write_config
 from adpretrain_hf.bundle.load import describe_bundle, read_preparation, read_projectors
 from adpretrain_hf.bundle.mixin import BundleMixin
-from adpretrain_hf.bundle.save import is_quantized, write_projectors
+from adpretrain_hf.bundle.save import write_projectors
 
 if TYPE_CHECKING:
     from adpretrain_hf.bundle.card import card_text

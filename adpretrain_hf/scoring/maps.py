@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -152,14 +151,14 @@ class ScoredImage:
 
 def score_images(
     batches: Iterable[tuple[list[PreparedImage], list[Tensor]]],
-    judgements: Mapping[str, Judgement] = MappingProxyType({}),
+    judgements: Mapping[str, Judgement],
     on_error: OnError | None = None,
 ) -> Iterator[tuple[ScoredImage, list[Tensor]]]:
     """Scores image by image what comes in batches; the maps of an image's windows become one.
 
     Args:
         batches: prepared images, maps (B, H', W') and other tensors (B, ...), on the CPU.
-        judgements: how those of a category are scored; by their maxima by default.
+        judgements: how those of a category are scored; others are by their maxima.
         on_error: called with the name and the error of an image that cannot be used, which is then left out; by default
             the error is raised.
 
