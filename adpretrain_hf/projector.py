@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from adpretrain_hf.cache import ParameterCache
 from adpretrain_hf.config import ADPretrainConfig
 from adpretrain_hf.errors import InputError
+from adpretrain_hf.files import tensor_digest
 
 KeysValues = tuple[Tensor, Tensor]  # two of (1, heads, N, C / heads)
 
@@ -168,6 +169,10 @@ class Projectors(nn.Module):
             raise InputError(
                 f"the projectors' reference tokens, width and heads are {got}, the configuration's are {expected}"
             )
+
+    def digests(self) -> list[bytes]:
+        """The ``tensor_digest`` of every tensor; weights that are packed in 8 bits are none."""
+        return [tensor_digest(value) for value in self.state_dict().values() if isinstance(value, Tensor)]
 
     def are_identity(self) -> bool:
         """Whether all are as new: their output is their input."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adpretrain_hf.cache import ParameterCache
 from adpretrain_hf.errors import InputError, check_sides
-from adpretrain_hf.files import combined_digest, tensor_digest
+from adpretrain_hf.files import combined_digest
 from adpretrain_hf.images import OnError, PreparedBatches, PreparedImage, by_image, stack, to_host
 from adpretrain_hf.reference import Banks, Batches, ReferenceBank, ReferencesMixin, RunNotice, check_category, say
 from adpretrain_hf.scoring import AnomalyScores, Calibration, Judgement, ScoredImage, anomaly_map, maps_of, score_images
@@ -249,11 +249,9 @@ class StreamsMixin(ReferencesMixin):
         """
 
         def identity() -> str:
-            # Weights that are packed in 8 bits are no tensors; the fingerprint tells of them.
-            weights = (value for value in self.projectors.state_dict().values() if isinstance(value, Tensor))
             precision = next(self.projectors.parameters()).dtype
             settings = f"{self._stamp_of(self.config)} {precision} {self.config.residual_scale}".encode()
-            return combined_digest([settings, *map(tensor_digest, weights)])
+            return combined_digest([settings, *self.projectors.digests()])  # of 8-bit weights the stamp tells
 
         return self._identity.get(list(self.projectors.parameters()), identity)
 

@@ -18,22 +18,13 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from adpretrain_hf.cli.arguments import INT8, tile_options
 from adpretrain_hf.cli.categories import categories_of
 from adpretrain_hf.cli.done import DoneList
 from adpretrain_hf.errors import ImageError, InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
-from adpretrain_hf.files import (
-    atomic_path,
-    combined_digest,
-    fitting_name,
-    has_content,
-    sha256_of,
-    tensor_digest,
-    write_text,
-)
+from adpretrain_hf.files import atomic_path, combined_digest, fitting_name, has_content, sha256_of, write_text
 from adpretrain_hf.images import RunImages, images_outside, list_images, open_images, read_image
 from adpretrain_hf.quantization import quantize
 from adpretrain_hf.reference import ReferenceBank, bank_files, is_bank, write_references
@@ -200,12 +191,10 @@ def prepare_extractor(args: Namespace) -> tuple[ADPretrainFeatureExtractor, dict
         extractor.set_references(args.references)
     else:
         extractor.set_reference(reference_of(extractor, args))
-    # Weights that are packed in 8 bits come of the same training as the others.
-    weights = (value for value in extractor.projectors.state_dict().values() if isinstance(value, Tensor))
     settings: dict[str, Any] = {"command": args.command, "variant": extractor.variant, "dtype": args.dtype}
     settings |= {
         "fingerprint": extractor.config.fingerprint,
-        "projectors": combined_digest(map(tensor_digest, weights)),
+        "projectors": combined_digest(extractor.projectors.digests()),
         "residual_scale": extractor.config.residual_scale,
     }
     for category, bank in extractor.references.items():

@@ -143,7 +143,7 @@ class DetectorFeatures(nn.Module):
     def _own_of(self, tokens: Tensor) -> list[int | None]:
         """For each image which of the bank's it is, or None; empty where none can be left out."""
         bank = self.extractor.reference
-        if bank is None or bank.num_images < 2 or bank.compacted or not self.own:
+        if bank is None or not bank.leaves_out or not self.own:
             return []
         return self._recognised(tokens, bank)
 
