@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils import data
 
 from adpretrain_hf.config import ADPretrainConfig
@@ -234,9 +233,8 @@ def published_labels(masks: Tensor, patch_size: int) -> Tensor:
     Returns:
         (2, B, H / patch_size, W / patch_size), uint8: for the angle and for the norm loss.
     """
-    counts = _anomalous_pixels(masks, patch_size)
-    nearest = F.interpolate(masks[:, None].float(), size=counts.shape[1:], mode="nearest")[:, 0].bool()
-    return torch.stack([counts > _PUBLISHED_THRESHOLD, nearest]).byte()
+    first = masks[:, ::patch_size, ::patch_size]
+    return torch.stack([_anomalous_pixels(masks, patch_size) > _PUBLISHED_THRESHOLD, first]).byte()
 
 
 def coverage_labels(masks: Tensor, patch_size: int) -> Tensor:
