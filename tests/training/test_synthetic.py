@@ -26,7 +26,7 @@ from training.synthetic import SIZE, generate
 from training.synthetic.__main__ import main
 from training.synthetic.camera import VIEWS, generator, noise, photograph
 from training.synthetic.defects import FAMILIES, GRACE, MIN_SIDE, paint_defect
-from training.synthetic.generate import PARTS, RECIPES, class_names, class_scenes
+from training.synthetic.generate import PARTS, RECIPES, class_names, class_scenes, draw
 
 
 def indices(folder: Path) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def test_what_cannot_be_painted_on_is_an_error(arguments: dict[str, Any], messag
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_draws_a_surface(name: str) -> None:
-    surface = RECIPES[name](generator(0, name), 160, 0.5)
+    surface = draw(name, generator(0, name), 160, 0.5)
     assert surface.colour.shape == (160, 160, 3) and surface.height.shape == (160, 160)
     assert np.isfinite(surface.colour).all() and np.isfinite(surface.height).all()
     assert surface.colour.min() >= -0.1 and surface.colour.max() <= 1.5
@@ -142,7 +142,7 @@ def test_every_recipe_draws_a_surface(name: str) -> None:
     if name in PARTS:
         assert surface.inside is not None and 0.05 < surface.inside.mean() < 0.8
         assert surface.inside[0].max() == surface.inside[:, 0].max() == 0  # it is whole
-    other = RECIPES[name](generator(1, name), 160, 0.5)
+    other = draw(name, generator(1, name), 160, 0.5)
     assert (surface.colour != other.colour).any()
 
 

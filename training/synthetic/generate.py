@@ -1,7 +1,6 @@
 """Draws the data set in RealIAD's layout: its classes, their photographs, defects and masks."""
 
 import json
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,12 @@ SIZES = (256, 512, 1024)  # px, those of RealIAD's folders
 SIZE = 256  # the one that is drawn unless another is asked for
 
 # In turn, so that any number of classes has materials and parts of all kinds.
-_NAMES = (
+RECIPES = (
     "brushed_metal", "gear", "linen", "circuit_board", "wood", "printed", "screw", "twill", "capsule", "tiles", "mesh",
     "washer", "carpet", "connector", "leather", "corrugated_sheet", "bottle_cap", "stripes", "button", "gravel",
     "perforated", "bearing", "basket", "plug", "concrete", "cardboard", "paint",
 )  # fmt: skip
-PARTS = {name for name in _NAMES if hasattr(Part, name)}
+PARTS = {name for name in RECIPES if hasattr(Part, name)}
 # What a part lies on: quiet enough to leave it the eye.
 _GROUNDS = ("paint", "cardboard", "linen", "leather", "brushed_metal", "concrete")
 _SETTINGS = "synthetic.json"
@@ -34,7 +33,7 @@ _VERSION = 1  # of the drawings: another one means other pixels for the same set
 _DATE = "20240115"
 
 
-def _draw(name: str, rng: np.random.Generator, side: int, unit: float) -> Surface:
+def draw(name: str, rng: np.random.Generator, side: int, unit: float) -> Surface:
     """What a recipe draws: a square of ``side`` px, of which ``unit`` are one px of an image of 256 px."""
     if name not in PARTS:
         return getattr(Material(rng, side, unit), name)()
@@ -43,13 +42,10 @@ def _draw(name: str, rng: np.random.Generator, side: int, unit: float) -> Surfac
     return part.surface
 
 
-RECIPES = {name: partial(_draw, name) for name in _NAMES}
-
-
 def class_names(count: int) -> list[str]:
     """Names of the first ``count`` classes: each recipe once, then each in a second make (``gear_2``), and so on."""
-    makes = [""] + [f"_{make}" for make in range(2, count // len(_NAMES) + 2)]
-    return [name + make for make in makes for name in _NAMES][:count]
+    makes = [""] + [f"_{make}" for make in range(2, count // len(RECIPES) + 2)]
+    return [name + make for make in makes for name in RECIPES][:count]
 
 
 def class_scenes(name: str, seed: int, size: int) -> dict[str, Scene]:
@@ -57,12 +53,12 @@ def class_scenes(name: str, seed: int, size: int) -> dict[str, Scene]:
     rng = generator(seed, name)
     recipe = name if name in RECIPES else name.rpartition("_")[0]
     material = str(rng.choice(_GROUNDS)) if recipe in PARTS else recipe
-    ground = RECIPES[material](rng, round(STAGE * size), size / 256)
+    ground = draw(material, rng, round(STAGE * size), size / 256)
     if recipe not in PARTS:
         return scenes(ground, None, rng, size)
     gray = ground.colour.mean(-1, keepdims=True)
     muted = ground._replace(colour=gray + (ground.colour - gray) * np.float32(rng.uniform(0, 0.4)))
-    return scenes(muted, RECIPES[recipe](rng, round(BOARD * size), size / 256), rng, size)
+    return scenes(muted, draw(recipe, rng, round(BOARD * size), size / 256), rng, size)
 
 
 def generate(
