@@ -11,7 +11,7 @@ import torch
 
 from training import synthetic
 
-SYNTHETIC: dict[str, Any] = {"categories": 2, "normals": 5, "defects_per_family": 1, "seed": 5, "progress": False}
+SYNTHETIC: dict[str, Any] = {"categories": 2, "normals": 5, "defects_per_family": 1, "seed": 5}
 
 
 @pytest.fixture(scope="session")

@@ -201,7 +201,7 @@ def test_goes_on_elsewhere(whole, flags, synthetic_set, tmp_path):
 
 def test_does_not_go_on_with_other_data(whole, flags, tmp_path, capsys):
     run = shutil.copytree(whole, tmp_path / "run")
-    other = synthetic.generate(tmp_path / "other", categories=2, normals=6, defects_per_family=1, progress=False)
+    other = synthetic.generate(tmp_path / "other", categories=2, normals=6, defects_per_family=1)
     assert main(["--output", str(run), "--resume", *flags, "--data", str(other)]) == 1
     assert f"the run in {run} was begun with other data than --data {other}" in capsys.readouterr().err
 

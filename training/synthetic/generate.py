@@ -63,7 +63,7 @@ def class_scenes(name: str, seed: int, size: int) -> dict[str, Scene]:
 
 def generate(
     folder: str | Path, *, categories: int = 24, normals: int = 12, defects_per_family: int = 1, size: int = SIZE,
-    seed: int = 0, progress: bool = True,
+    seed: int = 0,
 ) -> Path:  # fmt: skip
     """Draws the data set, or returns at once where the same one lies already.
 
@@ -77,7 +77,6 @@ def generate(
         defects_per_family: defective samples of each class and each of ``FAMILIES``.
         size: side of the images in px: 256, 512 or 1024.
         seed: of all that is random.
-        progress: shows a bar with images per second and the time left.
 
     Returns:
         The folder.
@@ -97,7 +96,7 @@ def generate(
     samples = [("train" if 2 * number <= normals + 1 else "test", "OK", number) for number in range(1, normals + 1)]
     samples += [("test", family, number) for family in FAMILIES for number in range(1, defects_per_family + 1)]
     total = categories * len(samples) * len(VIEWS)
-    with atomic_path(folder) as temporary, tqdm(total=total, unit="image", disable=not progress) as bar:
+    with atomic_path(folder) as temporary, tqdm(total=total, unit="image") as bar:
         indices = temporary / "realiad_jsons" / "realiad_jsons"
         indices.mkdir(parents=True)
         for name in class_names(categories):
