@@ -16,10 +16,8 @@ def category_names(data_set: str, root: str | Path) -> list[str]:
 
     Raises:
         MissingPathError: no such folder.
-        InputError: an unknown data set, or nothing in the folder that looks like it.
+        InputError: nothing in the folder looks like the data set.
     """
-    if data_set not in DATA_SETS:
-        raise InputError(f"unknown data set {data_set!r}: expected one of {', '.join(DATA_SETS)}")
     folder = Path(root).absolute()
     if not folder.is_dir():
         raise MissingPathError(f"no folder {root} to read {data_set} from: give the one that it was unpacked to")
@@ -30,16 +28,12 @@ def category_names(data_set: str, root: str | Path) -> list[str]:
 
 
 def read_category(data_set: str, root: str | Path, name: str) -> Category:
-    """The images of one category that can be evaluated.
+    """The images of one of the ``category_names`` that can be evaluated.
 
     Raises:
-        MissingPathError, InputError: see ``category_names``; no such category; no normal image to train on, not both
-            normal and anomalous ones to test on, an image or a mask that is not there or of a lossy kind, or masks of
-            some anomalous images only.
+        InputError: no normal image to train on, not both normal and anomalous ones to test on, an image or a mask that
+            is not there or of a lossy kind, or masks of some anomalous images only.
     """
-    there = category_names(data_set, root)
-    if name not in there:
-        raise InputError(f"{data_set} in {root} has no category {name!r}: expected one of {', '.join(there)}")
     category = DATA_SETS[data_set].read(Path(root).absolute(), name)
     _check(category, f"the category {name!r} of {data_set}")
     return category
