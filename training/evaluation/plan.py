@@ -69,7 +69,7 @@ class Cell:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Cell":
         """Reads what ``dataclasses.asdict`` gave; other keys are left alone."""
-        return cls(**{"view": "", **{one.name: values[one.name] for one in fields(cls) if one.name in values}})
+        return cls(**{one.name: values[one.name] for one in fields(cls) if one.name in values})
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ def write_plan(plan: Plan, bundle: Mapping[str, str], finished: Collection[Cell]
     deciding = {**bundle, **_deciding(plan)}
     kept = {cell.detector for cell in finished}
     free = tuple(f" {text}" for name in DETECTORS if name not in kept for text in (f"of {name}", f"{name} serves"))
-    decided = _read(plan.output).get("decided by", {}) if kept else {}
+    decided = _decided(plan.output) if kept else {}
     decided = {key: value for key, value in decided.items() if not key.endswith(free)}
     if changed := [f"{key} {decided[key]} -> {new}" for key, new in deciding.items() if decided.get(key, new) != new]:
         changes = "; ".join(changed)
@@ -244,13 +244,12 @@ def _deciding(plan: Plan) -> dict[str, Any]:
     return settings | {"protocol": plan.protocol, "reference list": listed, "batch_size": plan.batch_size}
 
 
-def _read(folder: str | Path) -> dict[str, Any]:
-    """What plan.json holds; empty if there is none."""
+def _decided(folder: str | Path) -> dict[str, Any]:
+    """What has decided the results in a folder, as its plan.json says; empty if there is none."""
     file = Path(folder, _FILE)
     if not file.is_file():
         return {}
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        return values | {"plan": {**values["plan"]}, "decided by": {**values["decided by"]}}
+        return {**json.loads(file.read_text(encoding="utf-8"))["decided by"]}
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{file} is damaged ({error!r}): choose another --output, or remove the folder") from error
