@@ -27,8 +27,6 @@ def write_report(folder: str | Path) -> Path:
         BundleError: a file of the run is damaged.
     """
     results, samples = store.load_results(folder), sorted(store.load_patches(folder), key=_place)
-    if not results:
-        raise InputError(f"{folder} has no finished cells: there is nothing to report, run some first")
     # Also what comes from names of files is escaped.
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True

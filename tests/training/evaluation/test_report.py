@@ -160,7 +160,7 @@ def test_without_patches_or_pictures(tmp_path: Path) -> None:
 
 
 def test_nothing_to_report(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"has no finished cells: there is nothing to report, run some first"):
+    with pytest.raises(InputError, match="no finished cells to sum up: run some first"):
         write_report(tmp_path)
 
 
