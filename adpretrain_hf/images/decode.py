@@ -53,7 +53,7 @@ _TURNS = {
 }
 # What Pillow's readers raise on damaged files.
 _DAMAGED = (OSError, RuntimeError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError)
-_UNREADABLE = (*_DAMAGED, MemoryError, struct.error, zlib.error, Image.DecompressionBombError)
+UNREADABLE = (*_DAMAGED, MemoryError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
 class Picture(NamedTuple):
@@ -149,12 +149,12 @@ def _upright(picture: Picture, name: str) -> Picture:
         black, white = grey_range(image)
     try:
         image.load()
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise ImageError(f"{name} cannot be decoded: {error}") from error
     try:
         Image.Exif().load(image.info.get("exif", b""))  # Pillow tells of damage the first time only, if at all
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         logger.warning("%s has EXIF data that cannot be read (%s): it is taken as it is stored", name, error)
         orientation = 1
     if orientation not in _TURNS:
@@ -175,14 +175,14 @@ def _open(file: Path | io.BytesIO, name: str, side: int | None = None) -> Pictur
     except Image.DecompressionBombError as error:
         advice = "If it can be trusted, set PIL.Image.MAX_IMAGE_PIXELS (--max-pixels)"
         raise ImageError(f"{name} is refused, for it would need too much memory: {error} {advice}") from error
-    except _UNREADABLE as error:
-        with contextlib.suppress(*_UNREADABLE):
+    except UNREADABLE as error:
+        with contextlib.suppress(*UNREADABLE):
             picture = _load(_without_metadata(file), name)
             logger.warning("%s has metadata that cannot be read (%s): they are passed over", name, error)
             return picture
         reason: object = error or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
-            with contextlib.suppress(*_UNREADABLE):
+            with contextlib.suppress(*UNREADABLE):
                 reason = describe(file) or reason
         raise ImageError(f"{name} cannot be read as an image: {reason}") from error
 
@@ -192,7 +192,7 @@ def _load(file: Path | io.BytesIO, name: str, side: int | None = None) -> Pictur
     pages: int | str = 1
     try:
         pages = getattr(image, "n_frames", 1)
-    except _UNREADABLE:
+    except UNREADABLE:
         pages = "one is damaged"
         image = Image.open(file, formats=_FORMATS)  # the other stands at the damaged page
     if isinstance(image, TiffImageFile) and mixed_up(image):
@@ -230,7 +230,7 @@ def _to_rgb(image: Image.Image, name: str, black: int = 0, white: int = 65535) -
         return image.convert("RGBA").convert("RGB") if "transparency" in image.info else image.convert("RGB")
     except ImageError:
         raise
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise ImageError(f"{name} of mode {image.mode!r} cannot be converted to RGB: {error}") from error
 
 

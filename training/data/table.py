@@ -6,7 +6,6 @@ import hashlib
 import io
 import lzma
 import os
-import struct
 import threading
 import zipfile
 import zlib
@@ -24,7 +23,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from adpretrain_hf.errors import ImageError, InputError, MissingPathError
-from adpretrain_hf.images import PreparedImage, Preprocessor
+from adpretrain_hf.images import UNREADABLE, PreparedImage, Preprocessor
 
 
 class Row(NamedTuple):
@@ -83,7 +82,6 @@ def make_table(rows: Iterable[Row]) -> Dataset:
 _MAX_OPEN_ZIPS = 64
 # What zipfile raises on zips that are damaged, encrypted, or packed by an unknown method (a RuntimeError, too).
 _DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError)
-_UNREADABLE_MASK = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error)
 
 
 def read_encoded(entry: Mapping[str, Any]) -> bytes:
@@ -130,7 +128,7 @@ def read_mask(entry: Mapping[str, Any]) -> Image.Image:
     except UnidentifiedImageError as error:  # whose text is the address of the data in memory
         expected = "a PNG, BMP, TIFF or PGM image; JPEG and WebP do not keep 0 where there is no defect"
         raise ImageError(f"the mask {entry['path']} cannot be read: expected {expected}") from error
-    except (*_UNREADABLE_MASK, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise ImageError(f"the mask {entry['path']} cannot be read: {error}") from error
     defect = values.any(axis=2) if values.ndim == 3 else values
     return Image.fromarray(defect.astype(np.uint8) * 255)
