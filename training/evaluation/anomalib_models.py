@@ -48,13 +48,11 @@ class CategoryFeatures(DetectorFeatures):
 
     Args:
         features: of one.
-        levels: block numbers.
         banks: for the path of each training image its category's references, and their paths.
     """
 
-    def __init__(
-        self, features: DetectorFeatures, levels: Sequence[int], banks: Mapping[str, tuple[ReferenceBank, list[str]]]
-    ) -> None:
+    def __init__(self, features: DetectorFeatures, banks: Mapping[str, tuple[ReferenceBank, list[str]]]) -> None:
+        levels = [int(name.removeprefix("layer")) for name in features.layers]
         super().__init__(features.extractor, features.kind, levels)
         self._banks, self._noted = banks, list[str]()
 

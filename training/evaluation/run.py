@@ -196,9 +196,8 @@ class Evaluation:
             bank = encoded.bank(encoded.places(images.references).tolist())
             banks[cell] = bank, [row.image for row in images.references]
         if detector.serves_all:
-            levels = [int(name.removeprefix("layer")) for name in model.features.layers]
             of_path = {one.image: banks[cell] for cell, images in drawn.items() for one in images.train}
-            model.install_features(models.CategoryFeatures(model.features, levels, of_path))
+            model.install_features(models.CategoryFeatures(model.features, of_path))
         models.give_textures(model, self._textures(first))
         model.set_reference(*banks[first])
         train = [sample for images in drawn.values() for sample in images.train]

@@ -249,7 +249,7 @@ def test_a_training_batch_leaves_no_trace_in_features_of_several_categories(two_
     images = torch.randn(4, 3, 32, 32)
     bank, names = extractor.make_reference(images[:3]), ["a.png", "b.png", "c.png"]
     own = DetectorFeatures(extractor, "residual")
-    features = anomalib_models.CategoryFeatures(own, extractor.config.layers, dict.fromkeys(names, (bank, names)))
+    features = anomalib_models.CategoryFeatures(own, dict.fromkeys(names, (bank, names)))
     features.set_reference(bank, names)
     before = features(images[3:])
     features.note_own(names)
