@@ -171,7 +171,7 @@ def _row(image: Path, mask: Path | None, category: str, kind: str, is_anomalous:
     return Row(str(image), place, category, "", kind, is_anomalous, not is_anomalous, image.stem)
 
 
-def _paired_masks(base: Path, test: Sequence[Path], normal: str = "good") -> dict[Path, Path]:
+def _paired_masks(base: Path, test: Sequence[Path], normal: str) -> dict[Path, Path]:
     """The mask of each anomalous test image: ``<stem>_mask`` or ``<stem>`` at the same place in ``ground_truth``.
 
     Of the images of ``test``, those in its folder ``normal`` have none.

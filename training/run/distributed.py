@@ -83,10 +83,10 @@ def sharers(of_machine: bool) -> tuple[int, int]:
     return _local("LOCAL_RANK", 0), _local("LOCAL_WORLD_SIZE", 1)
 
 
-def broadcast_shares(rows: Tensor | None, shares: Sequence[Tensor]) -> None:
+def broadcast_shares(rows: Tensor, shares: Sequence[Tensor]) -> None:
     """Gives every process the rows that the others have made: those of ``shares[rank]``, each a range of places."""
     for source, places in enumerate(shares if world_size() > 1 else ()):
-        if rows is not None and len(places):
+        if len(places):
             dist.broadcast(rows[places[0] : places[-1] + 1], source)
 
 
