@@ -108,9 +108,7 @@ def picture(name: str) -> bytes:
     return data.getvalue()
 
 
-def load_real_iad(
-    source: Any, *, resolution: str = "512", categories: Any = None, strict: bool = True, token: Any = None
-) -> Dataset:
+def load_real_iad(source: Any, *, resolution: str = "512", categories: Any = None, strict: bool = True) -> Dataset:
     """Some classes of RealIAD as a table, all by default."""
-    opened = open_real_iad(source, resolution=resolution, strict=strict, token=token)
+    opened = open_real_iad(source, resolution=resolution, strict=strict)
     return opened.load(sorted(set(categories or opened.categories)))

@@ -229,9 +229,7 @@ def _stem(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def open_real_iad(
-    source: str | Path, *, resolution: str = "512", strict: bool = True, token: str | bool | None = None
-) -> Source:
+def open_real_iad(source: str | Path, *, resolution: str = "512", strict: bool = True) -> Source:
     """Opens RealIAD or Real-IAD Variety: its classes in order, and the table of some, by class and then by name.
 
     Columns: see ``Row``. The ``view`` is ``"C1"`` to ``"C5"``, the ``anomaly_class`` that of the json (``"OK"`` or such
@@ -240,10 +238,9 @@ def open_real_iad(
     damage. Of a repository only the zips of classes that are loaded are downloaded.
 
     Args:
-        source: a folder, or the id of a dataset repository on the Hub.
+        source: a folder, or the id of a dataset repository on the Hub, which gets the token that is logged in.
         resolution: ``"256"``, ``"512"``, ``"1024"`` or ``"raw"``.
         strict: see ``rows_of_class``.
-        token: for the Hub; the one that is logged in by default.
 
     Raises:
         MissingPathError: no such folder or repository.
@@ -251,7 +248,7 @@ def open_real_iad(
     """
     root, files = Path(os.path.abspath(source)), None
     if not root.is_dir():
-        files, root = _repository(str(source), token)
+        files, root = _repository(str(source))
     if files is None or files.names is None:
         release, layout = layout_of_folder(root)
     else:
@@ -274,17 +271,16 @@ def open_real_iad(
     return Source(sorted(layout[resolution]), load)
 
 
-def _repository(repo_id: str, token: str | bool | None) -> tuple[RepositoryFiles, Path]:
+def _repository(repo_id: str) -> tuple[RepositoryFiles, Path]:
     """A repository's files, and the folder that its jsons, of whichever release, were downloaded to."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise MissingPathError(f"no RealIAD at {repo_id}: neither a folder nor the id of a repository") from error
-    options: dict[str, Any] = {"token": token, "repo_type": "dataset", "contents": "RealIAD"}
     errors = []
     for release in RELEASES.values():
         try:
-            files = RepositoryFiles(repo_id, probe=release.archive, **options)
+            files = RepositoryFiles(repo_id, probe=release.archive, repo_type="dataset", contents="RealIAD")
             root = files.file(release.archive).parent
         except BundleError as error:
             if not isinstance(error.__cause__, EntryNotFoundError):

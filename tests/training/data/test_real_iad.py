@@ -529,6 +529,7 @@ class TestVariety:
 
     def test_from_the_hub(self, tmp_path, hub, monkeypatch):
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("HF_TOKEN", "hf_owner")
         write_variety(tmp_path / "data", "zipper")
         write_variety(tmp_path / "data", "nut")
         with zipfile.ZipFile(tmp_path / "data" / "realiadvariety_jsons.zip", "w") as archive:
@@ -537,8 +538,8 @@ class TestVariety:
         shutil.rmtree(tmp_path / "data" / "Real-IAD_Variety_jsons")
         API.create_repo("acme/many-parts", repo_type="dataset")
         API.upload_folder(repo_id="acme/many-parts", repo_type="dataset", folder_path=tmp_path / "data")
-        assert open_real_iad("acme/many-parts", token="hf_owner").categories == ["nut", "zipper"]
-        dataset = load_real_iad("acme/many-parts", categories=["nut"], token="hf_owner")
+        assert open_real_iad("acme/many-parts").categories == ["nut", "zipper"]
+        dataset = load_real_iad("acme/many-parts", categories=["nut"])
         assert dataset["category"][:] == ["nut"] * 9 and all(contents(dataset))
 
 
@@ -594,6 +595,7 @@ class TestHub:
     @pytest.fixture(autouse=True)
     def cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("HF_TOKEN", "hf_owner")
         return tmp_path / "cache"
 
     def fetched(self, hub: HubServer) -> set[str]:
@@ -601,7 +603,7 @@ class TestHub:
         return {re.sub(r".*/resolve/[^/]+/", "", path) for path in paths}
 
     def test_only_what_is_asked_for_is_downloaded(self, repository, hub):
-        dataset = load_real_iad("acme/real-iad", resolution="256", categories=["mint"], token="hf_owner")
+        dataset = load_real_iad("acme/real-iad", resolution="256", categories=["mint"])
         local = load_real_iad(repository, resolution="256", categories=["mint"])
         assert labels(dataset) == labels(local)
         for column in ("image", "mask"):
@@ -609,14 +611,14 @@ class TestHub:
         assert self.fetched(hub) == {"realiad_jsons.zip", "realiad_256/mint.zip"}
 
     def test_all_classes(self, repository, hub):
-        dataset = load_real_iad("acme/real-iad", token="hf_owner")
+        dataset = load_real_iad("acme/real-iad")
         assert labels(dataset) == labels(load_real_iad(repository))
         assert self.fetched(hub) == {
             "realiad_jsons.zip", "realiad_512/audiojack.zip", "realiad_512/mint.zip", "realiad_512/switch.zip"
         }  # fmt: skip
 
     def test_a_second_time_nothing_is_downloaded_nor_are_the_zips_read_through(self, repository, hub, cache):
-        expected = list(load_real_iad("acme/real-iad", categories=["mint"], token="hf_owner"))
+        expected = list(load_real_iad("acme/real-iad", categories=["mint"]))
         (path,) = cache.rglob("snapshots/*/realiad_512/mint.zip")
         data = bytearray(path.read_bytes())
         data[40] ^= 1
@@ -624,43 +626,44 @@ class TestHub:
         path.resolve().write_bytes(data)
         os.utime(path.resolve(), ns=(before.st_atime_ns, before.st_mtime_ns))
         hub.log.clear()
-        assert list(load_real_iad("acme/real-iad", categories=["mint"], token="hf_owner")) == expected
+        assert list(load_real_iad("acme/real-iad", categories=["mint"])) == expected
         assert not [entry for entry in hub.log if entry["method"] == "GET" and "/_cdn/" in entry["path"]]
 
     def test_a_zip_that_comes_damaged_is_fetched_again(self, repository, hub):
-        load_real_iad("acme/real-iad", categories=["switch"], token="hf_owner")
+        load_real_iad("acme/real-iad", categories=["switch"])
         hub.fault("GET /_cdn/", corrupt=True)
-        dataset = load_real_iad("acme/real-iad", categories=["mint"], token="hf_owner")
+        dataset = load_real_iad("acme/real-iad", categories=["mint"])
         assert contents(dataset) == contents(load_real_iad(repository, categories=["mint"]))
         assert not any(rule["times"] for rule in hub.rules)
 
-    @pytest.mark.parametrize("token", [False, "hf_other"])
-    def test_without_access_it_is_one_clear_error(self, repository, hub, token):
+    @pytest.mark.parametrize("token", ["", "hf_other"])
+    def test_without_access_it_is_one_clear_error(self, repository, hub, token, monkeypatch):
+        monkeypatch.setenv("HF_TOKEN", token)
         with pytest.raises(
             BundleError, match="^acme/real-iad is gated: ask for access on its page on the Hub, then log"
         ):
-            load_real_iad("acme/real-iad", token=token)
+            load_real_iad("acme/real-iad")
         assert not [entry for entry in hub.log if "/_cdn/" in entry["path"]]
 
     def test_an_unknown_resolution_before_any_zip_is_downloaded(self, repository, hub):
         message = r"acme/real-iad has no resolution 'raw': expected one of \['256', '512'\]"
-        refused("acme/real-iad", message, resolution="raw", token="hf_owner")
+        refused("acme/real-iad", message, resolution="raw")
         assert self.fetched(hub) == {"realiad_jsons.zip"}
 
     def test_without_a_connection_the_cached_classes_are_taken_with_a_warning(
         self, repository, hub, caplog, monkeypatch
     ):
-        expected = list(load_real_iad("acme/real-iad", categories=["mint"], token="hf_owner"))
+        expected = list(load_real_iad("acme/real-iad", categories=["mint"]))
         monkeypatch.setenv("ADPRETRAIN_HUB_ATTEMPTS", "1")
         hub.fault("GET /api/datasets/acme/real-iad", times=99, drop_after=0, reset=True)
         hub.log.clear()
-        assert list(load_real_iad("acme/real-iad", token="hf_owner")) == expected
+        assert list(load_real_iad("acme/real-iad")) == expected
         assert "the Hub cannot be asked what acme/real-iad holds: its cached classes are taken as all" in caplog.text
         assert not self.fetched(hub)
 
     def test_no_such_repository(self, hub):
         with pytest.raises(MissingPathError, match="no repository acme/none on the Hub .and no such folder here."):
-            load_real_iad("acme/none", token="hf_owner")
+            load_real_iad("acme/none")
 
     def test_a_repository_of_another_kind(self, hub, tmp_path):
         API.create_repo("acme/other-data", repo_type="dataset")
