@@ -25,7 +25,6 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
-from importlib.metadata import version
 from itertools import chain, islice
 from pathlib import Path
 
@@ -51,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _evaluate(words: Sequence[str]) -> int:
     plan, card = parse_plan(words, (__doc__ or "").splitlines()[0])
-    used = versions() | {name: version(name) for name in ("anomalib", "scikit-learn")}
+    used = versions("anomalib", "scikit-learn")
     try:
         _run(plan, shlex.join(["python", "-m", "training.evaluate", *words]), used)
     finally:
@@ -75,7 +74,7 @@ def _run(plan: Plan, command: str, used: Mapping[str, str]) -> None:
         _LOG.warning("settings of %s are not used: not among --detectors", ", ".join(unused))
     date = datetime.now(timezone.utc).isoformat(sep=" ", timespec="minutes")
     listed = ", ".join(f"{name} {number}" for name, number in used.items())
-    evaluation = Evaluation(plan, {"command": command, "date": date, "versions": listed})
+    evaluation = Evaluation(plan, command=command, date=date, versions=listed)
     variants = sorted({cell.variant for group in groups for cell in group if cell.variant})
     write_plan(plan, evaluation.identity(variants), [result.cell for result in load_results(plan.output)])
     pending = [group for group in groups if not all(is_done(plan.output, cell) for cell in group)]

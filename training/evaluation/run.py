@@ -6,11 +6,10 @@ import inspect
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -39,7 +38,7 @@ class Evaluation:
     """What the cells of a plan share: the extractors, the images that are encoded, and what is drawn of them.
 
     Args:
-        made_by: what each result is to say of where it comes from, see ``Result``.
+        made_by: what else each result is to say of where it comes from, see ``Result``.
 
     Attributes:
         with_variant: the bundle with one of its variants of projectors.
@@ -49,7 +48,7 @@ class Evaluation:
         InputError: the bundle or the lists of references cannot be read, or there is no such device.
     """
 
-    def __init__(self, plan: Plan, made_by: Mapping[str, str] = MappingProxyType({})) -> None:
+    def __init__(self, plan: Plan, **made_by: str) -> None:
         self.plan, self.device = plan, choose_device(plan.device)
         self._made_by = {"bundle": plan.bundle, "protocol": plan.protocol, **made_by}
         self._lists = read_reference_lists(plan.references) if plan.references else None

@@ -127,10 +127,10 @@ On {len(categories)} categories, {progress.steps_done} steps of {settings.batch_
 {", ".join(f"{name} {number}" for name, number in versions().items())}."""
 
 
-def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
+def versions(*others: str) -> dict[str, str]:
+    """Versions of what the numbers depend on, and of other packages that are named."""
     found = {"python": platform.python_version(), "adpretrain-hf": __version__}
-    for name in _VERSIONS:
+    for name in (*_VERSIONS, *others):
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
