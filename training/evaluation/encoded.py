@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adpretrain_hf.errors import InputError
+from adpretrain_hf.errors import ImageError, InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
-from adpretrain_hf.images import OnError, PreparedImage, stack
+from adpretrain_hf.images import PreparedImage, stack
 from adpretrain_hf.matching import to_rows
 from adpretrain_hf.reference import ReferenceBank
 from training.data.slots import SlotFile
@@ -65,12 +65,12 @@ class EncodedImages:
         return torch.tensor([self._places[row.image] for row in rows])
 
     @torch.no_grad()
-    def encode(self, places: Sequence[int], on_error: OnError | None = None) -> list[int]:
+    def encode(self, places: Sequence[int], on_error: Callable[[int, ImageError], None] | None = None) -> list[int]:
         """Encodes those of some images that are not yet.
 
         Args:
             places: of the images.
-            on_error: called with the name and the error of an image that cannot be used, or whose mask cannot; by
+            on_error: called with the place and the error of an image that cannot be used, or whose mask cannot; by
                 default the error is raised.
 
         Returns:
@@ -82,8 +82,7 @@ class EncodedImages:
         """
         missing = [place for place in dict.fromkeys(places) if place not in self._encoded]
         calls = ((place, partial(self._load, place)) for place in missing)
-        tell = None if on_error is None else lambda place, error: on_error(self._names[place], error)
-        for place, (_, mask, digest), tokens in encode_ahead(calls, self._encode, self._extractor.device, tell):
+        for place, (_, mask, digest), tokens in encode_ahead(calls, self._encode, self._extractor.device, on_error):
             if self._file is None:
                 slots, shape = len(self._images), tokens.shape
                 self._file = SlotFile(self._path, identity="tokens", slots=slots, shape=shape, dtype=tokens.dtype)
