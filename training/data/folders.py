@@ -108,9 +108,9 @@ def _read_mvtecad(data_set: str, normal: str, root: Path, name: str) -> Category
     base = root if own and (root / "train" / normal).is_dir() else root / name
     _refuse_relatives(base)
     images = {part: find_images(base / part) if (base / part).is_dir() or not own else [] for part in _PARTS}
-    truth = base / "ground_truth"
-    masked = not own or (truth.is_dir() and find_images(truth))
-    return _category(data_set, base, images, _paired_masks(base, images["test"], normal) if masked else {}, normal)
+    masks = find_images(base / "ground_truth") if (base / "ground_truth").is_dir() else []
+    pairs = _paired_masks(base, images["test"], masks, normal) if masks or not own else {}
+    return _category(data_set, base, images, pairs, normal)
 
 
 def _read_mvtec3d(root: Path, name: str) -> Category:
@@ -171,7 +171,7 @@ def _row(image: Path, mask: Path | None, category: str, kind: str, is_anomalous:
     return Row(str(image), place, category, "", kind, is_anomalous, not is_anomalous, image.stem)
 
 
-def _paired_masks(base: Path, test: Sequence[Path], normal: str) -> dict[Path, Path]:
+def _paired_masks(base: Path, test: Sequence[Path], masks: Sequence[Path], normal: str) -> dict[Path, Path]:
     """The mask of each anomalous test image: ``<stem>_mask`` or ``<stem>`` at the same place in ``ground_truth``.
 
     Of the images of ``test``, those in its folder ``normal`` have none.
@@ -180,21 +180,19 @@ def _paired_masks(base: Path, test: Sequence[Path], normal: str) -> dict[Path, P
         InputError: an anomalous image without a mask, a mask without an image, or images of one stem, which would share
             a mask.
     """
-    truth = base / "ground_truth"
-    masks = find_images(truth) if truth.is_dir() else []
-    of_stem = {_stem(mask, truth): mask for mask in masks}
+    of_stem = {_stem(mask, base / "ground_truth"): mask for mask in masks}
     images = {path: _stem(path, base / "test") for path in test}
     anomalous = {path: stem for path, stem in images.items() if not stem.startswith(f"{normal}/")}
     number = Counter(anomalous.values())
     alike = sorted(str(path) for path, stem in anomalous.items() if number[stem] > 1)
     refuse(alike, "images differ in their suffix alone and would share a mask", "give each a name of its own")
     of_normal = {stem for path, stem in images.items() if path not in anomalous}  # nothing is marked there
-    masks = [mask for stem, mask in of_stem.items() if not {stem, stem.removesuffix("_mask")} & of_normal]
+    expected = [mask for stem, mask in of_stem.items() if not {stem, stem.removesuffix("_mask")} & of_normal]
     found = {path: of_stem.get(f"{stem}_mask") or of_stem.get(stem) for path, stem in anomalous.items()}
     pairs = {path: mask for path, mask in found.items() if mask is not None}
     remedy = f"expected one in {base}/ground_truth for each anomalous image in {base}/test, and no other"
     refuse(sorted(map(str, found.keys() - pairs.keys())), "images have no mask", remedy)
-    refuse(sorted(map(str, set(masks) - set(pairs.values()))), "masks have no image", remedy)
+    refuse(sorted(map(str, set(expected) - set(pairs.values()))), "masks have no image", remedy)
     return pairs
 
 
