@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 VIEWS = ("C1", "C2", "C3")
 STAGE = 2.5  # side of the material's square, in images: room for turned and tilted views at random places
@@ -171,11 +172,7 @@ def photograph(scene: Scene, rng: Rng) -> tuple[np.ndarray, np.ndarray | None]:
 
 def _image_to_plane(zoom: float, roll: float, yaw: float, pitch: float, size: int) -> np.ndarray:
     """The homography (3, 3) of px in the image around its middle to px in the plane around its middle."""
-    (cr, sr), (cy, sy), (cp, sp) = ((math.cos(angle), math.sin(angle)) for angle in (roll, yaw, pitch))
-    rolled = np.array([[cr, -sr, 0], [sr, cr, 0], [0, 0, 1]])
-    yawed = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
-    pitched = np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]])
-    turned = (pitched @ yawed @ rolled)[:, :2] * zoom
+    turned = Rotation.from_euler("XYZ", (pitch, yaw, roll)).as_matrix()[:, :2] * zoom
     far = _FAR * size
     return np.linalg.inv(np.column_stack([np.vstack([far * turned[:2], turned[2:]]), [0, 0, far]]))
 
