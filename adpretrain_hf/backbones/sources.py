@@ -228,7 +228,7 @@ def _locate(source: str, patterns: list[str], **hub: Any) -> Path:
     from adpretrain_hf.hub import RepositoryFiles
 
     try:
-        return RepositoryFiles(source, **hub).folder(patterns)
+        return RepositoryFiles(source, contents="a transformers model", **hub).folder(patterns)
     except (InputError, HFValidationError) as error:
         raise InputError(
             f"no backbone at {source!r}: expected a folder with a transformers model, an id on the Hub (reachable "

@@ -77,7 +77,7 @@ def fetch_released(preset: str, repository: str = RELEASE, **hub: Any) -> dict[s
     if preset not in FOLDERS:
         raise InputError(f"there are no released checkpoints for {preset!r}: expected one of {', '.join(FOLDERS)}")
     names = {variant: f"{FOLDERS[preset]}/checkpoints_pro_{variant}.pth" for variant in ("angle", "norm")}
-    files = RepositoryFiles(repository, probe=names["angle"], **hub)
+    files = RepositoryFiles(repository, probe=names["angle"], contents="ADPretrain's release", **hub)
     return {variant: files.file(name) for variant, name in names.items()}
 
 

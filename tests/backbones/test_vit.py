@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from adpretrain_hf.backbones import Backbone, load_backbone, load_saved_backbone
 from adpretrain_hf.backbones.position_grid import resample_grid
+from huggingface_hub import HfApi
 from adpretrain_hf.errors import BundleError, InputError
 from tests.conftest import GOLDEN
 from tests.tiny import FAMILIES, save_tiny, tiny_model
@@ -140,6 +141,12 @@ def test_a_network_of_another_kind_is_refused():
 
 
 @pytest.mark.parametrize(
+def test_a_repository_without_a_model_is_refused(hub, tmp_path):
+    HfApi(token="hf_owner").create_repo("acme/no-model")
+    with pytest.raises(InputError, match="no backbone at 'acme/no-model': .* is not a transformers model: it lacks"):
+        load_backbone("acme/no-model", (1,), cache_dir=tmp_path)
+
+
     ("damage", "message"),
     [
         (lambda weight: {FC1: None}, "does not fit its configuration: missing .*fc1.weight"),

@@ -163,7 +163,7 @@ def test_the_release_is_fetched_from_the_hub(hub, tmp_path):
         "angle": RELEASED.read_bytes(),
         "norm": RELEASED.read_bytes(),
     }
-    with pytest.raises(InputError, match="acme/release at revision 'main' .*lacks a file"):
+    with pytest.raises(InputError, match="at revision 'main' is not ADPretrain's release: it lacks a file"):
         fetch_released("dinov2-large", "acme/release", cache_dir=tmp_path)
 
 
