@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,6 @@ class Family:
 
     class_tokens: int = 1
     free_size: bool = False  # no fixed grid of positions to keep to: used at the published 224 px
-    asks_to_interpolate: bool = False  # positions are resampled only where forward() is told so
     unused: tuple[str, ...] = ()  # what comes after the last block: the tokens of this package are taken before it
     statistics: Statistics = IMAGENET  # of its published checkpoints, where no preprocessor_config.json says otherwise
 
@@ -37,9 +37,9 @@ _FAMILIES: dict[str, Family] = {
     "dinov2": Family(free_size=True, unused=("layernorm",)),
     "dinov2_with_registers": Family(free_size=True, unused=("layernorm",)),
     "dinov3_vit": Family(free_size=True, unused=("norm",)),
-    "clip_vision_model": Family(asks_to_interpolate=True, unused=("post_layernorm",), statistics=CLIP),
-    "siglip_vision_model": Family(0, asks_to_interpolate=True, unused=("post_layernorm", "head"), statistics=_HALF),
-    "vit": Family(asks_to_interpolate=True, unused=("layernorm", "pooler"), statistics=_HALF),
+    "clip_vision_model": Family(unused=("post_layernorm",), statistics=CLIP),
+    "siglip_vision_model": Family(0, unused=("post_layernorm", "head"), statistics=_HALF),
+    "vit": Family(unused=("layernorm", "pooler"), statistics=_HALF),
 }
 
 
@@ -80,7 +80,8 @@ class Backbone(nn.Module):
         # The installed transformers may be able to keep only those states that are asked for.
         some = hasattr(output_capturing, "selected_hidden_states")
         self._arguments: dict[str, Any] = {"output_hidden_states": list(self.layers) if some else True}
-        if family.asks_to_interpolate:
+        # Some resample their positions only where they are told to.
+        if "interpolate_pos_encoding" in inspect.signature(model.forward).parameters:
             self._arguments["interpolate_pos_encoding"] = True
         self.model = _end_after(model, self.layers[-1], family.unused)
         self.requires_grad_().eval()

@@ -11,10 +11,12 @@ from safetensors.torch import load_file, save_file
 
 from adpretrain_hf.backbones import Backbone, load_backbone, load_saved_backbone
 from adpretrain_hf.backbones.position_grid import resample_grid
+import transformers as hf
+from huggingface_hub import HfApi
 from huggingface_hub import HfApi
 from adpretrain_hf.errors import BundleError, InputError
 from tests.conftest import GOLDEN
-from tests.tiny import FAMILIES, save_tiny, tiny_model
+from tests.tiny import FAMILIES, SIZES, save_tiny, tiny_model
 
 PREFIX = {"dinov2_with_registers": 5, "dinov3_vit": 4, "siglip_vision_model": 0}
 FC1 = "encoder.layer.0.mlp.fc1.weight"
@@ -65,6 +67,13 @@ def test_maps_are_the_raw_residual_stream_without_prefix_tokens(family, height, 
 def test_nothing_is_computed_after_the_last_level(family):
     backbone = Backbone(tiny_model(family), (1, 2))
     names = [name for name, _ in backbone.model.named_parameters()]
+@pytest.mark.parametrize(
+    "model", [hf.ViTMSNModel(hf.ViTMSNConfig(**SIZES)), hf.ChineseCLIPVisionModel(hf.ChineseCLIPVisionConfig(**SIZES))]
+)
+def test_images_that_are_not_square_in_a_family_without_a_line_of_its_own(model):
+    assert Backbone(model, (1,))(torch.randn(1, 3, 32, 48))[0].shape == (1, 32, 4, 6)
+
+
     blocks = {name.split(".layer.")[-1].split(".layers.")[-1].split("layers.")[-1].split(".")[0] for name in names}
     assert {block for block in blocks if block.isdigit()} == {"0", "1"}
     assert not [name for name in names if "post_layernorm" in name or "pooler" in name or name.startswith("head")]
