@@ -126,7 +126,8 @@ class StreamsMixin(ReferencesMixin):
             results += [scored] if maps else []
         if not scores:
             raise InputError("no images were given: expected at least one")
-        return AnomalyScores(maps_of(results, size) if maps else None, torch.tensor(scores), calibrations)
+        as_tensor = torch.tensor(scores, dtype=torch.float32)  # whatever torch's default is
+        return AnomalyScores(maps_of(results, size) if maps else None, as_tensor, calibrations)
 
     def score_stream(
         self,

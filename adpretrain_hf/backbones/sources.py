@@ -124,7 +124,7 @@ def load_backbone(
         model = from_imagebind(name)
     else:
         folder = _locate(name, ["*.json", "*.safetensors"], **hub)
-        model = _load_folder(folder, layers[-1], dtype=dtype)
+        model = _load_folder(folder, layers[-1])
         commit = None if folder == Path(name) else folder.name
     backbone = Backbone(model, layers, commit).to(dtype)
     check_finite(str(source), backbone.state_dict())
@@ -181,7 +181,7 @@ def load_saved_backbone(
             weights are others than those that the bundle was made with.
     """
     try:
-        model = _load_folder(folder, layers[-1], dtype="auto", strict=True)
+        model = _load_folder(folder, layers[-1], strict=True)
     except InputError as error:
         raise BundleError(str(error)) from error
     backbone = Backbone(model, layers)
@@ -193,23 +193,24 @@ def load_saved_backbone(
     return backbone
 
 
-def _load_folder(source: Path, depth: int, *, dtype: torch.dtype | str, strict: bool = False) -> "PreTrainedModel":
+@quiet_transformers()
+def _load_folder(source: Path, depth: int, *, strict: bool = False) -> "PreTrainedModel":
     from transformers import AutoModel
 
     config = _vision_config(source)
     cut_config(config, depth, source)
     try:
-        with quiet_transformers():
-            model, report = AutoModel.from_pretrained(
-                source,
-                config=config,
-                dtype=dtype,
-                attn_implementation="sdpa",
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-            )
+        model, report = AutoModel.from_pretrained(
+            source,
+            config=config,
+            # A half precision would be torch's default in all threads meanwhile.
+            dtype=torch.float32,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"the backbone at {str(source)!r} cannot be loaded: {error}") from error
     missing = {key for key in report["missing_keys"] if key.split(".")[0] not in family_of(config.model_type).unused}
@@ -236,6 +237,7 @@ def _locate(source: str, patterns: list[str], **hub: Any) -> Path:
         ) from error
 
 
+@quiet_transformers()
 def _vision_config(folder: Path) -> "PretrainedConfig":
     """The configuration of a vision transformer with one width and square patches, of two towers the vision part's."""
     from huggingface_hub.errors import StrictDataclassError

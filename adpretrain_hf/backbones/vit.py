@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import inspect
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -227,12 +228,20 @@ def cut_config(config: "PretrainedConfig", depth: int, source: object) -> None:
         config.out_features = config.stage_names[-1:]
 
 
+_ALONE = threading.RLock()
+
+
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silences the loading report (what it says of keys is checked and raised here) and the bars."""
-    from transformers.utils import logging
+    """Silences the loading report (what it says of keys is checked and raised here) and the bars.
 
+    One thread at a time: the settings are of the whole process, as are those of torch that loading changes; and
+    ``transformers`` is another module when its first import is over, in which threads that waited for it find nothing.
+    """
     with contextlib.ExitStack() as afterwards:
+        afterwards.enter_context(_ALONE)
+        from transformers.utils import logging
+
         afterwards.callback(logging.set_verbosity, logging.get_verbosity())
         if logging.is_progress_bar_enabled():
             afterwards.callback(logging.enable_progress_bar)

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+import transformers as hf
+from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 
 from adpretrain_hf.backbones import Backbone, load_backbone, load_saved_backbone
 from adpretrain_hf.backbones.position_grid import resample_grid
-import transformers as hf
-from huggingface_hub import HfApi
-from huggingface_hub import HfApi
 from adpretrain_hf.errors import BundleError, InputError
 from tests.conftest import GOLDEN
 from tests.tiny import FAMILIES, SIZES, save_tiny, tiny_model
 
 PREFIX = {"dinov2_with_registers": 5, "dinov3_vit": 4, "siglip_vision_model": 0}
 FC1 = "encoder.layer.0.mlp.fc1.weight"
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -63,10 +66,6 @@ def test_maps_are_the_raw_residual_stream_without_prefix_tokens(family, height, 
         torch.testing.assert_close(level, row, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_nothing_is_computed_after_the_last_level(family):
-    backbone = Backbone(tiny_model(family), (1, 2))
-    names = [name for name, _ in backbone.model.named_parameters()]
 @pytest.mark.parametrize(
     "model", [hf.ViTMSNModel(hf.ViTMSNConfig(**SIZES)), hf.ChineseCLIPVisionModel(hf.ChineseCLIPVisionConfig(**SIZES))]
 )
@@ -74,6 +73,10 @@ def test_images_that_are_not_square_in_a_family_without_a_line_of_its_own(model)
     assert Backbone(model, (1,))(torch.randn(1, 3, 32, 48))[0].shape == (1, 32, 4, 6)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_is_computed_after_the_last_level(family):
+    backbone = Backbone(tiny_model(family), (1, 2))
+    names = [name for name, _ in backbone.model.named_parameters()]
     blocks = {name.split(".layer.")[-1].split(".layers.")[-1].split("layers.")[-1].split(".")[0] for name in names}
     assert {block for block in blocks if block.isdigit()} == {"0", "1"}
     assert not [name for name in names if "post_layernorm" in name or "pooler" in name or name.startswith("head")]
@@ -137,6 +140,12 @@ def test_digest_tells_weights_apart_and_not_precisions(tmp_path):
     assert load_backbone(save_tiny(tmp_path / "b", seed=1), (1,), dtype=torch.float16).digest() != half.digest()
 
 
+def test_a_repository_without_a_model_is_refused(hub, tmp_path):
+    HfApi(token="hf_owner").create_repo("acme/no-model")
+    with pytest.raises(InputError, match="no backbone at 'acme/no-model': .* is not a transformers model: it lacks"):
+        load_backbone("acme/no-model", (1,), cache_dir=tmp_path)
+
+
 def test_a_level_beyond_the_depth_is_refused(tiny_folder):
     with pytest.raises(InputError, match="level 5 was asked for, but .* has blocks 1 to 4"):
         load_backbone(tiny_folder, (1, 5))
@@ -150,12 +159,6 @@ def test_a_network_of_another_kind_is_refused():
 
 
 @pytest.mark.parametrize(
-def test_a_repository_without_a_model_is_refused(hub, tmp_path):
-    HfApi(token="hf_owner").create_repo("acme/no-model")
-    with pytest.raises(InputError, match="no backbone at 'acme/no-model': .* is not a transformers model: it lacks"):
-        load_backbone("acme/no-model", (1,), cache_dir=tmp_path)
-
-
     ("damage", "message"),
     [
         (lambda weight: {FC1: None}, "does not fit its configuration: missing .*fc1.weight"),
@@ -197,6 +200,33 @@ def test_loading_says_nothing_and_leaves_the_librarys_settings(tiny_folder, capf
     load_backbone(tiny_folder, (1,))
     assert capfd.readouterr() == ("", "")
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (logging.WARNING, bars)
+
+
+def test_loading_half_precision_is_nothing_to_torchs_default(tmp_path, monkeypatch):
+    load_backbone(save_tiny(tmp_path / "upstream"), (1,), dtype=torch.float16).save(tmp_path / "half")
+    set_default, seen = torch.set_default_dtype, []
+    monkeypatch.setattr(torch, "set_default_dtype", lambda dtype: seen.append(dtype) or set_default(dtype))
+    for dtype in (torch.float32, torch.float16):
+        assert load_saved_backbone(tmp_path / "half", (1,), dtype=dtype).model.dtype == dtype
+        load_backbone(tmp_path / "half", (1,), dtype=dtype)
+    assert set(seen) <= {torch.float32}
+
+
+def run(program, *arguments):
+    return subprocess.check_output([sys.executable, "-c", program, *map(str, arguments)], text=True, cwd=ROOT)
+
+
+def test_threads_may_be_the_first_to_load(tiny_folder):
+    program = """
+import sys, threading
+from adpretrain_hf.backbones import load_backbone
+loaded = []
+load = lambda: loaded.append(load_backbone(sys.argv[1], (1,)))
+threads = [threading.Thread(target=load) for _ in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(len(loaded))"""
+    assert run(program, tiny_folder) == "4\n"
 
 
 def test_grid_is_resampled_once_per_size(tiny_folder, monkeypatch):
