@@ -152,6 +152,16 @@ class Backbone(nn.Module):
             module.__dict__.pop("_output_capturing_hooks_installed", None)
         return self.__dict__ | {"_modules": self._modules | {"model": model}}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Takes a state over, in a process where transformers may never have constructed such a network."""
+        from transformers.modeling_utils import PreTrainedModel
+
+        super().__setstate__(state)
+        for module in self.model.modules():
+            if isinstance(module, PreTrainedModel):
+                # Only there it notes what a class can keep of its outputs; releases differ in how.
+                PreTrainedModel.__init__(type(module).__new__(type(module)), module.config)
+
     def digest(self) -> str:
         """16 hex digits that identify the weights. A more precise copy of the same values has the same ones."""
         return self.digests([torch.float32])[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -227,6 +228,19 @@ for thread in threads: thread.start()
 for thread in threads: thread.join()
 print(len(loaded))"""
     assert run(program, tiny_folder) == "4\n"
+
+
+def test_pickled_after_use_and_read_in_another_process(tmp_path):
+    images = torch.randn(1, 3, 32, 32)
+    backbones = [Backbone(tiny_model(family), (1, 3)) for family in FAMILIES]
+    expected = [backbone(images) for backbone in backbones]
+    (tmp_path / "all").write_bytes(pickle.dumps((backbones, images)))
+    program = """
+import pickle, sys, torch
+backbones, images = pickle.load(open(sys.argv[1], "rb"))
+torch.save([backbone(images) for backbone in backbones], sys.argv[2])"""
+    run(program, tmp_path / "all", tmp_path / "found")
+    torch.testing.assert_close(torch.load(tmp_path / "found"), expected)
 
 
 def test_grid_is_resampled_once_per_size(tiny_folder, monkeypatch):
