@@ -107,3 +107,15 @@ def test_a_file_that_exif_turns_to_another_shape_is_refused(whole, tmp_path):
     random_image(1, 80, 40).save(tmp_path / "turned.png", exif=exif)
     with pytest.raises(InputError, match=r"turned.png is prepared to 64 x 32, expected 32 x 64"):
         ADPretrainPreProcessor(whole).read_again(torch.zeros(1, 3, 32, 64), [str(tmp_path / "turned.png")])
+
+
+def test_a_checkpoint_keeps_the_shape_that_an_export_is_for(bundle, tmp_path):
+    root, run = tmp_path / "wide", engine(tmp_path)
+    for part in ("train", "normal_test", "defect", "mask"):
+        (root / part).mkdir(parents=True)
+        for seed in range(2):
+            random_image(seed, 40, 80).save(root / part / f"{seed}.png")
+    model = ADPretrainFeatureNorm(str(bundle), references=1, resize_mode="resize", visualizer=False)
+    run.fit(model, datamodule=datamodule(root))
+    again = ADPretrainFeatureNorm.load_from_checkpoint(run.trainer.checkpoint_callback.best_model_path)
+    assert again.pre_processor.shape == model.pre_processor.shape == (64, 32)

@@ -83,11 +83,12 @@ class ADPretrainPreProcessor(PreProcessor):
         return images
 
     def checkpoint_config(self) -> dict[str, Any]:
-        """Nothing: the bundle, which a checkpoint names, says how images are prepared."""
-        return {}
+        """The shape of the images; how they are prepared says the bundle, which a checkpoint names."""
+        return {"shape": self.shape}
 
     def load_checkpoint_config(self, config: dict[str, Any]) -> None:
-        """Nothing to load."""
+        """Takes over the shape of the images."""
+        self._exact.shape = config["shape"]
 
 
 def _is_plain(path: str) -> bool:
