@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from anomalib.data import Folder
 from anomalib.engine import Engine
+from anomalib.models import AnomalibModule
 from PIL import Image
+from torch import Tensor
 
 SIZES = [(48, 40), (40, 40), (36, 52)]  # width and height, of images in turn
 
@@ -45,6 +48,13 @@ def engine(root: Path, **settings: Any) -> Engine:
     """An engine on the CPU, with its results below a folder."""
     quiet = {"enable_progress_bar": False, "enable_model_summary": False}
     return Engine(default_root_dir=root, accelerator="cpu", devices=1, **quiet | {"max_epochs": 1} | settings)
+
+
+def predict(run: Engine, model: AnomalibModule, folder: Path, **settings: Any) -> tuple[Tensor, Tensor]:
+    """Maps (N, H, W) and scores (N,) of all test images."""
+    batches = run.predict(model, datamodule=datamodule(folder), **settings)
+    maps = torch.cat([batch.anomaly_map.flatten(0, -3) for batch in batches])
+    return maps, torch.cat([batch.pred_score.flatten() for batch in batches])
 
 
 def _folder(root: Path, name: str) -> Path:

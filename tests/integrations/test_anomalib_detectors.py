@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 from adpretrain_hf import ADPretrainFeatureExtractor
 from adpretrain_hf.errors import BundleError, InputError
@@ -33,7 +32,7 @@ from adpretrain_hf.integrations.anomalib import (
     ADPretrainUniad,
 )
 from adpretrain_hf.integrations.anomalib.core_set import CoreSet
-from tests.integrations.anomalib_data import datamodule, engine, write_images
+from tests.integrations.anomalib_data import datamodule, engine, predict, write_images
 from tests.integrations.conftest import save_two_variants
 
 # Small, for the tests; what is not named is the default.
@@ -62,13 +61,6 @@ def small_bundle(tiny_folder, tmp_path_factory):
 def make(detector, bundle, **settings):
     quiet = {"evaluator": False, "visualizer": False}
     return detector(str(bundle), **DETECTORS[detector] | quiet | {"references": 4} | settings)
-
-
-def predict(run, model, folder, **settings) -> tuple[Tensor, Tensor]:
-    """Maps (N, H, W) and scores (N,) of all test images."""
-    batches = run.predict(model, datamodule=datamodule(folder), **settings)
-    maps = torch.cat([batch.anomaly_map.flatten(0, -3) for batch in batches])
-    return maps, torch.cat([batch.pred_score.flatten() for batch in batches])
 
 
 @each_detector
@@ -199,19 +191,6 @@ def test_files_are_read_as_score_reads_them(bundle, folder, tmp_path):
     assert len(got) == len(list(awkward.iterdir()))
 
 
-@pytest.mark.parametrize("kind", ["folder", "bank"])
-def test_training_images_that_are_references_do_not_find_themselves(kind, bundle, folder, tmp_path):
-    source = folder / "train"
-    if kind == "bank":
-        extractor = ADPretrainFeatureExtractor.from_pretrained(bundle)
-        extractor.make_reference(source).save(tmp_path / "good.safetensors")
-        source = tmp_path / "good.safetensors"
-    model = make(ADPretrainPatchcore, bundle, references=str(source), features="residual", coreset_sampling_ratio=1.0)
-    engine(tmp_path).fit(model, datamodule=datamodule(folder))
-    stored = model.model.memory_bank
-    assert len(stored.unique(dim=0)) > 0.9 * len(stored)
-
-
 def test_a_relative_bundle_is_found_from_elsewhere(bundle, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(Path(bundle).parent)
     model = make(ADPretrainFeatureNorm, Path(bundle).name)
@@ -234,51 +213,6 @@ def test_a_bundle_of_one_variant_serves_every_detector(tiny_folder, tmp_path, ca
         make(ADPretrainFeatureNorm, tmp_path / "new", variant="norm")
 
 
-def test_references_of_a_checkpoint_do_not_need_their_files(bundle, folder, tmp_path):
-    references = shutil.copytree(folder / "train", tmp_path / "references")
-    run = engine(tmp_path)
-    model = make(ADPretrainFeatureNorm, bundle, references=str(references))
-    run.fit(model, datamodule=datamodule(folder))
-    maps, _ = predict(run, model, folder)
-    checkpoint = run.trainer.checkpoint_callback.best_model_path
-    shutil.rmtree(references)
-    again = ADPretrainFeatureNorm.load_from_checkpoint(checkpoint)
-    assert torch.equal(predict(engine(tmp_path), again, folder)[0], maps)
-
-
-def test_saved_bank_serves_as_references(bundle, folder, tmp_path):
-    extractor = ADPretrainFeatureExtractor.from_pretrained(bundle)
-    extractor.make_reference(folder / "train").save(tmp_path / "bank.safetensors")
-    sources = (folder / "train", tmp_path / "bank.safetensors")
-    models = [make(ADPretrainFeatureNorm, bundle, references=str(one), post_processor=False) for one in sources]
-    from_folder, from_bank = (predict(engine(tmp_path), model, folder)[0] for model in models)
-    assert torch.equal(from_folder, from_bank)
-
-
-def test_training_images_become_references_spread_over_the_data(bundle, folder, tmp_path):
-    model = make(ADPretrainFeatureNorm, bundle)
-    engine(tmp_path).fit(model, datamodule=datamodule(folder))
-    names = [Path(name).name for name in model.features.names]
-    assert names == ["0.png", "2.png", "4.png", "6.png"]
-    assert model.features.extractor.reference.num_images == 4
-    expected = model.features.extractor.make_reference([folder / "train" / name for name in names])
-    for got, wanted in zip(model.features.extractor.reference.patches, expected.patches, strict=True):
-        torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
-
-
-def test_more_references_than_images_are_all_images(bundle, folder, tmp_path, caplog):
-    model = make(ADPretrainFeatureNorm, bundle, references=50)
-    engine(tmp_path).fit(model, datamodule=datamodule(folder))
-    assert model.features.extractor.reference.num_images == 8
-    assert "50 references were asked for, the training data have 8 normal images" in caplog.text
-
-
-@pytest.mark.parametrize("references", [0, -1, "", True, 2.5, None])
-def test_wrong_references_are_refused(bundle, references):
-    with pytest.raises(InputError, match="references is"):
-        ADPretrainPatchcore(str(bundle), references=references)
-
-
 def test_bundle_must_be_a_string(extractor):
     with pytest.raises(InputError, match="expected the id of a repository or a folder, as a string"):
         ADPretrainPatchcore(extractor)
@@ -296,11 +230,6 @@ def test_padim_of_one_image_says_what_it_needs(bundle, folder, tmp_path):
     shutil.copy(folder / "train" / "0.png", tmp_path / "data" / "train")
     with pytest.raises(InputError, match="got 1 training image, expected at least 2: a covariance needs them"):
         engine(tmp_path).fit(make(ADPretrainPadim, bundle), datamodule=datamodule(tmp_path / "data"))
-
-
-def test_predicting_without_references_says_what_to_do(bundle, folder, tmp_path):
-    with pytest.raises(InputError, match="no reference is set"):
-        predict(engine(tmp_path), make(ADPretrainFeatureNorm, bundle), folder)
 
 
 def test_glass_learns_from_normalised_images(bundle, folder, tmp_path):

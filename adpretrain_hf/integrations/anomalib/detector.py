@@ -10,7 +10,7 @@ import torch
 from anomalib import LearningType
 from anomalib.data import AnomalibDataset, Batch
 from anomalib.metrics import Evaluator
-from anomalib.models.components import AnomalibModule
+from anomalib.models.components import AnomalibModule, MemoryBankMixin
 from anomalib.visualization import Visualizer
 from torch import Tensor, nn
 from typing_extensions import NotRequired, TypedDict
@@ -55,7 +55,8 @@ class ADPretrainDetector(AnomalibModule):
     """A mixin for anomalib's models, first of the bases: loads the features and sets the reference bank.
 
     Where ``references`` is a number, so many normal images of the training data, spread evenly over it, become the
-    references when training starts. A training image that is one of them is compared with the others.
+    references when training starts, others in another training. A training image that is one of them is compared with
+    the others.
 
     Args:
         bundle: the id of a repository on the Hub, or a folder.
@@ -184,8 +185,18 @@ class ADPretrainDetector(AnomalibModule):
             self.set_reference(source)
         elif self.trainer.training:
             self.set_reference(*self._draw_references(self.trainer.train_dataloader.dataset, source))
+            self.features.drawn = True
 
-    on_train_start = on_test_start = on_predict_start = _ensure_reference
+    on_test_start = on_predict_start = _ensure_reference
+
+    def on_train_start(self) -> None:
+        """Sets the references; what an earlier training drew and fitted does not stay, unless this one goes on."""
+        if self.trainer.ckpt_path is None:
+            if self.features.drawn:
+                self.features.extractor.reference = None
+            if isinstance(self, MemoryBankMixin):  # which anomalib fits once only
+                self._is_fitted = torch.zeros_like(self._is_fitted)
+        self._ensure_reference()
 
     @torch.no_grad()
     def _draw_references(self, dataset: AnomalibDataset, number: int) -> tuple[Tensor, list[str]]:

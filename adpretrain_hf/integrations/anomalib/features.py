@@ -33,6 +33,7 @@ class DetectorFeatures(nn.Module):
         layers: names of the levels, the keys of the features.
         out_dims: C of each.
         names: of the bank's images, in their order, e.g. paths; empty where they are not known.
+        drawn: whether they were drawn of training data, so that a training on others draws its own.
         own: for each image of the next batch which of the bank's images it is, or None where its name does not tell;
             empty outside of training. What is in the bank, by its name or its tokens, is matched with the others, for
             its own patches would all be found and its residual be 0.
@@ -60,6 +61,7 @@ class DetectorFeatures(nn.Module):
         self.own: list[int | None] = []
         self._warned = False
 
+        self.drawn = False
     @property
     def needs_reference(self) -> bool:
         """Whether a reference bank must be set before images can be given."""
@@ -112,7 +114,7 @@ class DetectorFeatures(nn.Module):
             raise InputError(f"anomalib hands over whole images, and the reference has tiles: {bank}; make one without")
         if names and bank is not None and len(names) != bank.num_images:
             raise InputError(f"got {len(names)} names for {bank.num_images} reference images, expected one for each")
-        self.names = tuple(map(str, names))
+        self.names, self.drawn = tuple(map(str, names)), False
 
     def note_own(self, names: Sequence[str]) -> None:
         """Says by their names which images the next batch holds, so that those of the bank are recognised."""
@@ -125,7 +127,7 @@ class DetectorFeatures(nn.Module):
         fields = ("patches", "fingerprint", "category", "num_images", "compacted", "image_patches", "augmentation")
         if bank is None:
             return {}
-        known = {"names": [*self.names], "judgement": bank.judgement.to_dict()}
+        known = {"names": [*self.names], "drawn": self.drawn, "judgement": bank.judgement.to_dict()}
         return known | {name: getattr(bank, name) for name in fields}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -135,10 +137,11 @@ class DetectorFeatures(nn.Module):
             InputError: another extractor made it.
         """
         values = dict(state)
-        self.names = tuple(values.pop("names", ()))
-        self.extractor.reference = None
+        names, drawn = values.pop("names", ()), values.pop("drawn", False)
+        self.names, self.extractor.reference = (), None
         if values:
-            self.extractor.set_reference(ReferenceBank(values.pop("patches"), **values))
+            self.set_reference(ReferenceBank(values.pop("patches"), **values), names)
+        self.drawn = drawn
 
     def _own_of(self, tokens: Tensor) -> list[int | None]:
         """For each image which of the bank's it is, or None; empty where none can be left out."""
