@@ -120,6 +120,17 @@ def test_a_bank_of_tiles_is_refused(extractor, tile_reference):
     assert extractor.reference is None
 
 
+def test_a_bank_with_a_region_of_interest_is_refused(extractor):
+    bank = extractor.make_reference([random_image(1)], region=[(0, 0), (9, 0), (9, 9)])
+    with pytest.raises(InputError, match="the reference has a region of interest: .*; make one without"):
+        DetectorFeatures(extractor).set_reference(bank)
+    fields = ("patches", "fingerprint", "category", "num_images")
+    state = {name: getattr(bank, name) for name in fields} | {"judgement": bank.judgement.to_dict()}
+    with pytest.raises(InputError, match="the reference has a region of interest"):  # of an older checkpoint
+        DetectorFeatures(extractor).set_extra_state(state)
+    assert extractor.reference is None
+
+
 def test_tiles_are_of_the_image_that_they_were_cut_from(extractor, references):
     features = DetectorFeatures(extractor, "residual")
     features.set_reference(references, ["a", "b", "c", "d"])

@@ -106,12 +106,13 @@ class DetectorFeatures(nn.Module):
             names: of its images, in their order; see ``names``.
 
         Raises:
-            InputError: not one name for each image, a bank with tiles, or see there.
+            InputError: not one name for each image, a bank with tiles or a region of interest, or see there.
         """
         bank = self.extractor.set_reference(references).reference
-        if bank is not None and bank.tiles:
+        if bank is not None and (bank.tiles or bank.judgement.region):
             self.extractor.reference = None
-            raise InputError(f"anomalib hands over whole images, and the reference has tiles: {bank}; make one without")
+            own = "tiles" if bank.tiles else "a region of interest"
+            raise InputError(f"anomalib hands over whole images, and the reference has {own}: {bank}; make one without")
         if names and bank is not None and len(names) != bank.num_images:
             raise InputError(f"got {len(names)} names for {bank.num_images} reference images, expected one for each")
         self.names, self.drawn = tuple(map(str, names)), False
@@ -134,7 +135,7 @@ class DetectorFeatures(nn.Module):
         """Takes over the reference bank that a state dict holds.
 
         Raises:
-            InputError: another extractor made it.
+            InputError: another extractor made it, or see ``set_reference``.
         """
         values = dict(state)
         names, drawn = values.pop("names", ()), values.pop("drawn", False)
