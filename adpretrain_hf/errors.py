@@ -3,6 +3,7 @@
 import difflib
 import errno
 import io
+import math
 import operator
 import os
 import re
@@ -126,6 +127,17 @@ def check_count(name: str, value: Any) -> int:
     if whole_number(value) < 1:
         raise InputError(f"{name} is {value!r}, expected an integer >= 1")
     return whole_number(value)
+
+
+def check_positive(name: str, value: Any, most: float = math.inf) -> float:
+    """Returns a number above 0, and not above ``most``.
+
+    Raises:
+        InputError: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= most or value == math.inf:
+        raise InputError(f"{name} is {value!r}, expected a number {'> 0' if most == math.inf else f'in (0, {most:g}]'}")
+    return value
 
 
 def check_sides(name: str, value: Any) -> tuple[int, int]:

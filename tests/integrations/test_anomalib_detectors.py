@@ -218,9 +218,24 @@ def test_bundle_must_be_a_string(extractor):
         ADPretrainPatchcore(extractor)
 
 
-def test_channels_of_padim_are_checked(bundle):
-    with pytest.raises(InputError, match="n_features is 129, expected a number from 1 to the levels' 128 channels"):
-        ADPretrainPadim(str(bundle), n_features=129)
+@pytest.mark.parametrize(
+    ("detector", "setting", "expected"),
+    [
+        (ADPretrainPadim, {"n_features": 129}, "a number from 1 to the levels' 128 channels"),
+        (ADPretrainPadim, {"n_features": "x"}, "a number from 1 to the levels' 128 channels"),
+        (ADPretrainPatchcore, {"coreset_sampling_ratio": 7}, r"a number in \(0, 1\]"),
+        (ADPretrainPatchcore, {"num_neighbors": 0}, "an integer >= 1"),
+        (ADPretrainCflow, {"lr": "abc"}, "a number > 0"),
+        (ADPretrainCflow, {"condition_vector": 6}, "a multiple of 4"),
+        (ADPretrainGlass, {"discriminator_hidden": 1.5}, "an integer >= 1"),
+        (ADPretrainGlass, {"svd": 2}, "0 or 1"),
+        (ADPretrainUniad, {"lr": float("nan")}, "a number > 0"),
+    ],
+)
+def test_settings_out_of_their_range_are_refused(detector, setting, expected, bundle):
+    ((name, value),) = setting.items()
+    with pytest.raises(InputError, match=f"^{name} is {value!r}, expected {expected}$"):
+        detector(str(bundle), **setting)
 
 
 def test_padim_of_one_image_says_what_it_needs(bundle, folder, tmp_path):

@@ -69,7 +69,7 @@ def test_levels_are_chosen_by_block_number(extractor, images, references):
     assert torch.equal(features(images)["layer4"], extractor(images)["layer4"])
 
 
-@pytest.mark.parametrize("levels", [(), (5,), (4, 2), (2, 2)])
+@pytest.mark.parametrize("levels", ["4", 4, (), (5,), (4, 2), (2, 2)])
 def test_wrong_levels_are_refused(extractor, levels):
     with pytest.raises(InputError, match=r"expected some of \[1, 2, 3, 4\], in rising order"):
         DetectorFeatures(extractor, levels=levels)

@@ -50,18 +50,21 @@ class DetectorFeatures(nn.Module):
         if kind not in kinds:
             raise InputError(f"unknown features {kind!r}: expected one of {', '.join(kinds)}")
         known = list(extractor.config.layers)
-        wanted = known if levels is None else [operator.index(level) for level in levels]
+        try:
+            wanted = known if levels is None else [operator.index(level) for level in levels]
+        except TypeError:
+            wanted = []
         if not wanted or wanted != [level for level in known if level in wanted]:
-            raise InputError(f"levels are {levels}, expected some of {known}, in rising order")
+            raise InputError(f"levels are {levels!r}, expected some of {known}, in rising order")
         self.extractor, self.kind = extractor, kind
         self._places = [known.index(level) for level in wanted]
         self.layers = [extractor.layers[place] for place in self._places]
         self.out_dims = [extractor.out_dims[place] for place in self._places]
         self.names: tuple[str, ...] = ()
+        self.drawn = False
         self.own: list[int | None] = []
         self._warned = False
 
-        self.drawn = False
     @property
     def needs_reference(self) -> bool:
         """Whether a reference bank must be set before images can be given."""

@@ -12,7 +12,7 @@ from anomalib.post_processing import PostProcessor
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from adpretrain_hf.errors import InputError
+from adpretrain_hf.errors import InputError, check_count, check_positive, whole_number
 from adpretrain_hf.integrations.anomalib.core_set import CoreSet
 from adpretrain_hf.integrations.anomalib.detector import ADPretrainDetector, DetectorArguments
 from adpretrain_hf.integrations.anomalib.features import DetectorFeatures
@@ -22,6 +22,13 @@ from adpretrain_hf.scoring import Calibration, anomaly_map
 
 # Stands in until ours is in its place: anomalib builds one by name.
 _BACKBONE: dict[str, Any] = {"backbone": "resnet18", "layers": ["layer1"], "pre_trained": False}
+
+
+def _check(counts: dict[str, Any], positive: dict[str, Any]) -> None:
+    for name, value in counts.items():
+        check_count(name, value)
+    for name, value in positive.items():
+        check_positive(name, value)
 
 
 class ADPretrainPatchcore(ADPretrainDetector, Patchcore):
@@ -34,7 +41,7 @@ class ADPretrainPatchcore(ADPretrainDetector, Patchcore):
 
     Args:
         bundle, common: see ``ADPretrainDetector``.
-        coreset_sampling_ratio: share of the patches that are kept.
+        coreset_sampling_ratio: share of the patches that are kept, in (0, 1].
         num_neighbors: more than 1 weighs an image's score by its neighbours, as the original paper does.
     """
 
@@ -48,6 +55,8 @@ class ADPretrainPatchcore(ADPretrainDetector, Patchcore):
         num_neighbors: int = 1,
         **common: Unpack[DetectorArguments],
     ) -> None:
+        check_positive("coreset_sampling_ratio", coreset_sampling_ratio, most=1)
+        check_count("num_neighbors", num_neighbors)
         features, arguments = self.load(bundle, common)
         super().__init__(
             **_BACKBONE, coreset_sampling_ratio=coreset_sampling_ratio, num_neighbors=num_neighbors, **arguments
@@ -81,8 +90,8 @@ class ADPretrainPadim(ADPretrainDetector, Padim):
         features, arguments = self.load(bundle, common)
         channels = sum(features.out_dims)
         number = min(256, channels) if n_features is None else n_features
-        if not 0 < number <= channels:
-            raise InputError(f"n_features is {number}, expected a number from 1 to the levels' {channels} channels")
+        if not 0 < whole_number(number) <= channels:
+            raise InputError(f"n_features is {number!r}, expected a number from 1 to the levels' {channels} channels")
         super().__init__(**_BACKBONE, n_features=1, **arguments)
         self.model.layers = features.layers
         self.install_features(features)
@@ -131,9 +140,12 @@ class ADPretrainCflow(ADPretrainDetector, Cflow):
         lr: float = 0.0001,
         **common: Unpack[DetectorArguments],
     ) -> None:
+        own = {"fiber_batch_size": fiber_batch_size, "condition_vector": condition_vector}
+        _check({**own, "coupling_blocks": coupling_blocks}, {"clamp_alpha": clamp_alpha, "lr": lr})
+        if condition_vector % 4:
+            raise InputError(f"condition_vector is {condition_vector}, expected a multiple of 4")
         features, arguments = self.load(bundle, common)
-        own = {"fiber_batch_size": fiber_batch_size, "condition_vector": condition_vector, "lr": lr}
-        super().__init__(**_BACKBONE, coupling_blocks=1, **own, **arguments)
+        super().__init__(**_BACKBONE, coupling_blocks=1, lr=lr, **own, **arguments)
         self.model.pool_layers, self.model.pool_dims = features.layers, features.out_dims
         self.model.anomaly_map_generator.pool_layers = features.layers
         flow = (condition_vector, coupling_blocks, clamp_alpha)
@@ -187,6 +199,9 @@ class ADPretrainGlass(ADPretrainDetector, Glass):
         svd: int = 0,
         **common: Unpack[DetectorArguments],
     ) -> None:
+        _check({"discriminator_hidden": discriminator_hidden, "step": step}, {"learning_rate": learning_rate})
+        if svd not in (0, 1):
+            raise InputError(f"svd is {svd!r}, expected 0 or 1")
         features, arguments = self.load(bundle, common)
         config, width = features.extractor.config, features.out_dims[0]
         arguments |= {"pretrain_embed_dim": width, "target_embed_dim": width} | _BACKBONE
@@ -333,6 +348,7 @@ class ADPretrainUniad(ADPretrainDetector):
         lr: float = 0.0001,
         **common: Unpack[DetectorArguments],
     ) -> None:
+        _check({"hidden_dim": hidden_dim, "num_layers": num_layers}, {"lr": lr})
         features, arguments = self.load(bundle, common)
         super().__init__(**arguments)
         config, channels = features.extractor.config, sum(features.out_dims)
