@@ -145,7 +145,7 @@ def run_on_ray(args: Namespace, *, features: bool) -> int:
 
     connect(args.ray_address)
     images, extractor, settings = prepare(args)
-    keep_settings(args.output, settings | {"format": "parquet"})
+    keep_settings(args.output, settings | calibration_settings(args) | {"format": "parquet"})
     bank = args.output.absolute() / ("references" if args.references else "reference.safetensors")
     if args.references:
         write_references(extractor.references, bank)
@@ -214,7 +214,17 @@ def _reference_settings(args: Namespace) -> dict[str, Any]:
         return {"references": {path.stem: sha256_of(path) for path in bank_files(args.references)}}
     if getattr(args, "categories", None):
         raise InputError(f"--categories {args.categories} is for --references, a folder of several products' banks")
-    return {"reference": combined_digest(sorted(hashlib.sha256(path.read_bytes()).digest() for path in args.reference))}
+    return {"reference": _identity_of(args.reference)}
+
+
+def calibration_settings(args: Namespace) -> dict[str, str]:
+    """The identity of the images of ``--calibrate``, for runs that keep what was decided; a bank's own has that."""
+    paths = getattr(args, "calibrate", None)
+    return {"calibrate": _identity_of(paths)} if paths else {}
+
+
+def _identity_of(paths: Sequence[Path]) -> str:
+    return combined_digest(sorted(hashlib.sha256(path.read_bytes()).digest() for path in paths))
 
 
 def reference_of(extractor: ADPretrainFeatureExtractor, args: Namespace) -> ReferenceBank:

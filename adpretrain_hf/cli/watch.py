@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Appends a line for every image to results.jsonl until SIGTERM (exit code 0) or Ctrl-C (130)."""
-    from adpretrain_hf.cli.folder_run import keep_settings, prepare_extractor
+    from adpretrain_hf.cli.folder_run import calibration_settings, keep_settings, prepare_extractor
     from adpretrain_hf.cli.service import Service
     from adpretrain_hf.errors import MissingPathError
     from adpretrain_hf.scoring import required
@@ -50,6 +50,6 @@ def run(args: argparse.Namespace) -> int:
     if args.false_alarms is not None:  # before it has to decide
         (judgement,) = extractor.judgements.values()
         required(judgement.calibration).threshold(args.false_alarms)
-    keep_settings(args.output, settings | {"false_alarms": args.false_alarms})
+    keep_settings(args.output, settings | calibration_settings(args) | {"false_alarms": args.false_alarms})
     Service(extractor, args).run()
     return 0

@@ -209,6 +209,14 @@ def test_a_calibrated_reference_decides_and_ctrl_c_is_130(watch, camera, extract
     assert "stopped; the same command goes on from here" in one.said()
 
 
+def test_decisions_of_another_calibration_are_not_mixed_in(watch, camera, image_folder):
+    assert watch("--calibrate", image_folder).stop() == 0
+    again = watch("--calibrate", image_folder / "sub")
+    again.process.join(30)
+    assert again.process.exitcode == 1 and "holds results of other settings" in again.said()
+    assert watch("--calibrate", *sorted(image_folder.rglob("*.*g"), reverse=True)).stop() == 0  # the same images
+
+
 def test_what_cannot_begin_is_refused(bundle, camera, bank, tmp_path, capsys):
     words = ["watch", bundle, camera, "--reference", bank, "--output", tmp_path / "out", "--false-alarms", 0.1]
     assert main([str(word) for word in words]) == 1

@@ -353,8 +353,9 @@ def test_second_run_on_ray_does_what_is_missing_has_changed_or_could_not_be_used
     files = {file: file.read_bytes() for file in output.iterdir()}
     assert run(*arguments) == 0
     assert {file: file.read_bytes() for file in output.iterdir()} == files
-    assert run(*arguments[:-3]) == 1
-    assert f"{output} holds results of other settings" in capsys.readouterr().err
+    for other in (arguments[:-3], (*arguments, "--calibrate", image_folder)):
+        assert run(*other) == 1
+        assert f"{output} holds results of other settings" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("two_workers", "one_thread")
