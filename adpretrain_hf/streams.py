@@ -14,7 +14,15 @@ from adpretrain_hf.errors import InputError, check_sides
 from adpretrain_hf.files import combined_digest
 from adpretrain_hf.images import OnError, PreparedBatches, PreparedImage, by_image, stack, to_host
 from adpretrain_hf.reference import Banks, Batches, ReferenceBank, ReferencesMixin, RunNotice, check_category, say
-from adpretrain_hf.scoring import AnomalyScores, Calibration, Judgement, ScoredImage, anomaly_map, maps_of, score_images
+from adpretrain_hf.scoring import (
+    AnomalyScores,
+    Calibration,
+    Judgement,
+    ScoredImage,
+    anomaly_map,
+    score_images,
+    stack_maps,
+)
 
 _LOG = logging.getLogger(__name__)
 Categories = Optional[Iterable[str]]
@@ -116,18 +124,18 @@ class StreamsMixin(ReferencesMixin):
         if map_size is not None and not maps:
             raise InputError(f"map_size is {map_size!r}, and maps=False: expected one or the other")
         size = None if map_size is None else check_sides("map_size", map_size)
-        results: list[ScoredImage] = []
+        found: list[Tensor] = []
         scores: list[float] = []
         calibrations: list[Calibration | None] = []
         run: dict[str, Any] = {"references": references, "categories": categories}
         for scored in self.score_stream(images, **run, batch_size=batch_size, progress=progress):
             scores.append(scored.score)
             calibrations.append(scored.judgement.calibration)
-            results += [scored] if maps else []
+            found += [scored.map_at(size or scored.image.size)] if maps else []
         if not scores:
             raise InputError("no images were given: expected at least one")
         as_tensor = torch.tensor(scores, dtype=torch.float32)  # whatever torch's default is
-        return AnomalyScores(maps_of(results, size) if maps else None, as_tensor, calibrations)
+        return AnomalyScores(stack_maps(found) if maps else None, as_tensor, calibrations)
 
     def score_stream(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import threading
 
@@ -16,6 +17,7 @@ from adpretrain_hf import ADPretrainConfig, ADPretrainFeatureExtractor, Referenc
 from adpretrain_hf.backbones import Backbone
 from adpretrain_hf.bundle.released import from_released
 from adpretrain_hf.errors import ImageError, InputError
+from adpretrain_hf.scoring import ScoredImage
 from tests.benchmarks.peak_memory import peak_memory
 from tests.conftest import GOLDEN, PHOTOS, make_extractor, random_image
 from tests.tiny import save_tiny
@@ -738,3 +740,14 @@ class TestMaps:
             pytest.skip("this system does not tell the peak of memory")
         assert maps.nbytes == 96e6
         assert peak.megabytes < 145
+
+    def test_nothing_else_of_an_image_is_kept(self, extractor):
+        held = list[int]()
+
+        def images():
+            for seed in range(6):
+                held.append(sum(isinstance(one, ScoredImage) for one in gc.get_objects()))
+                yield random_image(seed)
+
+        extractor.set_reference(references()).score(images(), map_size=4, batch_size=1)
+        assert max(held) <= 1

@@ -22,9 +22,9 @@ from adpretrain_hf.scoring import (
     anomaly_map,
     feature_norm,
     gaussian_smooth,
-    maps_of,
     place_map,
     score_images,
+    stack_maps,
 )
 
 QUICK = settings(max_examples=60, deadline=None, database=None)
@@ -226,12 +226,10 @@ def test_a_map_at_another_size_shows_the_same_part(size: tuple[int, int], new: t
         assert len(seen) == seen[-1] + 1 - seen[0]
 
 
-def test_maps_of_images_of_several_sizes() -> None:
-    images = [PreparedImage(torch.zeros(3, 8, 8), "a.png", size, (0, 0, *size)) for size in ((40, 60), (30, 20))]
-    results = [ScoredImage(image, torch.rand(8, 8), 1.0) for image in images]
-    assert [tuple(one.shape) for one in maps_of(results)] == [(40, 60), (30, 20)]
-    assert torch.equal(maps_of(results[:1])[0], results[0].full_size_map())
-    assert torch.equal(maps_of(results, (16, 8)), torch.stack([one.map_at((16, 8)) for one in results]))
+def test_maps_of_one_size_become_one_tensor() -> None:
+    maps = [torch.rand(4, 6), torch.rand(4, 6)]
+    assert torch.equal(stack_maps([*maps]), torch.stack(maps))
+    assert isinstance(stack_maps([maps[0], maps[1].T]), list)
 
 
 def test_anomaly_scores_unpack() -> None:

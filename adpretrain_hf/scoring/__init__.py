@@ -10,8 +10,8 @@ from adpretrain_hf.scoring.maps import (
     blend_windows,
     feature_norm,
     gaussian_smooth,
-    maps_of,
     place_map,
     score_images,
+    stack_maps,
 )
 from adpretrain_hf.scoring.regions import Region, find_regions

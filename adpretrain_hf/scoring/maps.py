@@ -223,15 +223,17 @@ def _blend_along(parts: Tensor, starts: Sequence[int], extent: int) -> Tensor:
     return blended.index_add_(0, places, parts.flatten(0, 1) * weights.view(-1, *[1] * (parts.ndim - 2)))
 
 
-def maps_of(results: Sequence[ScoredImage], size: tuple[int, int] | None = None) -> Tensor | list[Tensor]:
-    """The maps of images, at their own sizes or at one (H, W): (B, H, W), or a list of (H, W) where sizes differ."""
-    sizes = [size or one.image.size for one in results]
-    if len(set(sizes)) > 1:
-        return [one.full_size_map() for one in results]
-    maps = results[0].anomaly.new_empty(len(results), *sizes[0])
-    for place, one in enumerate(results):  # to stack them, all would be in memory twice
-        maps[place] = one.map_at(sizes[0])
-    return maps
+def stack_maps(maps: list[Tensor]) -> Tensor | list[Tensor]:
+    """Maps (H, W) as one tensor (B, H, W); where their sizes differ, the list as it is.
+
+    The list is emptied meanwhile, or all would be in memory twice.
+    """
+    if len({one.shape for one in maps}) > 1:
+        return maps
+    stacked = maps[0].new_empty(len(maps), *maps[0].shape)
+    for place in reversed(range(len(maps))):
+        stacked[place] = maps.pop()
+    return stacked
 
 
 def place_map(anomaly: Tensor, size: tuple[int, int], box: tuple[int, int, int, int] | None = None) -> Tensor:
