@@ -284,7 +284,7 @@ class StreamsMixin(ReferencesMixin):
     def _matched(self, references: Any, categories: Categories) -> tuple[Banks, Iterable[str]]:
         """The banks of a run by category, and the categories of its images, each of which has a bank."""
         if references is None and categories is None:
-            bank, chosen = self._require_reference(), str(self._chosen)
+            chosen, bank = self._require_chosen()
             return {chosen: bank}, chosen
         banks = self.references if references is None else self._as_banks(references)
         if categories is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import sys
 import threading
 
 import numpy as np
@@ -383,6 +384,35 @@ def test_threads_may_score_at_once(extractor):
         thread.join()
     for t, scores in enumerate(expected):
         torch.testing.assert_close(results[t], scores, atol=1e-6, rtol=1e-6)
+
+
+def test_a_reference_may_be_changed_while_others_look_at_it(extractor):
+    banks = [extractor.make_reference(references(), category=category) for category in ("nut", "screw")]
+    errors, done, interval = list[Exception](), threading.Event(), sys.getswitchinterval()
+
+    def look():
+        while not done.is_set():
+            try:
+                (category,) = extractor._matched(None, None)[0]
+                assert category in ("nut", "screw") and extractor.reference.category in ("nut", "screw")
+            except Exception as error:
+                errors.append(error)
+                return
+
+    extractor.set_reference(banks[0])
+    threads = [threading.Thread(target=look) for _ in range(2)]
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for number in range(3000):
+            extractor.set_reference(banks[number % 2])
+    finally:
+        done.set()
+        sys.setswitchinterval(interval)
+        for thread in threads:
+            thread.join()
+    assert errors == []
 
 
 def test_a_backbone_that_does_not_fit_its_configuration_is_refused():

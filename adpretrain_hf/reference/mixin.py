@@ -34,6 +34,13 @@ Batches = Iterator[tuple[list[PreparedImage], list[Tensor]]]
 T = TypeVar("T", bound="ReferencesMixin")
 
 
+class _References(NamedTuple):
+    """The banks that are set, by category, and which is chosen; replaced as one, for other threads may be scoring."""
+
+    banks: dict[str, ReferenceBank]
+    chosen: Optional[str]
+
+
 class _Gathered(NamedTuple):
     """Encoded reference images: L tensors (K, C); of each image what is known and its patches; sizes; the grid."""
 
@@ -51,13 +58,12 @@ class ReferencesMixin:
     preprocess: Preprocessor
     projectors: Projectors
     layers: tuple[str, ...]
-    references: dict[str, ReferenceBank]
     whole: Optional[ADPretrainConfig]
     is_quantized: bool
     encode: Callable[..., list[Tensor]]
     residuals: Callable[..., list[Tensor]]
     calibrate: Callable[..., ReferenceBank]
-    _chosen: Optional[str]
+    _references: _References
     _encode_batches: Callable[..., Batches]
 
     @property
@@ -68,12 +74,21 @@ class ReferencesMixin:
     @property
     def reference(self) -> Optional[ReferenceBank]:
         """The bank that images are compared with whose category is not told: the only one, or the one chosen."""
-        return None if self._chosen is None else self.references[self._chosen]
+        banks, chosen = self._references
+        return None if chosen is None else banks[chosen]
 
     @reference.setter
     def reference(self, bank: Optional[ReferenceBank]) -> None:
-        self.references: dict[str, ReferenceBank] = {} if bank is None else {bank.category: bank}
-        self._chosen = None if bank is None else bank.category
+        self._references = _References({}, None) if bank is None else _References({bank.category: bank}, bank.category)
+
+    @property
+    def references(self) -> dict[str, ReferenceBank]:
+        """All banks that are set, by category."""
+        return self._references.banks
+
+    @references.setter
+    def references(self, banks: dict[str, ReferenceBank]) -> None:
+        self._references = self._references._replace(banks=banks)
 
     def make_reference(
         self,
@@ -216,7 +231,8 @@ class ReferencesMixin:
             ImageError: an image cannot be used.
         """
         if images is None:
-            self._chosen = check_category(category, self.references)
+            banks = self.references
+            self._references = _References(banks, check_category(category, banks))
             return self
         bank = self._as_bank(images, category=category, **options)
         return self.set_references({category or bank.category: bank})
@@ -232,8 +248,8 @@ class ReferencesMixin:
             InputError: no references, or see ``set_reference``.
             ImageError: an image cannot be used.
         """
-        self.references = self._as_banks(references, **options)
-        self._chosen = next(iter(self.references)) if len(self.references) == 1 else None
+        banks = self._as_banks(references, **options)
+        self._references = _References(banks, next(iter(banks)) if len(banks) == 1 else None)
         return self
 
     def add_reference(self: T, images: Any, *, category: Optional[str] = None, **options: Any) -> T:
@@ -249,8 +265,7 @@ class ReferencesMixin:
             ImageError: an image cannot be used.
         """
         if category is None:
-            self._require_reference()
-            category = str(self._chosen)
+            category, _ = self._require_chosen()
         bank = self.references[check_category(category, self.references)]
         more = self.extend_reference(bank, images, category=bank.category, **options)
         self.references = self.references | {category: more}
@@ -324,17 +339,22 @@ class ReferencesMixin:
         return bank.to(self.device)
 
     def _require_reference(self) -> ReferenceBank:
-        if self.reference is None and self.references:
+        return self._require_chosen()[1]
+
+    def _require_chosen(self) -> tuple[str, ReferenceBank]:
+        """The bank that is chosen, and its category."""
+        banks, chosen = self._references
+        if chosen is not None:
+            return chosen, banks[chosen]
+        if banks:
             raise InputError(
-                f"references of several products are set ({', '.join(self.references)}): give categories, one for each "
-                "image, or choose one by set_reference(category=...)"
+                f"references of several products are set ({', '.join(banks)}): give categories, one for each image, or "
+                "choose one by set_reference(category=...)"
             )
-        if self.reference is None:
-            raise InputError(
-                "no reference is set: call set_reference(images) with a few normal images of the product, or with a "
-                "saved bank, before asking for features or scores"
-            )
-        return self.reference
+        raise InputError(
+            "no reference is set: call set_reference(images) with a few normal images of the product, or with a saved "
+            "bank, before asking for features or scores"
+        )
 
     def _select(self, images: Any, count: int, batch_size: int, progress: bool) -> list[PreparedImage]:
         """So many images that stand for all, in their order."""
