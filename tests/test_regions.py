@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import torch
 from PIL import Image
 
 from adpretrain_hf import ADPretrainFeatureExtractor
-from adpretrain_hf.errors import BundleError, ImageError, InputError
+from adpretrain_hf.errors import BundleError, ImageError, InputError, MissingPathError
 from adpretrain_hf.overlays import outlined
 from adpretrain_hf.reference import ReferenceBank
 from adpretrain_hf.scoring import AnomalyScores, Calibration, Judgement, Region, encode_region, find_regions
@@ -111,12 +113,52 @@ def test_what_lies_outside_does_not_count(whole: ADPretrainFeatureExtractor, tmp
         {"region": [(0, 0), (23, 0), (23, 39), (0, 39)]},
         {"region": np.pad(np.ones((40, 24), np.uint8), ((0, 0), (0, 24)))},
         {"ignore": RIGHT},
+        {"ignore": np.array(RIGHT)},
+        {"ignore": np.array(RIGHT, np.int32)[:, None]},
+        {"ignore": np.pad(np.ones((40, 24), np.uint16), ((0, 0), (24, 0)))},
+        {"ignore": torch.arange(48).expand(40, 48) >= 24},
         {"region": Image.fromarray(np.pad(np.ones((40, 30), bool), ((0, 0), (0, 18)))), "ignore": RIGHT},
     ],
 )  # fmt: skip
 def test_regions_may_be_told_in_several_ways(given: dict[str, object]) -> None:
     left = np.pad(np.ones((40, 24), bool), ((0, 0), (0, 24)))
     assert encode_region(given.get("region"), given.get("ignore"), (40, 48)) == encode_region(left, None, (40, 48))
+
+
+@pytest.mark.parametrize(
+    ("mode", "inside", "outside"),
+    [("1", 1, 0), ("L", 1, 0), ("I;16", 1, 0), ("P", 1, 0), ("RGB", (0, 0, 1), (0, 0, 0)),
+     ("LA", (255, 255), (255, 0)), ("RGBA", (9, 9, 9, 255), (9, 9, 9, 0))],
+)  # fmt: skip
+def test_masks_count_by_their_stored_values(mode: str, inside: object, outside: object, tmp_path: Path) -> None:
+    mask = Image.new(mode, (48, 40), outside)  # type: ignore[arg-type]
+    for x, y in np.ndindex(24, 40):
+        mask.putpixel((x, y), inside)  # type: ignore[arg-type]
+    mask.save(tmp_path / "mask.png")
+    left = np.pad(np.ones((40, 24), bool), ((0, 0), (0, 24)))
+    for given in (mask, tmp_path / "mask.png"):
+        assert encode_region(given, None, (40, 48)) == encode_region(left, None, (40, 48))
+
+
+def test_a_mask_whose_palette_begins_with_white_counts_by_its_colours() -> None:
+    mask = Image.new("P", (48, 40), 1)
+    mask.putpalette((255, 255, 255, 0, 0, 0))
+    mask.paste(0, (0, 0, 24, 40))
+    left = np.pad(np.ones((40, 24), bool), ((0, 0), (0, 24)))
+    assert encode_region(mask, None, (40, 48)) == encode_region(left, None, (40, 48))
+
+
+def test_a_region_is_checked_before_the_images_are_read(whole: ADPretrainFeatureExtractor) -> None:
+    def images() -> Iterator[Image.Image]:
+        yield from normals(2)
+        pytest.fail("all images were read")
+
+    with pytest.raises(InputError, match="expected one mask"):
+        whole.make_reference((pytest.fail("an image was read") for _ in range(2)), region=[1, 2])
+    with pytest.raises(MissingPathError, match="no such image: mask.png"):
+        whole.make_reference((pytest.fail("an image was read") for _ in range(2)), ignore="mask.png")
+    with pytest.raises(InputError, match="is 4 x 4 pixels, the images 48 x 40"):
+        whole.make_reference(images(), region=np.ones((4, 4), bool), batch_size=1)
 
 
 def test_the_top_is_a_share_of_what_counts(whole: ADPretrainFeatureExtractor) -> None:
@@ -159,9 +201,19 @@ def test_an_image_of_another_size_is_named(whole: ADPretrainFeatureExtractor) ->
     [
         ({"region": np.ones((48, 40), np.uint8)}, r"interest \(the mask\) is 40 x 48 pixels, the images 48 x 40"),
         ({"ignore": np.ones((4, 4), np.uint8)}, r"the area to ignore \(the mask\) is 4 x 4 pixels, the images 48 x 40"),
-        ({"region": np.zeros((40, 48), np.uint8)}, "the region of interest is empty"),
+        ({"region": np.zeros((40, 48), np.uint8)}, r"the region of interest \(the mask\) is empty"),
         ({"ignore": np.ones((40, 48), np.uint8)}, "the region of interest is empty"),
-        ({"region": [(0, 0), (3, 3)]}, "a polygon has at least 3 corners"),
+        ({"ignore": np.zeros((40, 48), np.uint8)}, r"the area to ignore \(the mask\) is empty"),
+        ({"ignore": [(50, 0), (60, 0), (60, 9)]}, "the area to ignore is empty: it has no pixel of the images"),
+        ({"region": [(0, 0), (3, 3)]}, r"is \(0, 0\), \(3, 3\): expected one mask, or at least 3 corners"),
+        ({"region": [Path("a.png"), Path("b.png")]}, "is a.png, b.png: expected one mask, or at least 3 corners"),
+        ({"region": [Path("a.png"), (1.0, 2.0)]}, "expected one mask, or at least 3 corners"),
+        ({"region": [(0, 0), (math.nan, 9), (9, 9)]}, "corners .* of a polygon, all finite"),
+        ({"region": [(0, 0), (math.inf, 9), (9, 9)]}, "corners .* of a polygon, all finite"),
+        ({"region": [1, 2, 3, 4]}, "is 1, 2, 3, 4: expected one mask"),
+        ({"region": [(1, 2, 3)] * 3}, "expected one mask, or at least 3 corners"),
+        ({"ignore": [("a", "b")] * 3}, "area to ignore is .*: expected one mask, or at least 3 corners"),
+        ({"region": np.zeros((40, 48, 5), np.uint8)}, r"of shape \(40, 48, 5\), expected a mask \(H, W\)"),
     ],
 )  # fmt: skip
 def test_bad_regions_are_refused(whole: ADPretrainFeatureExtractor, given: dict[str, object], message: str) -> None:

@@ -3,7 +3,7 @@
 from adpretrain_hf.images.ahead import OnError, read_ahead
 from adpretrain_hf.images.augmented import AUGMENTATIONS, choose_augmentation, with_copies
 from adpretrain_hf.images.batches import PreparedBatches, by_image
-from adpretrain_hf.images.decode import UNREADABLE, ImageSource, read_image
+from adpretrain_hf.images.decode import UNREADABLE, ImageSource, read_image, read_mask
 from adpretrain_hf.images.preprocessing import (
     PreparedImage,
     Preprocessor,

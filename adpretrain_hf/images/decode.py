@@ -29,7 +29,7 @@ from typing import Any, NamedTuple, Union
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
@@ -106,20 +106,62 @@ def read_picture(source: ImageSource, name: str, side: int | None = None) -> Pic
     if isinstance(source, (np.ndarray, Tensor)):
         array = _channels_last(source, name) if isinstance(source, Tensor) else source
         return Picture.whole(_to_rgb(_from_array(array, name), name))
+    picture = _upright(_opened(source, name, side), name)
+    return picture._replace(image=source.copy()) if picture.image is source else picture  # it is the caller's
+
+
+def read_mask(source: ImageSource, name: str) -> np.ndarray:
+    """Reads a mask by its stored values, however small they are: (H, W), bool, True where one is above 0.
+
+    What is transparent is False. Arrays and tensors may be of any numbers.
+
+    Raises:
+        MissingPathError: no such file.
+        ImageError: unreadable, or of a shape that no mask has.
+    """
+    if isinstance(source, Tensor):
+        source = (source.movedim(0, -1) if source.ndim == 3 else source).cpu().numpy()
+    values = source if isinstance(source, np.ndarray) else _stored(_opened(source, name).image, name)
+    if values.ndim not in (2, 3) or values.shape[2:] > (4,) or values.dtype.kind not in "biuf":
+        raise ImageError(f"{name} is an array of {values.dtype} of shape {values.shape}, expected a mask (H, W)")
+    is_above: np.ndarray = values > 0
+    if values.ndim == 2:
+        return is_above
+    if values.shape[2] in (2, 4):
+        is_above = is_above[..., :-1] & is_above[..., -1:]
+    return np.asarray(is_above.any(axis=2))
+
+
+def _stored(image: Image.Image, name: str) -> np.ndarray:
+    """The values of an upright image (H, W), or its colours (H, W, 3), with what is transparent as (H, W, 2 or 4)."""
+    try:
+        upright = ImageOps.exif_transpose(image)
+        # The numbers of a palette are labels, unless the first is a colour: then it was made of a picture.
+        is_picture = upright.mode in ("P", "PA") and any((upright.getpalette() or [])[:3])
+        if is_picture or "transparency" in upright.info:
+            upright = upright.convert("RGBA")
+        elif upright.mode in ("CMYK", "YCbCr", "LAB", "HSV"):  # whose black is not 0
+            upright = upright.convert("RGB")
+        return np.asarray(upright)
+    except UNREADABLE as error:
+        raise ImageError(f"{name} cannot be decoded: {error}") from error
+
+
+def _opened(source: Any, name: str, side: int | None = None) -> Picture:
+    """A path, the bytes of an image file or a PIL image, as it is stored."""
     source = encoded(source, name)
     if isinstance(source, bytes):
-        return _upright(_open(_Bytes(source), name, side), name)
+        return _open(_Bytes(source), name, side)
     if isinstance(source, Image.Image):
-        picture = _upright(Picture.whole(source), name)
-        return picture._replace(image=source.copy()) if picture.image is source else picture  # it is the caller's
+        return Picture.whole(source)
     if not isinstance(source, (str, Path)):
         expected = "a path, PIL image, array, uint8 tensor or a file's bytes"
         raise ImageError(f"{name} is a {type(source).__name__}, expected {expected}")
     if not os.path.exists(source):  # unlike Path.exists, it answers for texts that no path can be
         raise MissingPathError(f"no such image: {source}")
     if os.path.isdir(source):
-        raise ImageError(f"{source} is a folder, expected an image")
-    return _upright(_open(Path(source), str(source), side), name)
+        raise ImageError(f"{source} is a folder, expected an image: give a folder alone, or image files")
+    return _open(Path(source), str(source), side)
 
 
 def encoded(source: Any, name: str) -> Any:

@@ -27,7 +27,7 @@ from adpretrain_hf.reference.bank import ReferenceBank, ReferenceImage, is_bank
 from adpretrain_hf.reference.coreset import choose_images, describe_images
 from adpretrain_hf.reference.folder import read_references
 from adpretrain_hf.reference.notice import check_category
-from adpretrain_hf.scoring import Judgement, anomaly_map, encode_region
+from adpretrain_hf.scoring import Area, Judgement, anomaly_map, encode_region
 
 Banks = Mapping[str, ReferenceBank]
 Batches = Iterator[tuple[list[PreparedImage], list[Tensor]]]
@@ -42,12 +42,12 @@ class _References(NamedTuple):
 
 
 class _Gathered(NamedTuple):
-    """Encoded reference images: L tensors (K, C); of each image what is known and its patches; sizes; the grid."""
+    """Encoded reference images: L tensors (K, C); of each image what is known and its patches; the region; the grid."""
 
     patches: list[Tensor]
     images: list[ReferenceImage]
     counts: list[int]
-    sizes: set[tuple[int, int]]
+    region: Optional[str]
     grid: tuple[int, ...]
 
 
@@ -124,8 +124,8 @@ class ReferencesMixin:
                 pixels, which small noise touches less.
             top: their share.
             region: the region of interest, which alone counts in maps and scores: a mask of the images' size (a path, a
-                PIL image or an array, 0 outside) or the corners ((x, y), ...) of a polygon. Reference patches of all of
-                the image stay, or what lies at the region's edge would look strange.
+                PIL image or an array, 0 or transparent outside) or the corners ((x, y), ...) of a polygon. Reference
+                patches of all of the image stay, or what lies at the region's edge would look strange.
             ignore: the same of what does not count.
             batch_size: images at a time.
             progress: show a bar.
@@ -149,17 +149,16 @@ class ReferencesMixin:
             raise InputError("select and augment_references='auto' look at whole images: expected no tiles with them")
         if calibrate is True and images is iter(images if hasattr(images, "__iter__") else ()):
             raise InputError("calibrate=True reads the images twice: give a list, a folder or paths, not an iterator")
+        areas = Area.read(region, "region of interest"), Area.read(ignore, "area to ignore")
         normals = images if calibrate is True else calibrate
         if select is not None:
             images = self._select(images, check_count("select", select), batch_size, progress)
         if augment_references == "auto":
             images = [image for batch in PreparedBatches(images, self.preprocess, batch_size) for image in batch]
             augment_references = self._best_augmentation(images, batch_size)
-        found = self._gather(images, augment_references, tiles, tile_reference, batch_size, progress)
+        found = self._gather(images, augment_references, tiles, tile_reference, areas, batch_size, progress)
         if calibrate is True and not all(image.digest for image in found.images):
             raise InputError("calibrate=True recognises the references by their pixels: give tensors on the CPU")
-        if (region is not None or ignore is not None) and len(found.sizes) > 1:
-            raise InputError(f"a region of interest needs images of one size, got {sorted(found.sizes)} (H, W)")
         bank = ReferenceBank(
             found.patches,
             fingerprint=self._fingerprint,
@@ -170,7 +169,7 @@ class ReferencesMixin:
             augmentation="" if augment_references == "none" else augment_references,
             tiles=tiles,
             grid=found.grid,
-            judgement=replace(judgement, region=encode_region(region, ignore, next(iter(found.sizes)))),
+            judgement=replace(judgement, region=found.region),
         )
         if calibrate is None or calibrate is False:
             return bank
@@ -182,6 +181,7 @@ class ReferencesMixin:
         augmentation: str,
         tiles: Optional[Tiles],
         tile_reference: Optional[str],
+        areas: tuple[Optional[Area], Optional[Area]],
         batch_size: int,
         progress: bool,
     ) -> _Gathered:
@@ -195,14 +195,20 @@ class ReferencesMixin:
         batches = PreparedBatches(images, self.preprocess, batch_size, tiles={"": (tiles, ())} if tiles else {})
         encoded, known, counts, places = [], list[ReferenceImage](), list[int](), list[int]()
         grid: tuple[int, ...] = ()
-        sizes = set[tuple[int, int]]()
+        size: Optional[tuple[int, int]] = None
+        region: Optional[str] = None
         for batch, features in self._encode_batches(batches, progress, "reference", encode=encode):
             each = features[0][0, 0].numel()
             encoded.append([to_rows(maps).split(each) for maps in features])
             for image in batch:
                 if image.place == 0:
                     known.append(ReferenceImage.of(image))
-                    sizes.add(image.size)
+                    if image.size != size:
+                        if size is not None and any(areas):
+                            raise InputError(
+                                f"a region of interest needs images of one size, got {size} and {image.size} (H, W)"
+                            )
+                        size, region = image.size, encode_region(*areas, image.size)
                     counts.append(0)
                 counts[-1] += each
                 if image.windows and tile_reference != "all":
@@ -214,7 +220,7 @@ class ReferencesMixin:
         order = sorted(range(len(places)), key=places.__getitem__)
         levels = (list(chain.from_iterable(level)) for level in zip(*encoded, strict=True))
         patches = [torch.cat([rows[number] for number in order]) for rows in levels]
-        return _Gathered(patches, known, counts, sizes, grid)
+        return _Gathered(patches, known, counts, region, grid)
 
     def set_reference(self: T, images: Any = None, *, category: str = "", **options: Any) -> T:
         """Sets the normal images that later calls compare with, and returns self.

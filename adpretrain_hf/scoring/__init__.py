@@ -1,7 +1,7 @@
 """Features -> anomaly maps, scores and decisions."""
 
 from adpretrain_hf.scoring.decision import BY_MAXIMUM, Calibration, Judgement, required
-from adpretrain_hf.scoring.interest import encode_region, region_mask
+from adpretrain_hf.scoring.interest import Area, encode_region, region_mask
 from adpretrain_hf.scoring.maps import (
     SIGMA,
     AnomalyScores,

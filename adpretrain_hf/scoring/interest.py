@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,27 +15,76 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from adpretrain_hf.errors import ImageError, InputError
-from adpretrain_hf.images import read_image
+from adpretrain_hf.images import read_mask
+
+
+class Area(NamedTuple):
+    """A part of a product's images, as it was told: before their size is known.
+
+    Attributes:
+        told: a mask (H, W), bool, or the corners (K, 2) of a polygon, (x, y) in pixels.
+        name: what errors call it.
+    """
+
+    told: np.ndarray
+    name: str
+
+    @classmethod
+    def read(cls, given: Any, what: str) -> "Area | None":
+        """Reads a mask (a path, a PIL image or an array, 0 outside) or corners; None stays None.
+
+        Raises:
+            InputError: it is neither, as where there are several masks.
+            ImageError: a mask that cannot be read.
+        """
+        if given is None or isinstance(given, cls):
+            return given
+        is_list = isinstance(given, Sequence) and not isinstance(given, (str, bytes))
+        is_array = isinstance(given, np.ndarray) and given.dtype != bool
+        if is_list or (is_array and given.shape[1:] in ((2,), (1, 2))):  # the latter is OpenCV's
+            return cls(_corners(given, what), f"the {what}")
+        name = str(given) if isinstance(given, (str, Path)) else "the mask"
+        return cls(read_mask(given, name), f"the {what} ({name})")
+
+    def pixels(self, size: tuple[int, int]) -> np.ndarray:
+        """The mask of images of H and W pixels, bool.
+
+        Raises:
+            InputError: a mask of another size, or one without a pixel.
+        """
+        mask = self.told
+        if mask.dtype != bool:
+            image = Image.new("1", (size[1], size[0]))
+            ImageDraw.Draw(image).polygon([(x, y) for x, y in mask.tolist()], fill=1, outline=1)
+            mask = np.array(image)
+        if mask.shape != size:
+            raise InputError(
+                f"{self.name} is {mask.shape[1]} x {mask.shape[0]} pixels, the images {size[1]} x {size[0]}: give a "
+                "mask of their size"
+            )
+        if not mask.any():
+            raise InputError(f"{self.name} is empty: it has no pixel of the images")
+        return mask
 
 
 def encode_region(region: Any, ignore: Any, size: tuple[int, int]) -> str | None:
     """What counts, as a bank keeps it: a PNG of 1 bit in base 64; None where all does.
 
     Args:
-        region: a mask of the images' size (a path, a PIL image or an array (H, W), 0 outside), the corners of a polygon
-            ((x, y), ...) in pixels, or None for all of the image.
+        region: what ``Area.read`` takes, or None for all of the image.
         ignore: the same of what does not count.
         size: H and W of the images, in pixels.
 
     Raises:
-        InputError: a mask of another size, or nothing is left.
+        InputError: see ``Area``, or nothing is left.
         ImageError: a mask that cannot be read.
     """
+    region, ignore = Area.read(region, "region of interest"), Area.read(ignore, "area to ignore")
     if region is None and ignore is None:
         return None
-    counts = np.ones(size, dtype=bool) if region is None else _mask_of(region, size, "region of interest")
+    counts = np.ones(size, dtype=bool) if region is None else region.pixels(size)
     if ignore is not None:
-        counts &= ~_mask_of(ignore, size, "area to ignore")
+        counts = counts & ~ignore.pixels(size)
     if not counts.any():
         raise InputError("the region of interest is empty: no pixel of the images would count")
     file = io.BytesIO()
@@ -97,25 +146,14 @@ def check_size(region: str, size: tuple[int, int], name: str) -> None:
         )
 
 
-def _mask_of(given: Any, size: tuple[int, int], what: str) -> np.ndarray:
-    if _is_polygon(given):
-        image = Image.new("L", (size[1], size[0]))
-        ImageDraw.Draw(image).polygon([(float(x), float(y)) for x, y in given], fill=255, outline=255)
-        return np.asarray(image) > 0
-    if isinstance(given, np.ndarray) and given.dtype == bool:
-        given = given.astype(np.uint8)
-    name = str(given) if isinstance(given, (str, Path)) else "the mask"
-    mask = np.asarray(read_image(given, name)).any(axis=2)
-    if mask.shape != size:
-        raise InputError(
-            f"the {what} ({name}) is {mask.shape[1]} x {mask.shape[0]} pixels, the images {size[1]} x {size[0]}: "
-            "give a mask of their size"
-        )
-    return mask
-
-
-def _is_polygon(given: Any) -> bool:
-    points = isinstance(given, Sequence) and not isinstance(given, (str, bytes))
-    if points and len(given) < 3:
-        raise InputError(f"a polygon has at least 3 corners (x, y), got {len(given)}")
-    return points
+def _corners(given: Any, what: str) -> np.ndarray:
+    try:
+        corners = np.asarray(given)
+    except ValueError:  # not all of one length
+        corners = np.empty(0)
+    corners = corners[:, 0] if corners.shape[1:] == (1, 2) else corners
+    is_polygon = corners.dtype.kind in "iuf" and corners.shape[1:] == (2,) and len(corners) > 2
+    if not is_polygon or not np.isfinite(corners).all():
+        expected = "one mask, or at least 3 corners (x, y) of a polygon, all finite"
+        raise InputError(f"the {what} is {', '.join(map(str, given))[:200]}: expected {expected}")
+    return corners.astype(float)
