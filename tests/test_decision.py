@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,10 +56,10 @@ def test_a_rate_that_the_images_do_not_allow_names_the_smallest_and_what_it_need
     Calibration((0.0,) * needed).threshold(percent / 100)  # that many do
 
 
-@pytest.mark.parametrize("alpha", [0, 1, -0.1, 1.5, math.nan])
-def test_a_rate_is_a_share(alpha: float) -> None:
+@pytest.mark.parametrize("alpha", [0, 1, -0.1, 1.5, math.nan, "0.1"])
+def test_a_rate_is_a_share(alpha: object) -> None:
     with pytest.raises(InputError, match="false-alarm rate is .*, expected a number above 0 and below 1"):
-        Calibration((1.0, 2.0)).is_anomalous(1.5, alpha)
+        Calibration((1.0, 2.0)).is_anomalous(1.5, alpha)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("scores", [(), (1.0, math.nan), (math.inf,)])
@@ -144,7 +145,11 @@ def test_the_score_of_the_top_is_the_mean_of_the_highest_pixels() -> None:
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [(("mean",), "image_score is 'mean', expected one of"), (("top", 0.0), "top is 0.0, expected the share")],
+    [
+        (("mean",), "image_score is 'mean', expected one of"),
+        (("top", 0.0), "top is 0.0, expected the share"),
+        (("top", "0.1"), "top is '0.1', expected the share"),
+    ],
 )
 def test_other_scores_are_refused(values: tuple[object, ...], message: str) -> None:
     with pytest.raises(InputError, match=message):
@@ -200,6 +205,25 @@ def test_the_top_score_is_kept_in_the_bank_and_followed(extractor: ADPretrainFea
     calibration = bank.judgement.calibration
     assert calibration is not None and len(calibration.peaks) == 4
     assert calibration.pixel_threshold() == max(calibration.peaks) > calibration.threshold()
+
+
+def test_what_is_asked_of_a_bank_is_what_it_has_or_refused(extractor: ADPretrainFeatureExtractor) -> None:
+    plain, top = extractor.make_reference(normals(3)), extractor.make_reference(normals(3), image_score="top", top=0.1)
+    nothing: dict[str, Any] = {"select": None, "augment_references": "none", "progress": False, "calibrate": False}
+    for bank, same in ((plain, {"image_score": "max"}), (top, {"image_score": "top", "top": 0.1}), (top, {"top": 0.1})):
+        assert extractor.set_reference(bank, **nothing, **same).reference is bank
+    for bank, other in (
+        (plain, {"top": 0.1}),
+        (top, {"image_score": "max"}),
+        (top, {"top": 0.2}),
+        (top, {"select": 2}),
+    ):
+        with pytest.raises(InputError, match=f"^{next(iter(other))}: a bank is as it was made"):
+            extractor.set_reference(bank, **other)
+    with pytest.raises(InputError, match="calibrate=True compares the references, and a bank has no images"):
+        extractor.set_reference(plain, calibrate=True)
+    with pytest.raises(InputError, match="top is 0.1, and the score is the maximum: expected image_score='top'"):
+        extractor.make_reference(normals(3), top=0.1)
 
 
 def test_the_references_themselves_are_compared_with_the_others(extractor: ADPretrainFeatureExtractor) -> None:

@@ -56,6 +56,9 @@ def test_regions_in_closed_form() -> None:
     assert [one.area for one in find_regions(a_map(), 1.0, at_most=2)] == [7, 12]
     assert [one.area for one in find_regions(a_map(), 1.5)] == [7, 12]  # above, not at
     assert find_regions(a_map(), 9.0) == []
+    for options in ({"min_area": "a"}, {"min_area": 2.5}, {"at_most": -1}):
+        with pytest.raises(InputError, match=f"{next(iter(options))} is .*, expected an integer >= 1"):
+            find_regions(a_map(), 1.0, **options)  # type: ignore[arg-type]
 
 
 def test_results_have_regions_above_their_own_threshold() -> None:

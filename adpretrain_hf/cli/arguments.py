@@ -111,9 +111,9 @@ def add_judgement(parser: argparse.ArgumentParser) -> None:
         "calibration images allow, but at least 0.01",
     )
     parser.add_argument(
-        "--image-score", choices=("max", "top"), default="max", help="the maximum of a map, or the mean of its top"
+        "--image-score", choices=("max", "top"), help="the maximum of a map (the default), or the mean of its top"
     )
-    parser.add_argument("--top", type=fraction, default=0.005, help="the share of a map's pixels that is its top")
+    parser.add_argument("--top", type=fraction, help="the share of a map's pixels that is its top; 0.005 by default")
     areas = "a mask of the images' size, 0 outside, or the corners of a polygon, x,y x,y x,y"
     parser.add_argument("--region", type=area, nargs="+", help=f"region of interest, which alone counts: {areas}")
     parser.add_argument("--ignore", type=area, nargs="+", help=f"what does not count: {areas}")

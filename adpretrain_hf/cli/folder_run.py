@@ -244,10 +244,8 @@ def reference_of(extractor: ADPretrainFeatureExtractor, args: Namespace) -> Refe
 def bank_options(args: Namespace) -> dict[str, Any]:
     """What was asked for of how a bank is made and judged, as ``make_reference`` takes it, where it is told."""
     given = {name: single(value) for name in ("region", "ignore") if (value := getattr(args, name, None))}
-    options = {name: getattr(args, name, None) for name in ("augment_references", "select")}
+    options = {name: getattr(args, name, None) for name in ("augment_references", "select", "image_score", "top")}
     given |= {name: value for name, value in options.items() if value not in ("none", None)}
-    if getattr(args, "image_score", "max") != "max":
-        given |= {"image_score": args.image_score, "top": args.top}
     return given | tile_options(args)
 
 

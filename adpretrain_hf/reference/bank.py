@@ -133,7 +133,7 @@ class ReferenceBank:
         return (tiles if self.tiles else {}) | {
             "augment_references": self.augmentation or "none",
             "image_score": judgement.image_score,
-            "top": judgement.top,
+            "top": None if judgement.image_score == "max" else judgement.top,
             "region": None if judgement.region is None else region_mask(judgement.region).numpy(),
         }
 

@@ -101,7 +101,7 @@ class ReferencesMixin:
         select: Optional[int] = None,
         calibrate: Any = None,
         image_score: str = "max",
-        top: float = 0.005,
+        top: Optional[float] = None,
         region: Any = None,
         ignore: Any = None,
         batch_size: int = 16,
@@ -122,7 +122,7 @@ class ReferencesMixin:
                 which a reference is compared with the others.
             image_score: ``"max"``, an image's score is the maximum of its map; ``"top"``, the mean of its highest
                 pixels, which small noise touches less.
-            top: their share.
+            top: their share, 0.005 by default.
             region: the region of interest, which alone counts in maps and scores: a mask of the images' size (a path, a
                 PIL image or an array, 0 or transparent outside) or the corners ((x, y), ...) of a polygon. Reference
                 patches of all of the image stay, or what lies at the region's edge would look strange.
@@ -140,7 +140,9 @@ class ReferencesMixin:
         """
         if augment_references not in (known := (*AUGMENTATIONS, "auto")):
             raise InputError(f"augment_references is {augment_references!r}, expected one of {', '.join(known)}")
-        judgement, tiles = Judgement(image_score, top), Tiles.of(tiles)
+        if top is not None and image_score == "max":
+            raise InputError(f"top is {top!r}, and the score is the maximum: expected image_score='top' with it")
+        judgement, tiles = Judgement(image_score, Judgement.top if top is None else top), Tiles.of(tiles)
         if tile_reference not in (None, *TILE_REFERENCES):
             raise InputError(f"tile_reference is {tile_reference!r}, expected one of {TILE_REFERENCES}")
         if tile_reference is not None and not tiles:
@@ -229,7 +231,8 @@ class ReferencesMixin:
             images: what ``make_reference`` takes, a ``ReferenceBank``, or the path of a saved one
                 (``.safetensors``); without, one of the references that are set is chosen by its category.
             category: name of the product, by which the reference is known, kept with a bank that is made.
-            options: of ``make_reference``, for a bank that is made; of a bank, ``calibrate`` and ``batch_size`` alone.
+            options: of ``make_reference``, for a bank that is made; of a bank, ``calibrate``, ``batch_size`` and
+                ``progress``, and what it was made by.
 
         Raises:
             InputError: no images, an option that cannot be used, a bank that another extractor made, or no reference of
@@ -291,6 +294,7 @@ class ReferencesMixin:
         """
         if isinstance(images := _loaded(images), ReferenceBank):
             return bank + self._as_bank(images, **options)
+        options = {name: value for name, value in options.items() if value is not None}
         more = self.make_reference(images, **bank.options | options)
         if not options.keys() & {"image_score", "top", "region", "ignore"}:
             more = more.judged(bank.judgement.calibrated(None))  # to the bit, whoever encoded its region
@@ -300,16 +304,23 @@ class ReferencesMixin:
         images = _loaded(images)
         if not isinstance(images, ReferenceBank):
             return self.make_reference(images, **options)
-        own = {"tiles": images.tiles, "tile_reference": images.tile_reference}
-        asked = {"tiles": Tiles.of(options.get("tiles")), "tile_reference": options.get("tile_reference")}
-        same = {name for name, value in asked.items() if value in (None, own[name])}
-        if making := sorted(options.keys() - {"category", "batch_size", "calibrate"} - same):
+        own = {"tiles": images.tiles, "tile_reference": images.tile_reference} | images.options
+        del own["region"]  # which may be told in many ways
+        asked = {name: value for name, value in options.items() if value is not None and name != "category"}
+        asked |= {"tiles": Tiles.of(asked["tiles"])} if "tiles" in asked else {}
+        run = {name: asked.pop(name) for name in ("batch_size", "progress") if name in asked}
+        normals = asked.pop("calibrate", False)
+        if asked.get("augment_references") == "none":  # as if nothing was said
+            del asked["augment_references"]
+        if making := sorted(name for name, value in asked.items() if name not in own or value != own[name]):
             raise InputError(
                 f"{', '.join(making)}: a bank is as it was made ({images}): leave it out, or make the bank again from "
                 "the images"
             )
-        bank, normals = self._check_bank(images), options.get("calibrate")
-        return bank if normals is None else self.calibrate(bank, normals, batch_size=options.get("batch_size", 16))
+        if normals is True:
+            raise InputError("calibrate=True compares the references, and a bank has no images: give normal images")
+        bank = self._check_bank(images)
+        return bank if normals is False else self.calibrate(bank, normals, **run)
 
     def _as_banks(self, references: Any, **options: Any) -> dict[str, ReferenceBank]:
         if isinstance(references, (str, Path)):

@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -117,8 +118,8 @@ class Calibration:
     def _exceeding(self, alpha: float | None) -> int:
         """k, of which calibration score from the top is the threshold: the largest whole number <= alpha (n + 1)."""
         alpha, number = self.false_alarms if alpha is None else alpha, len(self.scores)
-        if alpha is None or not 0 < alpha < 1:
-            raise InputError(f"the false-alarm rate is {alpha}, expected a number above 0 and below 1")
+        if not isinstance(alpha, Real) or not 0 < alpha < 1:
+            raise InputError(f"the false-alarm rate is {alpha!r}, expected a number above 0 and below 1")
         exceeding = math.floor(alpha * (number + 1) + _ROUNDING)
         if not exceeding:
             needed = math.ceil(1 / alpha - 1 - _ROUNDING)
@@ -151,8 +152,8 @@ class Judgement:
     def __post_init__(self) -> None:
         if self.image_score not in IMAGE_SCORES:
             raise InputError(f"image_score is {self.image_score!r}, expected one of {IMAGE_SCORES}")
-        if not 0 < self.top <= 1:
-            raise InputError(f"top is {self.top}, expected the share of a map's pixels, above 0 and at most 1")
+        if not isinstance(self.top, Real) or not 0 < self.top <= 1:
+            raise InputError(f"top is {self.top!r}, expected the share of a map's pixels, above 0 and at most 1")
         if self.region is not None:
             region_mask(self.region)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from adpretrain_hf.errors import InputError
+from adpretrain_hf.errors import InputError, check_count
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,11 @@ def find_regions(anomaly: Tensor, threshold: float, *, min_area: int = 1, at_mos
         at_most: how many are returned.
 
     Raises:
-        InputError: SciPy is not there.
+        InputError: SciPy is not there, or an area or a number that is no integer >= 1.
     """
+    check_count("min_area", min_area)
+    if at_most is not None:
+        check_count("at_most", at_most)
     try:
         from scipy import ndimage
     except ImportError as error:

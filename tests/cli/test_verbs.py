@@ -502,7 +502,11 @@ def test_the_top_score_is_chosen_where_the_bank_is_made(
     assert run(*where, bank, "--output", tmp_path / "a", *top) == 1
     assert "image_score, top: a bank is as it was made" in capsys.readouterr().err
     assert run("reference", bundle, normal, "--output", tmp_path / "top.safetensors", *top) == 0
-    assert run(*where, tmp_path / "top.safetensors", "--output", tmp_path / "b") == 0
+    assert run(*where, tmp_path / "top.safetensors", "--output", tmp_path / "b", *top) == 0
+    assert run(*where, tmp_path / "top.safetensors", "--output", tmp_path / "b", "--image-score", "max") == 1
+    assert "image_score: a bank is as it was made" in capsys.readouterr().err
+    assert run(*where, normal, "--output", tmp_path / "c", "--top", 0.1) == 1
+    assert "top is 0.1, and the score is the maximum" in capsys.readouterr().err
     assert run(*where, normal, "--output", tmp_path / "c", *top) == 0
     tables = [(tmp_path / out / "scores.csv").read_text(encoding="utf-8") for out in "bc"]
     assert tables[0] == tables[1]

@@ -330,6 +330,9 @@ def test_what_tiles_a_bank_has_is_not_chosen_again(extractor: ADPretrainFeatureE
     for other in ({"tiles": (2, 2)}, {"tile_reference": "all"}):
         with pytest.raises(InputError, match=r"tile.*: a bank is as it was made \(.*Tiles\(rows=2.*: leave it out"):
             extractor.set_reference(bank, **other)
+    everywhere = extractor.make_reference(large_images(0), tiles=(2, 3), tile_reference="all")
+    more = extractor.extend_reference(everywhere, large_images(1), tiles=(2, 3), tile_reference=None)
+    assert (more.num_images, more.tile_reference) == (2, "all")
     with pytest.raises(InputError, match="tile_reference is 'some', expected one of"):
         extractor.make_reference(large_images(0), tiles=(2, 3), tile_reference="some")
     with pytest.raises(InputError, match="tile_reference is 'all' without tiles: expected both, or neither"):
