@@ -12,16 +12,27 @@ from torch import Tensor
 from adpretrain_hf.cache import ParameterCache
 from adpretrain_hf.errors import InputError, check_sides
 from adpretrain_hf.files import combined_digest
-from adpretrain_hf.images import OnError, PreparedBatches, PreparedImage, by_image, stack, to_host
-from adpretrain_hf.reference import Banks, Batches, ReferenceBank, ReferencesMixin, RunNotice, check_category, say
+from adpretrain_hf.images import OnError, PreparedBatches, PreparedImage, by_image, named_sources, stack, to_host
+from adpretrain_hf.reference import (
+    Banks,
+    Batches,
+    ReferenceBank,
+    ReferenceImage,
+    ReferencesMixin,
+    RunNotice,
+    check_category,
+    copies_among,
+    say,
+)
 from adpretrain_hf.scoring import (
     AnomalyScores,
     Calibration,
     Judgement,
+    MapStack,
     ScoredImage,
     anomaly_map,
+    rank_of_threshold,
     score_images,
-    stack_maps,
 )
 
 _LOG = logging.getLogger(__name__)
@@ -124,18 +135,19 @@ class StreamsMixin(ReferencesMixin):
         if map_size is not None and not maps:
             raise InputError(f"map_size is {map_size!r}, and maps=False: expected one or the other")
         size = None if map_size is None else check_sides("map_size", map_size)
-        found: list[Tensor] = []
+        stack = MapStack()
         scores: list[float] = []
         calibrations: list[Calibration | None] = []
         run: dict[str, Any] = {"references": references, "categories": categories}
         for scored in self.score_stream(images, **run, batch_size=batch_size, progress=progress):
             scores.append(scored.score)
             calibrations.append(scored.judgement.calibration)
-            found += [scored.map_at(size or scored.image.size)] if maps else []
+            if maps:
+                stack.add(scored.map_at(size or scored.image.size))
         if not scores:
             raise InputError("no images were given: expected at least one")
         as_tensor = torch.tensor(scores, dtype=torch.float32)  # whatever torch's default is
-        return AnomalyScores(stack_maps(found) if maps else None, as_tensor, calibrations)
+        return AnomalyScores(stack.maps() if maps else None, as_tensor, calibrations)
 
     def score_stream(
         self,
@@ -209,7 +221,7 @@ class StreamsMixin(ReferencesMixin):
             bank: of the product.
             normals: other images of it without defects than the bank is made of, as ``extract`` takes them; n of them
                 allow false-alarm rates from 1 / (n + 1) on. Images that are the bank's own are compared with its others
-                (leave-one-out), and the calibration is approximate.
+                (leave-one-out), and the calibration is approximate. Copies of one image count once, with a warning.
             false_alarms: the rate of decisions where none is given; the smallest that n images allow, but at least
                 0.01, by default.
             batch_size, progress: see ``extract``.
@@ -220,24 +232,30 @@ class StreamsMixin(ReferencesMixin):
             ImageError: an image cannot be used.
         """
         bank = self._check_bank(bank.judged(bank.judgement.calibrated(None)))
-        scores, peaks, typical, own = dict[str, float](), list[float](), list[float](), False
+        if false_alarms is not None and (number := named_sources(normals)[1]) is not None:
+            rank_of_threshold(false_alarms, number)  # before any is encoded
+        images, scores, peaks, typical = list[ReferenceImage](), list[float](), list[float](), list[float]()
         run: dict[str, Any] = {"references": {bank.category: bank}, "batch_size": batch_size, "progress": progress}
-        digests = {image.digest for image in bank.images} - {""}
-        for number, scored in enumerate(self.score_stream(normals, **run, label="calibrate")):
-            scores[f"{scored.image.name} ({number})"] = scored.score
+        for scored in self.score_stream(normals, **run, label="calibrate"):
+            images.append(ReferenceImage(scored.image.name, scored.image.digest))
+            scores.append(scored.score)
             peaks.append(float(scored.anomaly.max()))
             inside = scored.anomaly[scored.anomaly > 0]  # it is 0 outside the region of interest
             typical.append(float(inside.median()) if len(inside) else 0.0)
-            own |= scored.image.digest in digests
         if not scores:
             raise InputError("no calibration images were given: expected normal images of the product")
+        references = {image.digest for image in bank.images} - {""}
+        for copy in reversed(copies_among(images, told=references)):
+            for values in (images, scores, peaks, typical):
+                del values[copy]
+        own = any(image.digest in references for image in images)
         if own and not bank.leaves_out:
             raise InputError(
                 "the calibration images are the reference's own, and it cannot leave one out: calibrate it with other "
                 "normal images (a compacted bank and one of a single image have nothing else to compare them with)"
             )
         calibration = Calibration(
-            tuple(scores.values()),
+            tuple(scores),
             () if bank.judgement.image_score == "max" else tuple(peaks),
             typical=float(torch.tensor(typical).median()),
             made_by=self.scoring_identity,
@@ -245,7 +263,7 @@ class StreamsMixin(ReferencesMixin):
             false_alarms=false_alarms,
         )
         if far := calibration.outliers:
-            highest = max(scores, key=scores.__getitem__)
+            highest = images[scores.index(max(scores))].name
             text = "%d of %d calibration images score far above the others, the highest is %s: has it no defect?"
             _LOG.warning(text, far, len(scores), highest)
         return bank.judged(bank.judgement.calibrated(calibration))

@@ -237,13 +237,41 @@ def test_the_references_themselves_are_compared_with_the_others(extractor: ADPre
     assert calibration.scores == pytest.approx(sorted(torch.cat(alone).tolist()), rel=1e-5)
 
 
+def test_copies_of_a_reference_are_left_out_and_named(
+    extractor: ADPretrainFeatureExtractor, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each would find the other, and have the residual 0."""
+    images = normals(4)
+    named = [(f"{number}.png", image) for number, image in enumerate([*images, images[1], images[0], images[1]])]
+    expected = extractor.make_reference(images, calibrate=True)
+    bank = extractor.make_reference(named, calibrate=True)
+    assert [record.message for record in caplog.records if "copies" in record.message] == [
+        "3 images are copies of others, and left out: 4.png, 5.png, 6.png"
+    ]
+    assert [image.digest for image in bank.images] == [image.digest for image in expected.images]
+    assert bank.judgement == expected.judgement
+    twice = extractor.make_reference(normals(3), calibrate=[*normals(5, first=200), *normals(2, first=200)])
+    assert twice.judgement == extractor.make_reference(normals(3), calibrate=normals(5, first=200)).judgement
+    tiles = extractor.make_reference([*images, images[0]], tiles=(1, 2))
+    assert (tiles.num_images, len(tiles)) == (4, len(extractor.make_reference(images, tiles=(1, 2))))
+    assert extractor.make_reference([*images, images[0]], augment_references="auto").num_images == 4
+
+
+def test_a_rate_that_cannot_be_promised_is_told_before_the_images_are_read(
+    extractor: ADPretrainFeatureExtractor,
+) -> None:
+    unread: list[Any] = [("0.png", lambda: pytest.fail("it was read"))] * 3
+    with pytest.raises(InputError, match="0.01 cannot be promised by 3 calibration images"):
+        extractor.calibrate(extractor.make_reference(normals(3)), unread, false_alarms=0.01)
+
+
 def test_images_without_a_residual_calibrate_too(tiny_folder: Path) -> None:
     """A bank that knows no digests does not recognise its image, and projectors that are the identity leave 0."""
     extractor = ADPretrainFeatureExtractor.from_backbone(str(tiny_folder), image_size=32)
     bank = extractor.make_reference(random_image(1))
     unknown = ReferenceBank(bank.patches, fingerprint=bank.fingerprint, num_images=1)
-    calibration = extractor.calibrate(unknown, [random_image(1)] * 3).judgement.calibration
-    assert calibration is not None and calibration.scores == (0, 0, 0)
+    calibration = extractor.calibrate(unknown, random_image(1)).judgement.calibration
+    assert calibration is not None and calibration.scores == (0,)
     assert calibration.typical == 0 and calibration.confidence(1.0) == 1
 
 
@@ -285,7 +313,7 @@ def test_anomalies_among_the_calibration_images_are_noticed(
     extractor.calibrate(bank, grey[3:])
     assert "far above" not in caplog.text
     extractor.calibrate(bank, [*grey[3:], random_image(1)])
-    assert "1 of 7 calibration images score far above the others, the highest is image 6 (6)" in caplog.text
+    assert "1 of 7 calibration images score far above the others, the highest is image 6:" in caplog.text
 
 
 def test_what_cannot_be_calibrated_with(extractor: ADPretrainFeatureExtractor) -> None:

@@ -18,13 +18,13 @@ from adpretrain_hf.images import PreparedImage
 from adpretrain_hf.scoring import (
     SIGMA,
     AnomalyScores,
+    MapStack,
     ScoredImage,
     anomaly_map,
     feature_norm,
     gaussian_smooth,
     place_map,
     score_images,
-    stack_maps,
 )
 
 QUICK = settings(max_examples=60, deadline=None, database=None)
@@ -226,10 +226,13 @@ def test_a_map_at_another_size_shows_the_same_part(size: tuple[int, int], new: t
         assert len(seen) == seen[-1] + 1 - seen[0]
 
 
-def test_maps_of_one_size_become_one_tensor() -> None:
-    maps = [torch.rand(4, 6), torch.rand(4, 6)]
-    assert torch.equal(stack_maps([*maps]), torch.stack(maps))
-    assert isinstance(stack_maps([maps[0], maps[1].T]), list)
+@pytest.mark.parametrize("last", [(4, 6), (6, 4), (2, 3)])
+def test_maps_of_one_size_are_one_tensor_and_others_a_list(last: tuple[int, int]) -> None:
+    stack, maps = MapStack(), [torch.rand(4, 6), torch.rand(4, 6), torch.rand(last), torch.rand(4, 6)]
+    for one in maps:
+        stack.add(one)
+    assert isinstance(stack.maps(), Tensor) == (last == (4, 6))
+    assert all(torch.equal(*pair) for pair in zip(stack.maps(), maps, strict=True))
 
 
 def test_anomaly_scores_unpack() -> None:

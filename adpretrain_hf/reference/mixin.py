@@ -1,8 +1,7 @@
 """How an extractor makes and keeps its references."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, TypeVar
 
@@ -21,16 +20,15 @@ from adpretrain_hf.images import (
     choose_augmentation,
     with_copies,
 )
-from adpretrain_hf.matching import to_rows
 from adpretrain_hf.projector import Projectors
-from adpretrain_hf.reference.bank import ReferenceBank, ReferenceImage, is_bank
+from adpretrain_hf.reference.bank import ReferenceBank, is_bank
 from adpretrain_hf.reference.coreset import choose_images, describe_images
 from adpretrain_hf.reference.folder import read_references
-from adpretrain_hf.reference.notice import check_category
-from adpretrain_hf.scoring import Area, Judgement, anomaly_map, encode_region
+from adpretrain_hf.reference.gathered import Batches, gather
+from adpretrain_hf.reference.notice import check_category, copies_among
+from adpretrain_hf.scoring import Area, Judgement, anomaly_map
 
 Banks = Mapping[str, ReferenceBank]
-Batches = Iterator[tuple[list[PreparedImage], list[Tensor]]]
 T = TypeVar("T", bound="ReferencesMixin")
 
 
@@ -39,16 +37,6 @@ class _References(NamedTuple):
 
     banks: dict[str, ReferenceBank]
     chosen: Optional[str]
-
-
-class _Gathered(NamedTuple):
-    """Encoded reference images: L tensors (K, C); of each image what is known and its patches; the region; the grid."""
-
-    patches: list[Tensor]
-    images: list[ReferenceImage]
-    counts: list[int]
-    region: Optional[str]
-    grid: tuple[int, ...]
 
 
 class ReferencesMixin:
@@ -111,7 +99,7 @@ class ReferencesMixin:
 
         Args:
             images: a few defect-free images: a folder, paths, PIL images, arrays, or a prepared float tensor
-                (K, 3, H, W). The published protocol takes 8.
+                (K, 3, H, W). The published protocol takes 8. Copies of one image are left out, with a warning.
             category: name of the product, kept with the bank.
             augment_references: copies of the images whose patches stand in the bank, too: ``"flips"``, ``"jitter"``
                 (small turns, a zoom, half a patch aside), ``"both"``, or ``"auto"``: what ``choose_augmentation`` of
@@ -157,8 +145,18 @@ class ReferencesMixin:
             images = self._select(images, check_count("select", select), batch_size, progress)
         if augment_references == "auto":
             images = [image for batch in PreparedBatches(images, self.preprocess, batch_size) for image in batch]
+            for copy in reversed(copies_among(images)):
+                del images[copy]
             augment_references = self._best_augmentation(images, batch_size)
-        found = self._gather(images, augment_references, tiles, tile_reference, areas, batch_size, progress)
+
+        def encode(images: Tensor) -> list[Tensor]:
+            # Copies lie below their image, so that its patches are followed by theirs.
+            sets = [self.encode(copies) for copies in with_copies(images, augment_references)]
+            return [torch.cat(level, dim=2) for level in zip(*sets, strict=True)]
+
+        batches = PreparedBatches(images, self.preprocess, batch_size, tiles={"": (tiles, ())} if tiles else {})
+        encoded = self._encode_batches(batches, progress, "reference", encode=encode)
+        found = gather(encoded, areas, by_window=tile_reference != "all")
         if calibrate is True and not all(image.digest for image in found.images):
             raise InputError("calibrate=True recognises the references by their pixels: give tensors on the CPU")
         bank = ReferenceBank(
@@ -173,56 +171,11 @@ class ReferencesMixin:
             grid=found.grid,
             judgement=replace(judgement, region=found.region),
         )
+        for copy in reversed(copies_among(bank.images)):
+            bank = bank.remove(copy)
         if calibrate is None or calibrate is False:
             return bank
         return self.calibrate(bank, normals, batch_size=batch_size, progress=progress)
-
-    def _gather(
-        self,
-        images: Any,
-        augmentation: str,
-        tiles: Optional[Tiles],
-        tile_reference: Optional[str],
-        areas: tuple[Optional[Area], Optional[Area]],
-        batch_size: int,
-        progress: bool,
-    ) -> _Gathered:
-        """Encodes images batch by batch; with tiles, the patches of one window of all images come before the next."""
-
-        def encode(images: Tensor) -> list[Tensor]:
-            # Copies lie below their image, so that its patches are followed by theirs.
-            sets = [self.encode(copies) for copies in with_copies(images, augmentation)]
-            return [torch.cat(level, dim=2) for level in zip(*sets, strict=True)]
-
-        batches = PreparedBatches(images, self.preprocess, batch_size, tiles={"": (tiles, ())} if tiles else {})
-        encoded, known, counts, places = [], list[ReferenceImage](), list[int](), list[int]()
-        grid: tuple[int, ...] = ()
-        size: Optional[tuple[int, int]] = None
-        region: Optional[str] = None
-        for batch, features in self._encode_batches(batches, progress, "reference", encode=encode):
-            each = features[0][0, 0].numel()
-            encoded.append([to_rows(maps).split(each) for maps in features])
-            for image in batch:
-                if image.place == 0:
-                    known.append(ReferenceImage.of(image))
-                    if image.size != size:
-                        if size is not None and any(areas):
-                            raise InputError(
-                                f"a region of interest needs images of one size, got {size} and {image.size} (H, W)"
-                            )
-                        size, region = image.size, encode_region(*areas, image.size)
-                    counts.append(0)
-                counts[-1] += each
-                if image.windows and tile_reference != "all":
-                    grid = grid or image.windows.grid
-                    image.windows.check_grid(image.name, grid)
-                places.append(image.place if grid else 0)
-        if not encoded:
-            raise InputError("no reference images were given: expected at least one normal image")
-        order = sorted(range(len(places)), key=places.__getitem__)
-        levels = (list(chain.from_iterable(level)) for level in zip(*encoded, strict=True))
-        patches = [torch.cat([rows[number] for number in order]) for rows in levels]
-        return _Gathered(patches, known, counts, region, grid)
 
     def set_reference(self: T, images: Any = None, *, category: str = "", **options: Any) -> T:
         """Sets the normal images that later calls compare with, and returns self.

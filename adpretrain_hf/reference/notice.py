@@ -1,11 +1,11 @@
 """What a run is told of its references once: images cut off, and images that are references themselves."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from adpretrain_hf.errors import InputError, one_of
 from adpretrain_hf.images import PreparedImage, digests
-from adpretrain_hf.reference.bank import ReferenceBank
+from adpretrain_hf.reference.bank import ReferenceBank, ReferenceImage
 
 _LOG = logging.getLogger(__name__)
 _UNSEEN = 0.02  # a share of an image that rounding does not explain
@@ -21,6 +21,24 @@ def check_category(category: str, banks: Mapping[str, ReferenceBank]) -> str:
         there = one_of(category, banks) if banks else "no references are set"
         raise InputError(f"there is no reference of the category {category!r}: {there}")
     return category
+
+
+def copies_among(images: Iterable[ReferenceImage | PreparedImage], told: Collection[str] = ()) -> list[int]:
+    """The places of images that are copies of one before, which a warning names: they are to be left out.
+
+    An image that is compared with the others would find its copy there, and look more normal than any new one.
+
+    Args:
+        images: in their order.
+        told: digests of images whose copies a warning has named already.
+    """
+    first, copies = dict[str, int](), dict[int, str]()
+    for place, (name, digest) in enumerate((image.name, image.digest) for image in images):
+        if digest and first.setdefault(digest, place) != place:
+            copies[place] = "" if digest in told else name
+    if names := [*filter(None, copies.values())]:
+        _LOG.warning("%d images are copies of others, and left out: %s", len(names), ", ".join(names))
+    return list(copies)
 
 
 class RunNotice:

@@ -1,10 +1,11 @@
 """Features -> anomaly maps, scores and decisions."""
 
-from adpretrain_hf.scoring.decision import BY_MAXIMUM, Calibration, Judgement, required
+from adpretrain_hf.scoring.decision import BY_MAXIMUM, Calibration, Judgement, rank_of_threshold, required
 from adpretrain_hf.scoring.interest import Area, encode_region, region_mask
 from adpretrain_hf.scoring.maps import (
     SIGMA,
     AnomalyScores,
+    MapStack,
     ScoredImage,
     anomaly_map,
     blend_windows,
@@ -12,6 +13,5 @@ from adpretrain_hf.scoring.maps import (
     gaussian_smooth,
     place_map,
     score_images,
-    stack_maps,
 )
 from adpretrain_hf.scoring.regions import Region, find_regions

@@ -82,11 +82,11 @@ class Calibration:
         Raises:
             InputError: a rate outside (0, 1), or one that n images do not allow.
         """
-        return self.scores[-self._exceeding(alpha)]
+        return self.scores[-self._rank(alpha)]
 
     def pixel_threshold(self, alpha: float | None = None) -> float:
         """The value that at most a share of alpha of the normal images exceed anywhere in their maps; see above."""
-        return (self.peaks or self.scores)[-self._exceeding(alpha)]
+        return (self.peaks or self.scores)[-self._rank(alpha)]
 
     def p_value(self, score: float) -> float:
         """(1 + #{calibration scores >= score}) / (n + 1)."""
@@ -115,19 +115,31 @@ class Calibration:
         low, high = np.quantile(self.scores, (0.25, 0.75))
         return int(np.sum(np.array(self.scores) > high + _FAR * max(high - low, 0.01 * abs(high))))
 
-    def _exceeding(self, alpha: float | None) -> int:
-        """k, of which calibration score from the top is the threshold: the largest whole number <= alpha (n + 1)."""
-        alpha, number = self.false_alarms if alpha is None else alpha, len(self.scores)
-        if not isinstance(alpha, Real) or not 0 < alpha < 1:
-            raise InputError(f"the false-alarm rate is {alpha!r}, expected a number above 0 and below 1")
-        exceeding = math.floor(alpha * (number + 1) + _ROUNDING)
-        if not exceeding:
-            needed = math.ceil(1 / alpha - 1 - _ROUNDING)
-            raise InputError(
-                f"a false-alarm rate of {alpha} cannot be promised by {number} calibration images: it needs at least "
-                f"{needed}, and the smallest rate that {number} allow is {self.smallest_rate:.4g}"
-            )
-        return exceeding
+    def _rank(self, alpha: float | None) -> int:
+        return rank_of_threshold(self.false_alarms if alpha is None else alpha, len(self.scores))
+
+
+def rank_of_threshold(alpha: Any, number: int) -> int:
+    """k, of which calibration score from the top is the threshold: the largest whole number <= alpha (n + 1).
+
+    Args:
+        alpha: the false-alarm rate.
+        number: n, of the calibration images.
+
+    Raises:
+        InputError: a rate outside (0, 1), or one that n images do not allow.
+    """
+    rate = float(alpha) if isinstance(alpha, Real) else math.nan
+    if not 0 < rate < 1:
+        raise InputError(f"the false-alarm rate is {alpha!r}, expected a number above 0 and below 1")
+    rank = math.floor(rate * (number + 1) + _ROUNDING)
+    if not rank:
+        needed = math.ceil(1 / rate - 1 - _ROUNDING)
+        raise InputError(
+            f"a false-alarm rate of {alpha} cannot be promised by {number} calibration images: it needs at least "
+            f"{needed}, and the smallest rate that {number} allow is {1 / (number + 1):.4g}"
+        )
+    return rank
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,6 +17,7 @@ from adpretrain_hf.scoring.interest import check_size, network_mask
 from adpretrain_hf.scoring.regions import Region, find_regions
 
 SIGMA = 4.0
+_MAPPED = 2**23  # values of a block that the system extends without a copy; those that are not used take no memory
 _TRUNCATE = 4.0  # a Gaussian is cut off after this many sigmas, as scipy.ndimage does
 
 
@@ -223,17 +225,38 @@ def _blend_along(parts: Tensor, starts: Sequence[int], extent: int) -> Tensor:
     return blended.index_add_(0, places, parts.flatten(0, 1) * weights.view(-1, *[1] * (parts.ndim - 2)))
 
 
-def stack_maps(maps: list[Tensor]) -> Tensor | list[Tensor]:
-    """Maps (H, W) as one tensor (B, H, W); where their sizes differ, the list as it is.
+class MapStack:
+    """Maps that come one after the other: those of one size as one tensor, which grows in place.
 
-    The list is emptied meanwhile, or all would be in memory twice.
+    A list of them would be in memory twice when it is stacked.
     """
-    if len({one.shape for one in maps}) > 1:
-        return maps
-    stacked = maps[0].new_empty(len(maps), *maps[0].shape)
-    for place in reversed(range(len(maps))):
-        stacked[place] = maps.pop()
-    return stacked
+
+    def __init__(self) -> None:
+        self._block, self._used = np.empty(_MAPPED, dtype=np.float32), 0
+        self._shape = (0, 0)
+        self._apart: list[Tensor] = []  # where their sizes differ
+
+    def add(self, anomaly: Tensor) -> None:
+        """Adds a map (H, W), float32."""
+        shape, end = (anomaly.shape[0], anomaly.shape[1]), self._used + anomaly.numel()
+        if self._used and shape != self._shape:
+            self._apart = [one.clone() for one in self._stacked()]
+            self._block, self._used = np.empty(0, dtype=np.float32), 0
+        if self._apart:
+            self._apart.append(anomaly)
+            return
+        if end > self._block.size:
+            self._block.resize(end, refcheck=False)
+        self._block[self._used : end] = anomaly.flatten()
+        self._shape, self._used = shape, end
+
+    def maps(self) -> Tensor | list[Tensor]:
+        """(B, H, W), or a list of (H, W) where sizes differ; then nothing more is added."""
+        return self._apart or self._stacked()
+
+    def _stacked(self) -> Tensor:
+        self._block.resize(self._used, refcheck=False)
+        return torch.from_numpy(self._block).view(-1, *self._shape)
 
 
 def place_map(anomaly: Tensor, size: tuple[int, int], box: tuple[int, int, int, int] | None = None) -> Tensor:
