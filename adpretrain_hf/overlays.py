@@ -1,11 +1,13 @@
 """Pictures of anomaly maps: heat maps, overlays on the image, frames that tell a decision, and a contact sheet."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from adpretrain_hf.errors import InputError
 from adpretrain_hf.scoring import Calibration
 
 # Dark to bright, even in lightness, and readable without colour vision.
@@ -22,10 +24,18 @@ _TILE, _CAPTION, _GAP, _COLUMNS = 128, 34, 10, 3
 
 @dataclass(frozen=True)
 class ColourRange:
-    """The map values of the darkest and the brightest colour, the same for all images that are to be compared."""
+    """The map values of the darkest and the brightest colour, the same for all images that are to be compared.
+
+    Raises:
+        InputError: they are not finite, or the brightest is not above the darkest.
+    """
 
     low: float
     high: float
+
+    def __post_init__(self) -> None:
+        if not -math.inf < self.low < self.high < math.inf:
+            raise InputError(f"the colours' range is {self.low} to {self.high}, expected finite numbers, LOW < HIGH")
 
 
 @dataclass(frozen=True)
@@ -92,9 +102,9 @@ def _hatch(pixels: np.ndarray, box: tuple[int, int, int, int]) -> None:
         line[hatched] = _UNSEEN
 
 
-def outlined(picture: Image.Image, anomaly: np.ndarray, threshold: float) -> Image.Image:
-    """The picture with white lines along the inner edges of what exceeds a threshold in its map (H, W)."""
-    inside = Image.fromarray(anomaly > threshold).convert("L")
+def outlined(picture: Image.Image, mask: np.ndarray) -> Image.Image:
+    """The picture with white lines along the inner edges of what is True in a mask (H, W)."""
+    inside = Image.fromarray(mask).convert("L")
     width = max(1, min(picture.size) // 256)
     lines = np.asarray(inside) > np.asarray(inside.filter(ImageFilter.MinFilter(2 * width + 1)))
     pixels = np.array(picture)

@@ -138,16 +138,18 @@ class StreamsMixin(ReferencesMixin):
         stack = MapStack()
         scores: list[float] = []
         calibrations: list[Calibration | None] = []
+        products: list[str] = []
         run: dict[str, Any] = {"references": references, "categories": categories}
         for scored in self.score_stream(images, **run, batch_size=batch_size, progress=progress):
             scores.append(scored.score)
             calibrations.append(scored.judgement.calibration)
+            products.append(scored.category)
             if maps:
                 stack.add(scored.map_at(size or scored.image.size))
         if not scores:
             raise InputError("no images were given: expected at least one")
         as_tensor = torch.tensor(scores, dtype=torch.float32)  # whatever torch's default is
-        return AnomalyScores(stack.maps() if maps else None, as_tensor, calibrations)
+        return AnomalyScores(stack.maps() if maps else None, as_tensor, calibrations, products)
 
     def score_stream(
         self,

@@ -182,6 +182,15 @@ def test_no_decision_without_a_calibration(calibrations: tuple[None, ...]) -> No
 # The bank that keeps it
 
 
+def test_what_cannot_be_decided_is_told_of_its_product() -> None:
+    images = {"scores": torch.ones(2), "categories": ["nut", "screw"]}
+    with pytest.raises(InputError, match="^screw: a decision needs a calibrated reference"):
+        AnomalyScores(None, calibrations=[Calibration((1.0,)), None], **images).p_values  # noqa: B018
+    few = AnomalyScores(None, calibrations=[Calibration((1.0,) * 9), Calibration((1.0,))], **images)
+    with pytest.raises(InputError, match="^screw: a false-alarm rate of 0.1 cannot be promised by 1 calib"):
+        few.is_anomalous(0.1)
+
+
 def test_a_decision_travels_with_the_bank(extractor: ADPretrainFeatureExtractor, tmp_path: Path) -> None:
     bank = extractor.make_reference(normals(3), calibrate=normals(9, first=200))
     bank.save(tmp_path / "bank.safetensors")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
+from adpretrain_hf.errors import InputError
 from adpretrain_hf.overlays import ColourRange, SheetEntry, colour_range, contact_sheet, heat_map, overlay
 from tests.benchmarks.peak_memory import peak_memory
 from tests.conftest import random_image
@@ -101,6 +102,12 @@ def test_lightness_rises_with_the_score() -> None:
     assert (np.diff(light) >= -1).all()  # colours are rounded to 8 bits
     assert (np.diff(light[::16]) > 0).all()
     assert light[0] < 5 and light[-1] > 235
+
+
+@pytest.mark.parametrize(("low", "high"), [(1, 1), (2, 1), (math.nan, 1), (0, math.nan), (0, math.inf)])
+def test_a_range_that_is_none_is_refused(low: float, high: float) -> None:
+    with pytest.raises(InputError, match="the colours' range is .*, expected finite numbers, LOW < HIGH"):
+        ColourRange(low, high)
 
 
 def test_the_ends_of_the_range() -> None:

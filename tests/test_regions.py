@@ -15,7 +15,15 @@ from adpretrain_hf import ADPretrainFeatureExtractor
 from adpretrain_hf.errors import BundleError, ImageError, InputError, MissingPathError
 from adpretrain_hf.overlays import outlined
 from adpretrain_hf.reference import ReferenceBank
-from adpretrain_hf.scoring import AnomalyScores, Calibration, Judgement, Region, encode_region, find_regions
+from adpretrain_hf.scoring import (
+    AnomalyScores,
+    Calibration,
+    Judgement,
+    Region,
+    encode_region,
+    find_regions,
+    mark_regions,
+)
 from tests.conftest import random_image
 
 RIGHT = [(24, 0), (47, 0), (47, 39), (24, 39)]
@@ -56,6 +64,9 @@ def test_regions_in_closed_form() -> None:
     assert [one.area for one in find_regions(a_map(), 1.0, at_most=2)] == [7, 12]
     assert [one.area for one in find_regions(a_map(), 1.5)] == [7, 12]  # above, not at
     assert find_regions(a_map(), 9.0) == []
+    for options, areas in (({}, 20), ({"min_area": 8}, 12), ({"at_most": 2}, 19), ({"min_area": 99}, 0)):
+        regions, pixels = mark_regions(a_map(), 1.0, **options)  # type: ignore[arg-type]
+        assert pixels.shape == (12, 20) and pixels.sum() == sum(one.area for one in regions) == areas
     for options in ({"min_area": "a"}, {"min_area": 2.5}, {"at_most": -1}):
         with pytest.raises(InputError, match=f"{next(iter(options))} is .*, expected an integer >= 1"):
             find_regions(a_map(), 1.0, **options)  # type: ignore[arg-type]
@@ -72,7 +83,7 @@ def test_results_have_regions_above_their_own_threshold() -> None:
 
 def test_outlines_are_drawn_along_the_edges_of_regions() -> None:
     picture = Image.new("RGB", (20, 12), (9, 9, 9))
-    drawn = np.asarray(outlined(picture, a_map().numpy(), 3.5))
+    drawn = np.asarray(outlined(picture, mark_regions(a_map(), 3.5)[1]))
     white = (drawn == 255).all(axis=2)
     expected = np.zeros((12, 20), dtype=bool)
     expected[8:11, 15:19] = expected[2, 3] = True

@@ -22,7 +22,7 @@ from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.files import atomic_path, remove, write_csv, write_text
 from adpretrain_hf.images import read_image
 from adpretrain_hf.overlays import ColourRange, calibrated_colours, colour_range, framed, outlined, overlay
-from adpretrain_hf.scoring import Judgement, Region, ScoredImage, find_regions, place_map, required
+from adpretrain_hf.scoring import Judgement, Region, ScoredImage, mark_regions, of_product, place_map, required
 
 _LOG = logging.getLogger(__name__)
 Result = dict[str, Tensor]
@@ -106,21 +106,21 @@ class Decision:
         size, box = (tuple(result[name].tolist()) for name in ("size", "box"))
         return self.judgement.within(place_map(result["map"], size, box))
 
-    def regions_of(self, result: Result) -> list[Region]:
-        """Where an image is anomalous, if that is looked for."""
+    def regions_of(self, anomaly: Tensor) -> tuple[list[Region], np.ndarray]:
+        """Where a map (H, W) is anomalous, if that is looked for, and the pixels (H, W) of that."""
         if self.regions is None:
-            return []
+            return [], np.zeros(anomaly.shape, dtype=bool)
         threshold = required(self.judgement.calibration).pixel_threshold(self.false_alarms)
-        return find_regions(self.full_size_map(result), threshold, **self.regions)
+        return mark_regions(anomaly, threshold, **self.regions)
 
     def draw(self, picture: Image.Image, result: Result, colours: ColourRange) -> Image.Image:
         """The picture with its map over it, its regions outlined, framed by its decision."""
-        anomaly, box = self.full_size_map(result).numpy(), tuple(result["box"].tolist())
-        drawn = overlay(picture, anomaly, colours, box)
+        anomaly, box = self.full_size_map(result), tuple(result["box"].tolist())
+        drawn = overlay(picture, anomaly.numpy(), colours, box)
         if (calibration := self.judgement.calibration) is None:
             return drawn
         if self.regions is not None:
-            drawn = outlined(drawn, anomaly, calibration.pixel_threshold(self.false_alarms))
+            drawn = outlined(drawn, self.regions_of(anomaly)[1])
         return framed(drawn, calibration.is_anomalous(float(result["score"]), self.false_alarms))
 
 
@@ -130,13 +130,14 @@ def decisions_of(extractor: ADPretrainFeatureExtractor, args: Namespace) -> dict
     Raises:
         InputError: what is asked for needs a calibration and there is none, or a rate that it does not allow.
     """
-    regions = {"min_area": args.min_area, "at_most": args.max_regions} if args.regions else None
+    regions = {"min_area": args.min_area or 1, "at_most": args.max_regions} if args.regions else None
     decisions = {}
     for category, judgement in extractor.judgements.items():
         calibration = judgement.calibration
         if args.regions or args.fail_on_anomaly or args.false_alarms is not None:
-            calibration = required(calibration)
-            calibration.threshold(args.false_alarms)
+            with of_product(category):
+                calibration = required(calibration)
+                calibration.threshold(args.false_alarms)
         colours = calibrated_colours(calibration) if calibration else None
         colours = ColourRange(*args.colours) if args.colours else colours
         decisions[category] = Decision(judgement, args.false_alarms, colours, regions)
@@ -157,7 +158,7 @@ def write_scores(run: FolderRun, decisions: Mapping[str, Decision]) -> int:
         told = {"image": names[image]} | ({"category": categories[image]} if categories else {})
         rows.append(told | decision.row(float(result["score"])))
         if decision.regions is not None:
-            regions = decision.regions_of(result)
+            regions, _ = decision.regions_of(decision.full_size_map(result))
             places += [(names[image], *region.box, region.area, region.peak, region.mean) for region in regions]
             rows[-1]["regions"] = [asdict(region) for region in regions]
     columns = [name for name in _COLUMNS if name in ("image", "score") or any(name in row for row in rows)]

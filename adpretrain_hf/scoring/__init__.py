@@ -1,6 +1,6 @@
 """Features -> anomaly maps, scores and decisions."""
 
-from adpretrain_hf.scoring.decision import BY_MAXIMUM, Calibration, Judgement, rank_of_threshold, required
+from adpretrain_hf.scoring.decision import BY_MAXIMUM, Calibration, Judgement, of_product, rank_of_threshold, required
 from adpretrain_hf.scoring.interest import Area, encode_region, region_mask
 from adpretrain_hf.scoring.maps import (
     SIGMA,
@@ -14,4 +14,4 @@ from adpretrain_hf.scoring.maps import (
     place_map,
     score_images,
 )
-from adpretrain_hf.scoring.regions import Region, find_regions
+from adpretrain_hf.scoring.regions import Region, find_regions, mark_regions

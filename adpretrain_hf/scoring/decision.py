@@ -8,7 +8,8 @@ alpha of them is called anomalous, whatever the scores' distribution is (Vovk, G
 
 import math
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from numbers import Real
@@ -212,3 +213,12 @@ def required(calibration: Calibration | None) -> Calibration:
             "adpretrain reference --calibrate"
         )
     return calibration
+
+
+@contextmanager
+def of_product(category: str) -> Iterator[None]:
+    """What is wrong inside is told of the product, where it has a name."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{category}: {error}" if category else str(error)) from error

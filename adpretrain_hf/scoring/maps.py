@@ -1,9 +1,10 @@
 """FeatureNorm: the length of a pretrained feature is an anomaly score (paper, section 4; released ``feature_norm``)."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,10 +13,11 @@ from torch.nn import functional as F
 
 from adpretrain_hf.errors import ImageError, InputError
 from adpretrain_hf.images import OnError, PreparedImage, Windows, by_image
-from adpretrain_hf.scoring.decision import BY_MAXIMUM, Calibration, Judgement, required
+from adpretrain_hf.scoring.decision import BY_MAXIMUM, Calibration, Judgement, of_product, required
 from adpretrain_hf.scoring.interest import check_size, network_mask
 from adpretrain_hf.scoring.regions import Region, find_regions
 
+T = TypeVar("T")
 SIGMA = 4.0
 _MAPPED = 2**23  # values of a block that the system extends without a copy; those that are not used take no memory
 _TRUNCATE = 4.0  # a Gaussian is cut off after this many sigmas, as scipy.ndimage does
@@ -32,11 +34,13 @@ class AnomalyScores:
             where sizes differ; None if none were asked for.
         scores: (B,), by default the maximum of each map before it is brought to the image's size.
         calibrations: for each image what its product's normal images score, or None.
+        categories: of the images, by which errors name their products; empty where they are not told.
     """
 
     maps: Tensor | list[Tensor] | None
     scores: Tensor
     calibrations: Sequence[Calibration | None] = ()
+    categories: Sequence[str] = ()
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.maps, self.scores))
@@ -44,20 +48,20 @@ class AnomalyScores:
     @property
     def p_values(self) -> Tensor:
         """(B,), float64: how rarely a normal image scores as high; see ``Calibration.p_value``."""
-        return torch.tensor([own.p_value(score) for own, score in self._pairs()], dtype=torch.float64)
+        return torch.tensor(self._each(Calibration.p_value), dtype=torch.float64)
 
     @property
     def confidence(self) -> Tensor:
         """(B,), float64, 0.5 at the threshold of ``false_alarms``; see ``Calibration.confidence``."""
-        return torch.tensor([own.confidence(score) for own, score in self._pairs()], dtype=torch.float64)
+        return torch.tensor(self._each(Calibration.confidence), dtype=torch.float64)
 
     def is_anomalous(self, alpha: float | None = None) -> Tensor:
         """(B,), bool: the decisions at a false-alarm rate of alpha; see ``Calibration.threshold``."""
-        return torch.tensor([own.is_anomalous(score, alpha) for own, score in self._pairs()])
+        return torch.tensor(self._each(partial(Calibration.is_anomalous, alpha=alpha)))
 
     def is_borderline(self, alpha: float | None = None, band: float = 1.0) -> Tensor:
         """(B,), bool: which scores lie near the threshold; see ``Calibration.is_borderline``."""
-        return torch.tensor([own.is_borderline(score, alpha, band) for own, score in self._pairs()])
+        return torch.tensor(self._each(partial(Calibration.is_borderline, alpha=alpha, band=band)))
 
     def regions(
         self, alpha: float | None = None, *, min_area: int = 1, at_most: int | None = None
@@ -65,13 +69,18 @@ class AnomalyScores:
         """For each image the regions above the pixel threshold of alpha; see ``find_regions``."""
         if self.maps is None:
             raise InputError("regions are found in maps, and there are none: score with maps=True")
-        found = zip(self.maps, self._pairs(), strict=True)
-        return [find_regions(one, own.pixel_threshold(alpha), min_area=min_area, at_most=at_most)
-                for one, (own, _) in found]  # fmt: skip
+        thresholds = self._each(lambda own, _: own.pixel_threshold(alpha))
+        found = zip(self.maps, thresholds, strict=True)
+        return [find_regions(one, threshold, min_area=min_area, at_most=at_most) for one, threshold in found]
 
-    def _pairs(self) -> list[tuple[Calibration, float]]:
-        calibrations = self.calibrations or [None] * len(self.scores)
-        return [(required(own), score) for own, score in zip(calibrations, self.scores.tolist(), strict=True)]
+    def _each(self, ask: Callable[[Calibration, float], T]) -> list[T]:
+        """What is asked of the calibration of each image, with its score."""
+        answers, number = list[T](), len(self.scores)
+        about = self.calibrations or [None] * number, self.categories or [""] * number
+        for own, category, score in zip(*about, self.scores.tolist(), strict=True):
+            with of_product(category):
+                answers.append(ask(required(own), score))
+        return answers
 
 
 def feature_norm(features: Tensor) -> Tensor:

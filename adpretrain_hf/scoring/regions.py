@@ -26,7 +26,14 @@ class Region:
 
 
 def find_regions(anomaly: Tensor, threshold: float, *, min_area: int = 1, at_most: int | None = None) -> list[Region]:
-    """The connected regions whose pixels exceed a threshold, those of the highest peaks first.
+    """The connected regions whose pixels exceed a threshold, those of the highest peaks first; see ``mark_regions``."""
+    return mark_regions(anomaly, threshold, min_area=min_area, at_most=at_most)[0]
+
+
+def mark_regions(
+    anomaly: Tensor, threshold: float, *, min_area: int = 1, at_most: int | None = None
+) -> tuple[list[Region], np.ndarray]:
+    """The connected regions whose pixels exceed a threshold, those of the highest peaks first, and where they are.
 
     Args:
         anomaly: a map (H, W), on the CPU.
@@ -34,6 +41,9 @@ def find_regions(anomaly: Tensor, threshold: float, *, min_area: int = 1, at_mos
             any region.
         min_area: smaller regions are left out, in pixels.
         at_most: how many are returned.
+
+    Returns:
+        The regions, and their pixels: (H, W), bool.
 
     Raises:
         InputError: SciPy is not there, or an area or a number that is no integer >= 1.
@@ -53,5 +63,6 @@ def find_regions(anomaly: Tensor, threshold: float, *, min_area: int = 1, at_mos
     boxes = [(rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start)
              for rows, columns in ndimage.find_objects(labels)]  # fmt: skip
     found = zip(boxes, areas.tolist(), map(float, peaks), map(float, means), strict=True)
-    regions = [Region(*one) for one in found if one[1] >= min_area]
-    return sorted(regions, key=lambda region: -region.peak)[:at_most]
+    regions = [(Region(*one), name) for name, one in enumerate(found, 1) if one[1] >= min_area]
+    chosen = sorted(regions, key=lambda pair: -pair[0].peak)[:at_most]
+    return [region for region, _ in chosen], np.isin(labels, [name for _, name in chosen])
