@@ -1,7 +1,7 @@
 """Arguments that several verbs share, and what they may be."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,14 @@ def add_judgement(parser: argparse.ArgumentParser) -> None:
     areas = "a mask of the images' size, 0 outside, or the corners of a polygon, x,y x,y x,y"
     parser.add_argument("--region", type=area, nargs="+", help=f"region of interest, which alone counts: {areas}")
     parser.add_argument("--ignore", type=area, nargs="+", help=f"what does not count: {areas}")
+
+
+def refuse_given(args: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    """Raises InputError that names those of some options that were given."""
+    from adpretrain_hf.errors import InputError
+
+    if given := [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) not in (None, False)]:
+        raise InputError(f"{', '.join(given)}: {why}")
 
 
 def add_references(parser: argparse.ArgumentParser) -> None:

@@ -48,4 +48,8 @@ def _read_table(table: Path) -> dict[str, str]:
         raise InputError(f"{table} is no text in UTF-8 ({error}): save it as CSV UTF-8") from error
     if not {"image", "category"} <= {*(rows.fieldnames or ())}:
         raise InputError(f"{table} has the columns {rows.fieldnames}, expected image and category")
-    return {row["image"]: row["category"] for row in rows}
+    of = dict[str, str]()
+    for row in rows:
+        if of.setdefault(row["image"], row["category"]) != row["category"]:
+            raise InputError(f"{table} lists {row['image']} twice, as {of[row['image']]!r} and as {row['category']!r}")
+    return of

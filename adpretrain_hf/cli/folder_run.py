@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from adpretrain_hf.cli.arguments import INT8, tile_options
+from adpretrain_hf.cli.arguments import INT8, refuse_given, tile_options
 from adpretrain_hf.cli.categories import categories_of
 from adpretrain_hf.cli.done import DoneList
 from adpretrain_hf.errors import ImageError, InputError
@@ -170,6 +170,8 @@ def run_on_ray(args: Namespace, *, features: bool) -> int:
 
 def prepare(args: Namespace) -> tuple[RunImages, ADPretrainFeatureExtractor, dict[str, Any]]:
     """Opens the images, loads the extractor and sets its references, and lists what the results will depend on."""
+    if not (args.ray or args.ray_address):
+        refuse_given(args, ["ray_cpus"], "expected --ray or --ray-address with it")
     images = open_images(args.images, args.output, args.image_column)
     extractor, settings = prepare_extractor(args)
     if args.references:
@@ -258,6 +260,8 @@ def calibrate(
 ) -> ReferenceBank:
     """The bank calibrated by ``--calibrate``, or by its own images where they can be compared with each other."""
     images = args.calibrate or (own if bank.leaves_out else None)
+    if images is None and args.false_alarms is not None:
+        raise InputError("--false-alarms: there is nothing to calibrate with: give other normal images by --calibrate")
     if images is None:
         print("not calibrated, so there are no decisions: give other normal images by --calibrate", file=sys.stderr)
         return bank

@@ -2,7 +2,7 @@
 
 import argparse
 
-from adpretrain_hf.cli.arguments import add_judgement, add_run, positive
+from adpretrain_hf.cli.arguments import add_judgement, add_run, positive, refuse_given
 
 HELP = "write anomaly scores, decisions, maps and overlays"
 EXAMPLES = """\
@@ -12,6 +12,9 @@ EXAMPLES = """\
   adpretrain score org/adpretrain-dinov2-large images/ --reference screw.safetensors --output results/ --ray
   adpretrain score my-bundle images/ --references banks/ --output results/
 """
+_DECISIONS = ("fail_on_anomaly", "false_alarms")
+_REGIONS = ("min_area", "max_regions")
+_PICTURES = ("regions", "colours", "no_overlays")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,9 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also write where the images are anomalous, to regions.csv, and outline it",
     )
-    parser.add_argument(
-        "--min-area", type=positive, default=1, metavar="N", help="leave smaller regions out, in pixels"
-    )
+    parser.add_argument("--min-area", type=positive, metavar="N", help="leave smaller regions out, in pixels")
     parser.add_argument("--max-regions", type=positive, metavar="K", help="of an image; those of the highest peaks")
     parser.add_argument("--no-overlays", action="store_true", help="leave the overlay pictures out")
 
@@ -42,12 +43,13 @@ def run(args: argparse.Namespace) -> int:
     """Scores every image; writes scores.csv, scores.json, the maps and an overlay of each."""
     from adpretrain_hf.cli.folder_run import FolderRun, finish, prepare, run_on_ray
     from adpretrain_hf.cli.results import decisions_of, save_score, write_overlays, write_scores
-    from adpretrain_hf.errors import InputError
 
     if args.ray or args.ray_address:
-        if args.fail_on_anomaly or args.false_alarms:
-            raise InputError("--fail-on-anomaly and --false-alarms are not for Ray: read its Parquet files' p_value")
+        refuse_given(args, _DECISIONS, "Ray's Parquet files have no decisions: read their p_value")
+        refuse_given(args, (*_REGIONS, *_PICTURES), "Ray writes Parquet files, and neither maps nor overlays")
         return run_on_ray(args, features=False)
+    if not args.regions:
+        refuse_given(args, _REGIONS, "expected --regions with it")
     images, extractor, settings = prepare(args)
     decisions = decisions_of(extractor, args)
     run = FolderRun(images, args.output, settings, {"maps": ".npz", "overlays": ".png"})

@@ -925,6 +925,7 @@ def test_a_table_tells_the_categories(
         (None, "the category of 1 images is not told, such as {images}/0.png: expected in a folder named nut, screw"),
         ("image,category\n0.png,nut\n", "the category of 3 images is not told, such as {images}/nut/test/bent/0.png: "),
         ("image,category\n0.png\n", "the category of 4 images is not told"),
+        ("image,category\n0.png,nut\n0.png,screw\n", "products.csv lists 0.png twice, as 'nut' and as 'screw'"),
         ("image,kind\n", "has the columns ['image', 'kind'], expected image and category"),
         ("screws", "0.png is of the category 'screws', expected one of nut, screw: did you mean 'screw'?"),
         ("none", "no table of categories at "),
@@ -949,7 +950,7 @@ def test_categories_that_are_not_told_are_refused_before_anything_is_computed(
 @pytest.mark.parametrize(
     "given",
     [["--tiles", "2x2"], ["--augment-references", "flips"], ["--select", 2], ["--image-score", "top"],
-     ["--region", "1,1", "9,1", "9,9"], ["--calibrate", "normal/"]],
+     ["--top", 0.1], ["--region", "1,1", "9,1", "9,9"], ["--calibrate", "normal/"]],
     ids=lambda given: given[0],
 )  # fmt: skip
 def test_how_banks_are_made_is_not_chosen_again_for_several(
@@ -961,6 +962,14 @@ def test_how_banks_are_made_is_not_chosen_again_for_several(
     assert str(given[0]).removeprefix("--").replace("-", "_") in names.split(", ")
     assert told.startswith("the banks of --references are as they were made: leave it out")
     assert not output.exists()
+
+
+def test_a_product_that_cannot_be_decided_is_named(
+    products: tuple[Path, Path], bundle: Path, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, banks = products
+    assert run("score", bundle, images, "--references", banks, "--output", output, "--fail-on-anomaly") == 1
+    assert "error: nut: a decision needs a calibrated reference" in capsys.readouterr().err
 
 
 def test_an_automatic_choice_is_told_by_its_result(

@@ -533,6 +533,37 @@ def test_regions_are_written_and_outlined(
         assert [region["area"] for region in entry["regions"]] == [region.area for region in regions]
         with Image.open(out / "overlays" / f"{image.name}.png") as overlay:
             assert (np.asarray(overlay) == 255).all(axis=2).any() == bool(regions)
+    assert run(*where, *options, "--min-area", 10**6) == 0
+    for image in images:
+        with Image.open(out / "overlays" / f"{image.name}.png") as overlay:
+            assert not (np.asarray(overlay) == 255).all(axis=2).any()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--ray", "--regions"], "--regions: Ray writes Parquet files, and neither maps nor overlays"),
+        (["--ray", "--no-overlays", "--colours", 0, 1, "--min-area", 1], "--min-area, --colours, --no-overlays: Ray"),
+        (["--ray", "--false-alarms", 0.1], "--false-alarms: Ray's Parquet files have no decisions"),
+        (["--min-area", 5, "--max-regions", 1], "--min-area, --max-regions: expected --regions with it"),
+        (["--ray-cpus", 1], "--ray-cpus: expected --ray or --ray-address with it"),
+        (["--colours", "nan", 1], "the colours' range is nan to 1.0, expected finite numbers, LOW < HIGH"),
+    ],
+)
+def test_options_that_would_be_passed_over_are_refused(
+    bundle: Path, bank: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    given: list[object], message: str,
+) -> None:  # fmt: skip
+    where = (bundle, image_folder, "--reference", bank, "--output", tmp_path / "out")
+    assert message in refused(capsys, "score", *where, *given)
+
+
+def test_a_rate_without_anything_to_calibrate_with_is_refused(
+    bundle: Path, normal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for options in ([normal / "0.png"], [normal, "--keep", 0.5]):
+        words = ("reference", bundle, *options, "--output", tmp_path / "new.safetensors", "--false-alarms", 0.5)
+        assert "--false-alarms: there is nothing to calibrate with" in refused(capsys, *words)
 
 
 def test_a_polygon_of_the_command_line_is_the_same_region(
