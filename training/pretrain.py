@@ -39,7 +39,7 @@ from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.images import choose_device, to_device
 from training.data.augment import augment
 from training.data.samples import Batch, Item, Samples, check_unreadable, collate, epoch_batches
-from training.data.slots import SlotFile
+from training.data.slots import SlotFile, identified
 from training.data.sources import TrainingData, load_training_data
 from training.data.table import content_keys
 from training.evaluation.validation import Validation
@@ -223,16 +223,15 @@ def prepare(
     """
     columns = (data.dataset[name] for name in ("category", "view", "is_good"))
     pool = ReferencePool(*columns, among=data.positions, pool_size=settings.pool_size or None, seed=settings.seed)
-    cache, digest = Path(settings.cache_folder or run.cache), data.digest()[:16]
-    keys = content_keys(data.dataset["image"])
-    crops = _crops(settings, extractor.config.image_size, cache / f"crops-{digest}.bin", keys, data)
+    cache, keys = Path(settings.cache_folder or run.cache), content_keys(data.dataset["image"])
+    crops = _crops(settings, extractor.config.image_size, cache, keys, data)
     samples = Samples(data.dataset, data.positions, extractor.config, pool, settings, crops)
     references = ReferencePatches(
         extractor,
         samples.load_normal,
         pool,
         keys,
-        file=cache / f"references-{digest}-{extractor.config.fingerprint[:16]}.bin",
+        file=cache / "references.bin",
         keep=bool(settings.cache_folder),
         precision=settings.precision,
         memory_gb=settings.cache_gb,
@@ -322,20 +321,20 @@ def compiled(parts: Parts, state: TrainingState) -> list[Any]:
 
 
 def _crops(
-    settings: PretrainSettings, size: int, file: Path, keys: Sequence[str], data: TrainingData
-) -> tuple[SlotFile, list[str]] | None:
+    settings: PretrainSettings, size: int, cache: Path, keys: Sequence[str], data: TrainingData
+) -> SlotFile | None:
     """Where decoded crops are kept, if they take at most half of the disk's free room."""
     if not settings.cache_crops:
         return None
-    file.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(file.parent).free + (file.stat().st_blocks * 512 if file.exists() else 0)
+    cache.mkdir(parents=True, exist_ok=True)
+    file = identified(cache / "crops.bin", size, keys, content_keys(data.dataset["mask"]))
+    free = shutil.disk_usage(cache).free + (file.stat().st_blocks * 512 if file.exists() else 0)
     needed = 4 * size**2 * len(data.positions)
     if distributed.anyone(needed > free / 2):
         sizes = f"{needed / 1e9:.3g} GB, more than half of {free / 1e9:.3g} GB that are free"
         _LOG.warning("every epoch decodes its images anew: their crops would take %s", sizes)
         return None
-    both = [f"{image} {mask}" for image, mask in zip(keys, content_keys(data.dataset["mask"]), strict=True)]
-    return SlotFile(file, identity="crops 1", slots=len(keys), shape=(4, size, size), dtype=torch.uint8), both
+    return SlotFile(file, slots=len(keys), shape=(4, size, size), dtype=torch.uint8)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

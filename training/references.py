@@ -20,7 +20,7 @@ from tqdm import tqdm
 from adpretrain_hf.errors import ImageError, InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.images import read_ahead, to_device, to_host
-from training.data.slots import SlotFile
+from training.data.slots import SlotFile, identified
 from training.data.table import refuse
 from training.run import distributed
 from training.seeds import generator, named_generator
@@ -134,7 +134,8 @@ class ReferencePatches:
         load: position in the data set -> prepared image (3, S, S); called in several threads.
         pool: of the run; images that cannot be read are left out of it.
         keys: for every position of the data set, a text that changes when the content of its image does.
-        file: where the patches are kept if they are not to stay on the device, and what is found there is used.
+        file: where the patches are kept if they are not to stay on the device, and what is found there is used; what
+            they depend on is added to its name.
         keep: use the file in any case.
         precision: of autocast, ``"bfloat16"`` or ``"float32"``.
         memory_gb: that the patches may take of a GPU's memory; half of what is free by default.
@@ -156,14 +157,15 @@ class ReferencePatches:
         memory_gb: float = 0.0,
     ) -> None:
         config, self._device, self._pool = extractor.config, extractor.device, pool
-        self._extractor, self._load, self._keys, self._precision = extractor, load, keys, precision
+        self._extractor, self._load, self._precision = extractor, load, precision
         side = config.image_size // config.patch_size
         slots, shape = len(pool.members), (len(config.layers), side**2, config.hidden_size)
         fits = self._fits(slots * int(np.prod(shape)) * _DTYPE.itemsize, memory_gb)
         self._file: SlotFile | None = None
         if keep or not fits:
             made_by = (config.fingerprint, extractor.backbone.digest(), precision, extractor.dtype, self._device.type)
-            self._file = SlotFile(file, identity=" ".join(map(str, made_by)), slots=slots, shape=shape, dtype=_DTYPE)
+            made_of = [keys[position] for position in pool.members]
+            self._file = SlotFile(identified(file, made_by, made_of), slots=slots, shape=shape, dtype=_DTYPE)
             self._values = self._file.values  # (N, L, K, C)
         if fits:
             self._values = torch.empty(slots, *shape, dtype=_DTYPE, device=self._device)
@@ -229,7 +231,7 @@ class ReferencePatches:
         shares = torch.arange(len(members)).tensor_split(world_size)
         missing: list[int] = shares[rank].tolist()
         if self._file is not None:
-            missing = [place for place in missing if self._file.read(place, self._keys[members[place]]) is None]
+            missing = [place for place in missing if self._file.read(place) is None]
             self._file.check_room(len(missing))
         unreadable: list[int] = []
 
@@ -246,8 +248,8 @@ class ReferencePatches:
         if self._file is None:
             distributed.broadcast_shares(self._values, shares)
         elif self._values is not self._file.values:
-            for place, position in enumerate(members):
-                if (kept := self._file.read(place, self._keys[position])) is not None:
+            for place in range(len(members)):
+                if (kept := self._file.read(place)) is not None:
                     self._values[place] = to_device(kept, self._device, _DTYPE)
 
     @torch.no_grad()
@@ -257,14 +259,13 @@ class ReferencePatches:
         return [level.to(_DTYPE) for level in levels]
 
     def _keep(self, place: int, patches: Tensor) -> None:
-        position = self._pool.members[place]
         if not patches.isfinite().all():
-            what = f"the patches of reference image {position} do not fit {_DTYPE}, or are not finite"
+            what = f"the patches of reference image {self._pool.members[place]} do not fit {_DTYPE}, or are not finite"
             raise InputError(f"{what}: check the backbone, or use --normalize-tokens")
         if self._file is None:
             self._values[place] = to_device(patches, self._device, _DTYPE)
         else:
-            self._file.write(place, self._keys[position], patches)
+            self._file.write(place, patches)
 
 
 def encode_ahead(

@@ -80,7 +80,7 @@ class Samples(data.Dataset[Any]):
         config: gives the size; images are cropped to a square, whatever its ``resize_mode``.
         pool: of the references.
         settings: of the run: ``seed``, ``paint_defects`` and ``plain_first`` are looked at.
-        crops: keeps (4, S, S) uint8, crop and mask, so that an image is decoded once; and the key of every image.
+        crops: keeps (4, S, S) uint8, crop and mask, by position, so that an image is decoded once.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Samples(data.Dataset[Any]):
         config: ADPretrainConfig,
         pool: ReferencePool,
         settings: PretrainSettings,
-        crops: tuple[SlotFile, Sequence[str]] | None = None,
+        crops: SlotFile | None = None,
     ) -> None:
         self._dataset, self._pool, self._settings, self._crops = dataset, pool, settings, crops
         self._next = dict(zip(positions, [*positions[1:], *positions[:1]], strict=True))
@@ -126,13 +126,12 @@ class Samples(data.Dataset[Any]):
         """What the network sees of an image, (3, S, S) uint8, and of its mask, (S, S) bool."""
         if self._crops is None:
             return self._decode(position)
-        file, keys = self._crops
-        kept = file.read(position, keys[position])
+        kept = self._crops.read(position)
         if kept is not None:
             return kept[:3].clone(), kept[3] > 0  # no view of the file: painting would write to it
         image, mask = self._decode(position)
         try:
-            file.write(position, keys[position], torch.cat([image, mask[None].byte()]))
+            self._crops.write(position, torch.cat([image, mask[None].byte()]))
         except InputError as error:
             _LOG.warning("crops are kept no more: %s", error)
             self._crops = None

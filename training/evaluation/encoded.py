@@ -85,9 +85,9 @@ class EncodedImages:
         for place, (_, mask, digest), tokens in encode_ahead(calls, self._encode, self._extractor.device, on_error):
             if self._file is None:
                 slots, shape = len(self._images), tokens.shape
-                self._file = SlotFile(self._path, identity="tokens", slots=slots, shape=shape, dtype=tokens.dtype)
+                self._file = SlotFile(self._path, slots=slots, shape=shape, dtype=tokens.dtype)
                 self._path.unlink()
-            self._file.write(place, "", tokens)
+            self._file.write(place, tokens)
             self._encoded[place], self._digests[digest] = mask, place
         return [place for place in places if place in self._encoded]
 

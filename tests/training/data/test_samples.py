@@ -35,7 +35,6 @@ from training.data.samples import (
 )
 from training.data.slots import SlotFile
 from training.data.sources import TrainingData, load_training_data
-from training.data.table import content_keys
 from training.references import ReferencePool
 from training.settings import PretrainSettings
 
@@ -346,9 +345,7 @@ def test_painted_defects_reach_normal_images_only(tree):
 
 def crops_of(tree: Path, file: Path) -> dict:
     dataset = load_real_iad(tree)
-    keys = [f"{a} {b}" for a, b in zip(*(content_keys(dataset[name]) for name in ("image", "mask")), strict=True)]
-    slots = SlotFile(file, identity="crops", slots=len(dataset), shape=(4, 64, 64), dtype=torch.uint8)
-    return {"crops": (slots, keys)}
+    return {"crops": SlotFile(file, slots=len(dataset), shape=(4, 64, 64), dtype=torch.uint8)}
 
 
 def test_crops_that_are_kept_need_no_file_any_more(tree, tmp_path):
@@ -367,12 +364,6 @@ def test_a_full_disk_costs_the_crops_not_the_run(tree, mount_disk, caplog):
     (disk / "rest").write_bytes(b"x" * shutil.disk_usage(disk).free)
     assert all(same(get(samples, position), one) for position, one in enumerate(plain))
     assert caplog.text.count("crops are kept no more: ") == 1
-
-
-def test_a_changed_image_is_cropped_again(tree, tmp_path):
-    before = get(load(tree, **crops_of(tree, tmp_path / "crops.bin")), 2)
-    Path(load_real_iad(tree)[2]["image"]["path"]).write_bytes(picture(77, False))
-    assert not torch.equal(get(load(tree, **crops_of(tree, tmp_path / "crops.bin")), 2).image, before.image)
 
 
 def damage(tree: Path, position: int) -> Path:

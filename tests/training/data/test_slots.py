@@ -17,17 +17,14 @@ from torch import Tensor
 
 from adpretrain_hf.errors import InputError
 from tests.processes import kill, start
-from training.data.slots import SlotFile
+from training.data.slots import SlotFile, identified
 from training.data.table import content_keys
 
 SHAPE = (2, 3, 4)
-KEY = "image 1"
 
 
 def open_file(path: Path, **changes: Any) -> SlotFile:
-    return SlotFile(
-        path, **({"identity": "one backbone", "slots": 10, "shape": SHAPE, "dtype": torch.float16} | changes)
-    )
+    return SlotFile(path, **({"slots": 10, "shape": SHAPE, "dtype": torch.float16} | changes))
 
 
 def values(seed: int, shape: tuple[int, ...] = SHAPE, dtype: torch.dtype = torch.float16) -> Tensor:
@@ -37,39 +34,39 @@ def values(seed: int, shape: tuple[int, ...] = SHAPE, dtype: torch.dtype = torch
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_what_is_written_is_read(tmp_path: Path, dtype: torch.dtype) -> None:
     file = open_file(tmp_path / "new" / "a.bin", dtype=dtype)
-    assert [file.read(slot, KEY) for slot in range(10)] == [None] * 10
+    assert [file.read(slot) for slot in range(10)] == [None] * 10
     for slot in (7, 0, 9):
-        assert torch.equal(file.write(slot, KEY, values(slot, dtype=dtype)), values(slot, dtype=dtype))
+        assert torch.equal(file.write(slot, values(slot, dtype=dtype)), values(slot, dtype=dtype))
     for slot in range(10):
-        found = file.read(slot, KEY)
+        found = file.read(slot)
         assert found is None if slot not in (7, 0, 9) else torch.equal(found, values(slot, dtype=dtype))
 
 
 def test_another_object_sees_it_at_once(tmp_path: Path) -> None:
     first, second = open_file(tmp_path / "a.bin"), open_file(tmp_path / "a.bin")
-    first.write(4, KEY, values(4))
-    assert torch.equal(second.read(4, KEY), values(4)) and second.read(5, KEY) is None
+    first.write(4, values(4))
+    assert torch.equal(second.read(4), values(4)) and second.read(5) is None
 
 
 def test_it_is_sparse(tmp_path: Path) -> None:
-    open_file(tmp_path / "a.bin", slots=10**6, shape=(4, 256, 64)).write(0, KEY, values(0, (4, 256, 64)))
+    open_file(tmp_path / "a.bin", slots=10**6, shape=(4, 256, 64)).write(0, values(0, (4, 256, 64)))
     status = (tmp_path / "a.bin").stat()
     assert status.st_size > 1e11 and status.st_blocks * 512 < 1e6
 
 
 def test_a_slot_counts_only_with_its_entry_and_intact(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "a.bin"
-    open_file(path).write(3, KEY, values(3))
+    open_file(path).write(3, values(3))
     whole = path.read_bytes()
-    path.write_bytes(whole[:32] + bytes(160) + whole[192:])  # killed before the entry was written
-    assert open_file(path).read(3, KEY) is None and not caplog.records
+    path.write_bytes(bytes(80) + whole[80:])  # killed before the entry was written
+    assert open_file(path).read(3) is None and not caplog.records
     start = len(whole) - 7 * 48
-    for torn in (start, start + 47, 32 + 3 * 16 + 9):  # a page that did not reach the disk, a bad block, half an entry
+    for torn in (start, start + 47, 3 * 8 + 1):  # a page that did not reach the disk, a bad block, half an entry
         path.write_bytes(whole[:torn] + bytes([whole[torn] ^ 255]) + whole[torn + 1 :])
         file = open_file(path)
-        assert file.read(3, KEY) is None
+        assert file.read(3) is None
         assert "slot 3 are damaged" in caplog.text
-        assert torch.equal(file.write(3, KEY, values(3)), values(3)) and path.read_bytes() == whole
+        assert torch.equal(file.write(3, values(3)), values(3)) and path.read_bytes() == whole
 
 
 def test_threads_make_and_fill_it_at_the_same_time(tmp_path: Path) -> None:
@@ -80,9 +77,9 @@ def test_threads_make_and_fill_it_at_the_same_time(tmp_path: Path) -> None:
             barrier.wait()
             file = open_file(tmp_path / "a.bin")
             for slot in np.random.default_rng().permutation(10).tolist():
-                found = file.read(slot, KEY)
+                found = file.read(slot)
                 errors.extend([] if found is None or torch.equal(found, values(slot)) else [slot])
-                file.write(slot, KEY, values(slot))
+                file.write(slot, values(slot))
         except InputError as error:
             errors.append(error)
 
@@ -92,7 +89,7 @@ def test_threads_make_and_fill_it_at_the_same_time(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert not errors
-    assert all(torch.equal(open_file(tmp_path / "a.bin").read(slot, KEY), values(slot)) for slot in range(10))
+    assert all(torch.equal(open_file(tmp_path / "a.bin").read(slot), values(slot)) for slot in range(10))
 
 
 MANY = {"slots": 80, "shape": (2**20,)}
@@ -101,7 +98,7 @@ MANY = {"slots": 80, "shape": (2**20,)}
 def fill_many(path: Path) -> None:
     file = open_file(path, **MANY)
     for slot in range(80):
-        file.write(slot, KEY, torch.full((2**20,), slot + 1.0, dtype=torch.float16))
+        file.write(slot, torch.full((2**20,), slot + 1.0, dtype=torch.float16))
 
 
 def test_killed_at_any_moment_no_half_slot_counts(tmp_path: Path) -> None:
@@ -114,39 +111,31 @@ def test_killed_at_any_moment_no_half_slot_counts(tmp_path: Path) -> None:
         time.sleep(random.uniform(0, 0.1))
         kill(writer)
         file = open_file(path, **MANY)
-        found = [file.read(slot, KEY) for slot in range(80)]
+        found = [file.read(slot) for slot in range(80)]
         counts.append(sum(one is not None for one in found))
         assert all(one is None or bool((one == slot + 1).all()) for slot, one in enumerate(found))
         path.unlink()
     assert min(counts) < 80
 
 
-def test_a_file_of_other_contents_is_begun_anew(tmp_path: Path) -> None:
-    for changes in ({"identity": "another backbone"}, {"shape": (4, 3, 4)}, {"slots": 11}, {"dtype": torch.bfloat16}):
-        open_file(tmp_path / "a.bin").write(0, KEY, values(0))
-        changed = open_file(tmp_path / "a.bin", **changes)
-        assert changed.read(0, KEY) is None
-        assert (tmp_path / "a.bin").stat().st_blocks * 512 <= 8192
-    open_file(tmp_path / "a.bin").write(0, KEY, values(0))
-    os.truncate(tmp_path / "a.bin", 4000)
-    assert open_file(tmp_path / "a.bin").read(0, KEY) is None
+def test_what_differs_in_anything_has_a_file_of_its_own(tmp_path: Path) -> None:
+    one, *others = (identified(tmp_path / "a.bin", *what) for what in (("x", 1), ("y", 1), ("x", 2), ("x",), ("x1",)))
+    assert one == identified(tmp_path / "a.bin", "x", 1)
+    assert len({one, *others}) == 5 and one.parent == tmp_path and one.suffix == ".bin"
 
 
-def test_an_image_that_has_changed_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
+def test_opened_again_it_keeps_what_is_there_and_what_was_cut_off_is_made_again(tmp_path: Path) -> None:
     file = open_file(tmp_path / "a.bin")
-    file.write(2, "image 1, 5 bytes", values(1))
-    assert open_file(tmp_path / "a.bin").read(2, "image 1, 6 bytes") is None
-    size = (tmp_path / "a.bin").stat().st_size
-    file.write(2, "image 1, 6 bytes", values(2))
-    assert file.read(2, "image 1, 5 bytes") is None
-    assert torch.equal(open_file(tmp_path / "a.bin").read(2, "image 1, 6 bytes"), values(2))
-    assert (tmp_path / "a.bin").stat().st_size == size
+    file.write(0, values(0))
+    assert torch.equal(open_file(tmp_path / "a.bin").values, file.values)
+    os.truncate(tmp_path / "a.bin", 4000)
+    assert open_file(tmp_path / "a.bin").read(0) is None
 
 
 def test_made_but_not_yet_sized_by_a_process_that_was_killed(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     path.touch()
-    assert torch.equal(open_file(path).write(0, KEY, values(0)), values(0))
+    assert torch.equal(open_file(path).write(0, values(0)), values(0))
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
@@ -157,7 +146,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 def fill(file: SlotFile, shape: tuple[int, ...]) -> None:
     for slot in range(10):
-        file.write(slot, KEY, values(slot, shape))
+        file.write(slot, values(slot, shape))
 
 
 def test_a_full_disk_is_an_error_not_a_crash(mount_disk: Callable[[str], Path]) -> None:
@@ -170,7 +159,7 @@ def test_a_full_disk_is_an_error_not_a_crash(mount_disk: Callable[[str], Path]) 
     with pytest.raises(InputError, match=r"a.bin cannot be opened or written: .*No space left.*takes 0.131 MB"):
         fill(file, shape)
     again = open_file(small_disk / "a.bin", shape=shape)
-    found = [again.read(slot, KEY) for slot in range(10)]
+    found = [again.read(slot) for slot in range(10)]
     assert sum(one is not None for one in found) == 3
     assert all(one is None or torch.equal(one, values(slot, shape)) for slot, one in enumerate(found))
 
