@@ -95,8 +95,7 @@ def train(parts: Parts, state: TrainingState, reporter: Reporter) -> int:
         loaded = load_batches(parts, state.progress, stop.leave_to_parent)
         batches = on_device(loaded, parts.references, device)
         while not state.is_done:
-            unreadable: list[str] = []
-            losses = torch.zeros(3, device=device)
+            unreadable, losses = list[str](), torch.zeros(3, device=device)
             reporter.begin_epoch()
             state.begin_epoch()
             parts_left = settings.accumulate * (state.steps_per_epoch - state.progress.step)
@@ -119,19 +118,19 @@ def train(parts: Parts, state: TrainingState, reporter: Reporter) -> int:
                     continue
                 state.step()
                 reporter.step(losses, settings.batch_size)
-                losses = torch.zeros_like(losses)
-                stopping, number = state.agree(bool(stop.signal), len(unreadable))
-                check_unreadable(number, len(parts.data.positions), unreadable)
+                stopping = state.agree(bool(stop.signal), unreadable)
+                check_unreadable(state.progress.unreadable, len(parts.data.positions))
+                unreadable, losses = [], torch.zeros_like(losses)
+                if state.is_done:  # before a stop, which would leave the last step unjudged
+                    break
                 if stopping:
                     state.save_checkpoint(reporter.say)
                     reporter.say(f"stopped after {state.progress.steps_done} steps: --resume goes on")
                     return stop.signal or SIGTERM
-                if state.is_done:
-                    break
                 if state.checkpoint_is_due():
                     state.save_checkpoint(reporter.say)
             reporter.end_steps()
-            parts.validation.end_epoch(state.progress, reporter, unreadable)
+            parts.validation.end_epoch(state.progress, reporter, state.progress.unreadable)
             state.end_epoch()
             state.save_checkpoint(reporter.say)
     return 0

@@ -34,6 +34,7 @@ from tests.tiny import save_tiny
 from tests.training.real_iad_tree import RealIADClass, pack_jsons
 from training import synthetic
 from training.pretrain import main
+from training.run.state import TrainingState
 from training.settings import PretrainSettings, differing, parse, settings_of
 
 OWNER = next(iter(TOKENS))
@@ -64,6 +65,10 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     names = {variant: name for variant, name in VARIANTS.items() if variant not in aliases}
     files = {variant: load_file(run / "bundle" / name) for variant, name in names.items()}
     return {f"{variant}.{name}": tensor for variant, file in files.items() for name, tensor in file.items()}
+
+
+def metrics_of(run: Path) -> dict:
+    return json.loads((run / "metrics.json").read_text())
 
 
 def assert_same_bits(one: Path, other: Path) -> None:
@@ -394,6 +399,26 @@ def test_ends_after_its_steps_or_its_time(flags, tmp_path):
         assert ADPretrainFeatureExtractor.from_pretrained(tmp_path / name / "bundle", variant="norm").variant == "norm"
     card = (tmp_path / "steps" / "bundle" / "README.md").read_text()
     assert "3 steps of 8 images" in card
+
+
+def test_with_more_time_a_run_does_all_that_is_left(whole, flags, tmp_path):
+    words = ["--output", str(tmp_path / "run"), *flags]
+    assert main([*words, "--time-budget", "1e-9"]) == 0
+    assert main([*words, "--resume"]) == 0
+    assert [epoch["epoch"] for epoch in metrics_of(tmp_path / "run")["epochs"]] == [1, 1, 2]
+    one, other = (load_file(run / "checkpoint.safetensors") for run in (whole, tmp_path / "run"))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_signal_in_the_last_step_leaves_a_bundle(flags, tmp_path, monkeypatch):
+    agree = TrainingState.agree
+
+    def agree_and_interrupt(state: TrainingState, stopping: bool, unreadable: list[str]) -> bool:
+        return agree(state, stopping, unreadable) or state.is_done
+
+    monkeypatch.setattr(TrainingState, "agree", agree_and_interrupt)
+    assert main(["--output", str(tmp_path / "run"), *flags, "--max-steps", "2"]) == 0
+    assert metrics_of(tmp_path / "run")["best"].keys() == VARIANTS.keys()
 
 
 def test_training_goes_on_from_a_bundle(whole, flags, tmp_path, capsys):

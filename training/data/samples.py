@@ -199,22 +199,21 @@ def epoch_batches(
     ]
 
 
-def check_unreadable(number: int, images: int, messages: Sequence[str]) -> None:
+def check_unreadable(messages: Sequence[str], images: int) -> None:
     """Tells a few damaged files from data that are damaged.
 
     Args:
-        number: images of an epoch that could not be read, over all processes.
+        messages: what was wrong with images of an epoch that could not be read, over all processes.
         images: of the epoch.
-        messages: what was wrong with some of them.
 
     Raises:
         InputError: they are more than 0.1 % of the images and more than ten, or more than a tenth.
     """
-    if number > max(0.001 * images, min(10, 0.1 * images)):
+    if len(messages) > max(0.001 * images, min(10, 0.1 * images)):
         listed = "\n  ".join(messages[:10])
         raise InputError(
-            f"{number} of {images} images cannot be read: get the data again, or leave those images out. Some of them:"
-            f"\n  {listed}"
+            f"{len(messages)} of {images} images cannot be read: get the data again, or leave those images out. Some "
+            f"of them:\n  {listed}"
         )
 
 

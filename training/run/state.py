@@ -7,7 +7,7 @@ generator is among it: all that is drawn follows from the seed, the epoch, the s
 import copy
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,15 +109,19 @@ class TrainingState:
         self._clock = time.monotonic()
 
     def end_epoch(self) -> None:
-        """Counts an epoch."""
-        self.progress.epoch, self.progress.step = self.progress.epoch + 1, 0
+        """Counts an epoch, unless the run ends within it: one that goes on with more time has its rest to do."""
+        if self.progress.step == self.steps_per_epoch:
+            self.progress.epoch, self.progress.step, self.progress.unreadable = self.progress.epoch + 1, 0, []
 
-    def agree(self, stopping: bool, unreadable: int) -> tuple[bool, int]:
-        """Whether any process is to stop, and the unreadable images of all, in one exchange; counts the step's time."""
+    def agree(self, stopping: bool, unreadable: Sequence[str]) -> bool:
+        """Whether any process is to stop; notes what any could not read in a step, and the time that it took."""
         before, self._clock = self._clock, time.monotonic()
-        stops, number, milliseconds = distributed.totals(stopping, unreadable, round(1000 * (self._clock - before)))
-        self.progress.seconds += milliseconds / 1000 / distributed.world_size()
-        return stops > 0, number
+        milliseconds = round(1000 * (self._clock - before))
+        stops, number, total = distributed.totals(stopping, len(unreadable), milliseconds)
+        self.progress.seconds += total / 1000 / distributed.world_size()
+        if number:
+            self.progress.unreadable += distributed.union(unreadable)
+        return stops > 0
 
     def checkpoint_is_due(self) -> bool:
         """Whether the last one is longer ago than the settings say."""
@@ -162,7 +166,8 @@ class Progress:
     Attributes:
         epoch: that is running, counted from 0.
         step: optimiser steps of this epoch that are done.
-        history: one record for every epoch that is done.
+        unreadable: what was wrong with images of this epoch, over all processes.
+        history: one record for every epoch that was judged, whole or as far as the run's time went.
         best: for every variant, the epoch that it was taken from and its score.
         baseline: validation scores of the untrained residuals, by detector and metric.
         residual_scale: of the extractor's configuration, measured when the run began.
@@ -173,6 +178,7 @@ class Progress:
 
     epoch: int = 0
     step: int = 0
+    unreadable: list[str] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, dict[str, float]] = field(default_factory=dict)
     baseline: dict[str, dict[str, float]] = field(default_factory=dict)

@@ -71,6 +71,17 @@ def test_a_checkpoint_before_the_first_step(tmp_path):
     assert make(tmp_path / "c.safetensors").progress == Progress(data="some")
 
 
+def test_what_could_not_be_read_is_kept_for_the_rest_of_the_epoch(tmp_path):
+    state = make(tmp_path / "c.safetensors")
+    assert not state.agree(False, ["0.jpg"]) and save(state) == ""
+    state = make(tmp_path / "c.safetensors")
+    state.agree(False, ["1.jpg"])
+    assert state.progress.unreadable == ["0.jpg", "1.jpg"]
+    state.progress.step = state.steps_per_epoch
+    state.end_epoch()
+    assert state.progress.unreadable == []
+
+
 def test_a_checkpoint_of_another_model_is_refused(saved):
     with pytest.raises(InputError, match=r"checkpoint.safetensors is not a checkpoint of this run"):
         make(saved[0], CONFIG.replace(num_reference_tokens=5))
