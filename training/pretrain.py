@@ -171,6 +171,8 @@ def begin(settings: PretrainSettings, run: RunFolder) -> tuple[Parts, TrainingSt
         InputError: data, backbone or checkpoint cannot be used.
     """
     extractor = make_extractor(settings)  # before the data, which may take minutes to come
+    if distributed.rank() == 0:
+        run.lock()
     # What autocast leaves in float32: the similarities of the losses.
     torch.backends.cuda.matmul.allow_tf32 = settings.precision == "bfloat16"
     with distributed.first_process_first():  # it draws or downloads what the others then find

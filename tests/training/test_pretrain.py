@@ -192,6 +192,32 @@ def test_needs_resume_to_go_on(whole, flags, capsys):
     assert "holds a run already: give --resume" in capsys.readouterr().err
 
 
+def test_one_process_at_a_time_trains_in_a_folder(flags, tmp_path):
+    """The other one has written nothing but its settings, and has data workers, which may outlive it."""
+    words, errors = ["--output", str(tmp_path / "run"), *flags], tmp_path / "errors.txt"
+    first = start(main, words)
+    while not (tmp_path / "run" / "settings.json").exists() and first.is_alive():
+        time.sleep(0.002)
+    os.kill(first.pid, signal.SIGSTOP)
+    second = start(main, words, stderr=errors)
+    second.join()
+    assert f"another process is training in {tmp_path / 'run'}" in errors.read_text()
+    os.kill(first.pid, signal.SIGCONT)
+    first.kill()
+    first.join()
+    assert main([*words, *resume(tmp_path / "run")]) == 0
+
+
+def test_a_run_that_is_begun_anew_replaces_the_bundle(whole, flags, tmp_path):
+    run = shutil.copytree(whole, tmp_path / "run")
+    (run / "checkpoint.safetensors").unlink()
+    (run / "bundle" / "notes.txt").touch()
+    assert main(["--output", str(run), *flags, "--max-steps", "1", "--reference-tokens", "8"]) == 0
+    assert ADPretrainFeatureExtractor.from_pretrained(run / "bundle").config.num_reference_tokens == 8
+    assert "--reference-tokens 8" in (run / "bundle" / "README.md").read_text()
+    assert not (run / "bundle" / "notes.txt").exists()
+
+
 def test_goes_on_elsewhere(whole, flags, synthetic_set, tmp_path):
     """Other workers, another place of the data and of the run: the same bits."""
     run, moved = tmp_path / "run", shutil.copytree(synthetic_set, tmp_path / "moved")

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import fcntl
 import json
 import platform
 import shutil
@@ -17,7 +18,7 @@ from adpretrain_hf import __version__
 from adpretrain_hf.bundle import LAYOUT, card_text, read_projectors, write_projectors
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
-from adpretrain_hf.files import write_text
+from adpretrain_hf.files import atomic_path, write_text
 from adpretrain_hf.projector import Projectors
 from training.run import distributed
 from training.run.state import Progress
@@ -58,6 +59,20 @@ class RunFolder:
             if changed:
                 raise InputError(f"the run in {self.path} has other settings, so it cannot go on: {'; '.join(changed)}")
 
+    def lock(self) -> None:
+        """Takes the folder for this process as long as it has this object; InputError if another one has it.
+
+        Not by flock: data workers would inherit that, and outlive a killed program. Some file systems know no locks.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.path / ".lock").open("a")
+        try:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise InputError(f"another process is training in {self.path}: wait, or give another --output") from error
+        except OSError:
+            pass
+
     def note_start(self, settings: PretrainSettings, command: str) -> None:
         """Notes settings, command, versions and the number of processes of a run that begins, or goes on."""
         file = self.path / "run.json"
@@ -96,15 +111,16 @@ class RunFolder:
         config = extractor.config.replace(resize_mode="resize")
         trained, results = self._training_text(settings, progress, training), _results_text(settings, progress)
         card = card_text(config, trained=True, training=trained, results=results)
-        write_text(self.bundle / LAYOUT.card, card)
         backbone = copy.deepcopy(extractor.backbone).to("cpu", torch.float16)
         chosen = {variant: best["epoch"] for variant, best in progress.best.items()}
         default = config.default_variant
         aliases = [variant for variant in chosen if variant != default and chosen[variant] == chosen.get(default)]
         config = config.replace(variant_aliases=tuple(aliases))
-        for variant in chosen.keys() - set(aliases):
-            projectors = read_projectors(self._variant_file(variant), config, torch.float16)
-            ADPretrainFeatureExtractor(config, backbone, projectors, variant).save_pretrained(self.bundle)
+        with atomic_path(self.bundle) as folder:  # in place of one that another run has left there
+            write_text(folder / LAYOUT.card, card)
+            for variant in chosen.keys() - set(aliases):
+                projectors = read_projectors(self._variant_file(variant), config, torch.float16)
+                ADPretrainFeatureExtractor(config, backbone, projectors, variant).save_pretrained(folder)
         shutil.rmtree(self.cache, ignore_errors=True)
 
     def _variant_file(self, variant: str) -> Path:
