@@ -255,14 +255,14 @@ def measure(parts: Parts) -> tuple[Tensor, list[float]]:
 
 def load_batches(parts: Parts, progress: Progress, on_start: Callable[[int], None] | None = None) -> DataLoader[Batch]:
     """The batches that are not done yet, of all epochs, decoded, cropped and painted by workers."""
-    settings = parts.settings
+    settings, first = parts.settings, (progress.epoch, progress.step)  # as it is now, not when batches are asked for
 
     def batches_of(epoch: int) -> list[list[Item]]:
         return epoch_batches(
             parts.data.epoch_positions(settings.seed, epoch),
             settings,
             epoch=epoch,
-            first_step=progress.step if epoch == progress.epoch else 0,
+            first_step=first[1] if epoch == first[0] else 0,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
             anomalous=parts.data.anomalous if settings.balanced else None,

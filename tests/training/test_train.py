@@ -21,7 +21,7 @@ from training.pretrain import Parts, begin, load_batches, train
 from training.references import match
 from training.run.folder import RunFolder
 from training.run.reporting import Reporter
-from training.run.state import TrainingState, initialise
+from training.run.state import Progress, TrainingState, initialise
 from training.settings import PretrainSettings, parse, settings_of
 
 
@@ -111,6 +111,15 @@ def test_the_loss_of_a_step_is_the_mean_of_its_parts(start_run):
     ((_, angle, norm),) = losses_of((parts, state, run))
     assert [angle, norm] == pytest.approx(((wanted[0] + wanted[1]) / 2).tolist(), rel=1e-5)
     assert float(wanted[0][1]) != pytest.approx(norm, rel=1e-3)
+
+
+def test_after_the_last_step_of_an_epoch_come_the_images_of_the_next(start_run):
+    parts, state, _ = start_run(max_steps=0, epochs=2)
+    expected = next(iter(load_batches(parts, Progress(epoch=1))))
+    state.progress.step = state.steps_per_epoch
+    batches = load_batches(parts, state.progress)
+    state.end_epoch()
+    assert torch.equal(next(iter(batches)).images, expected.images)
 
 
 def test_bfloat16_is_close(start_run):
