@@ -55,7 +55,7 @@ class EncodedImages:
         self._extractor, self._images, self._masks, self._path = extractor, images, masks, file
         self._names = [str(image["path"] or f"image {place}") for place, image in enumerate(images)]
         self._places = {name: place for place, name in enumerate(self._names)}
-        self._file: SlotFile | None = None
+        self._file: Any = None  # a SlotFile, once it is known how many tokens an image has
         self._encoded: dict[int, Tensor | None] = {}  # their masks, (H, W) bool, or None without one
         self._digests: dict[bytes, int] = {}  # places by the values of the prepared images
         self.size = (0, 0)
@@ -94,7 +94,6 @@ class EncodedImages:
     def tokens(self, places: Tensor) -> list[Tensor]:
         """What the backbone makes of some images: L maps (n, C, h, w), on its device."""
         self.encode(places.tolist())
-        assert self._file is not None
         rows = self._file.values[places].to(self._extractor.device)  # (n, L, P, C)
         height = self.size[0] // self._extractor.config.patch_size
         return [level.mT.unflatten(2, (height, -1)) for level in rows.unbind(1)]
