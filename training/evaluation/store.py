@@ -15,7 +15,7 @@ from zlib import error as ZlibError
 import numpy as np
 
 from adpretrain_hf.errors import BundleError
-from adpretrain_hf.files import atomic_path, write_text
+from adpretrain_hf.files import atomic_path, fitting_name, write_text
 from training.evaluation.plan import Cell
 
 METRICS = ("image_auroc", "image_ap", "image_f1", "pixel_auroc", "pixel_ap", "pixel_f1", "aupro")
@@ -137,7 +137,7 @@ def save_patches(folder: str | Path, sample: PatchSample) -> None:
 def patches_file(folder: str | Path, of: Cell | PatchSample) -> Path:
     """Where ``save_patches`` writes the patches of a category, features and variant."""
     names = (of.data_set, of.category, of.features, of.variant)
-    return Path(folder, "patches", "__".join(name or "-" for name in names).replace("/", "_") + ".npz")
+    return Path(folder, "patches", fitting_name("__".join(name or "-" for name in names).replace("/", "_"), ".npz"))
 
 
 def load_patches(folder: str | Path) -> list[PatchSample]:
@@ -146,7 +146,7 @@ def load_patches(folder: str | Path) -> list[PatchSample]:
 
 
 def _file(folder: str | Path, kind: str, cell: Cell, suffix: str) -> Path:
-    return Path(folder, kind, cell.name + suffix)  # not with_suffix(): a name ends in numbers with a dot
+    return Path(folder, kind, fitting_name(cell.name, suffix))
 
 
 def _finished(folder: str | Path, kind: str, suffix: str) -> list[Path]:

@@ -16,10 +16,12 @@ from tests.training.evaluation.made_up import made_up_cell, made_up_patches, mad
 from training.evaluation.store import (
     Result,
     is_done,
+    load_failures,
     load_patches,
     load_results,
     load_shown,
     patches_file,
+    save_failure,
     save_patches,
     save_result,
 )
@@ -46,6 +48,17 @@ def test_a_cell_comes_back(run: Path) -> None:
     assert load_results(run) == [made_up_result(CELL)]
     assert same_arrays(load_shown(run, CELL), made_up_shown(CELL))
     assert {path.relative_to(run) for path in run.rglob("*") if path.is_file()} == {NUMBERS, PICTURES}
+
+
+def test_a_category_may_have_the_longest_name_that_a_folder_can_have(tmp_path: Path) -> None:
+    cells = [made_up_cell(category=250 * "a" + end) for end in ("1", "2")]
+    for cell in cells:
+        save_result(tmp_path, made_up_result(cell), made_up_shown(cell))
+        save_failure(tmp_path, cell, "of memory")
+        sample = made_up_patches("mvtecad", cell.category, "raw")
+        save_patches(tmp_path, sample)
+        assert patches_file(tmp_path, sample).is_file() and is_done(tmp_path, cell)
+    assert [result.cell for result in load_results(tmp_path)] == [*load_failures(tmp_path)] == cells
 
 
 @given(
