@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from adpretrain_hf.errors import run_program
 from adpretrain_hf.files import write_text
-from training.evaluation.detectors import check_settings
+from training.evaluation.detectors import DETECTORS, check_settings
 from training.evaluation.plan import Cell, Plan, parse_plan, plan_cells, write_plan
 from training.evaluation.report import export_card, write_report
 from training.evaluation.run import Evaluation
@@ -80,6 +80,9 @@ def _run(plan: Plan, command: str, used: Mapping[str, str]) -> None:
     pending = [group for group in groups if not all(is_done(plan.output, cell) for cell in group)]
     for cell in chain.from_iterable(pending):  # what is wrong with a plan is told before its first result
         evaluation.draw(cell)
+    for cell in {cell.detector: cell for cell in chain.from_iterable(pending)}.values():
+        if plan.set.get(cell.detector) and DETECTORS[cell.detector].model:
+            evaluation.model(cell)
     total, left = (sum(map(len, some)) for some in (groups, pending))
     with tqdm(total=total, initial=total - left, unit="cell", desc="evaluate") as bar:
         for number, group in enumerate(pending, start=1):

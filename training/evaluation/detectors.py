@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from adpretrain_hf.errors import InputError, check_count
+from adpretrain_hf.errors import InputError, check_count, check_positive, whole_number
 from adpretrain_hf.scoring import anomaly_map, gaussian_smooth
 
 Features = Sequence[Tensor]
@@ -60,10 +60,10 @@ class PatchCore:
     def __init__(
         self, *, width: int = 1024, coreset_sampling_ratio: float = 0.1, projected: int = 128, seed: int = 0
     ) -> None:
-        if not isinstance(coreset_sampling_ratio, (int, float)) or not 0 < coreset_sampling_ratio <= 1:
-            raise InputError(f"coreset_sampling_ratio is {coreset_sampling_ratio!r}, expected a share in (0, 1]")
+        if whole_number(seed) != seed:
+            raise InputError(f"seed is {seed!r}, expected a whole number")
         self._width, self._projected = check_count("width", width), check_count("projected", projected)
-        self._share, self._seed = coreset_sampling_ratio, seed
+        self._share, self._seed = check_positive("coreset_sampling_ratio", coreset_sampling_ratio, most=1), seed
         self._bank = torch.empty(0)
 
     def fit(self, features: Features) -> None:
@@ -91,11 +91,11 @@ class Padim:
     n x n (Woodbury). It is computed in float64, for it subtracts.
 
     Args:
-        regularization: e, added to every variance.
+        regularization: e, above 0, added to every variance.
     """
 
     def __init__(self, *, regularization: float = 0.01) -> None:
-        self._regularization = regularization
+        self._regularization = check_positive("regularization", regularization)
         self._levels: list[Callable[[Tensor], Tensor]] = []
 
     def fit(self, features: Features) -> None:
@@ -251,7 +251,7 @@ PAPER = tuple(DETECTORS)[:6]  # those of the paper's tables
 
 
 def check_settings(detector: str, settings: Mapping[str, Any]) -> None:
-    """Checks a detector's own settings: those of its model, and for anomalib's the levels.
+    """Checks a detector's own settings: those of its model, and for anomalib's the levels, these by their names alone.
 
     Raises:
         InputError: one that it does not have (the message lists those that it has), or out of its range.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,6 +71,15 @@ class Evaluation:
             weights = sorted(self.with_variant(variant).projectors.state_dict().items())
             identity[f"weights of {variant}"] = combined_digest(tensor_digest(tensor.cpu()) for _, tensor in weights)
         return identity
+
+    def model(self, cell: Cell) -> Any:
+        """One of anomalib's models as a cell asks for it, not fitted; it refuses settings out of their range."""
+        from training.evaluation import anomalib_models as models  # importing anomalib takes seconds
+
+        own = {"features": cell.features, **self.plan.preparation, **self.plan.set.get(cell.detector, {})}
+        own |= dict.fromkeys(("pre_processor", "post_processor", "evaluator", "visualizer"), False)
+        with models.quietly():
+            return DETECTORS[cell.detector].kind(self.plan.bundle, variant=cell.variant or None, **own)
 
     def run(self, cells: Sequence[Cell]) -> None:
         """Runs cells that one model serves, of different categories, and saves their results, if they are not done.
@@ -161,7 +171,8 @@ class Evaluation:
                 maps, scores = predict(cell)
                 self._keep(cell, drawn[cell], maps, scores, seconds + time.monotonic() - began)
         except (RuntimeError, ValueError, TypeError, MemoryError) as error:
-            return f"{type(error).__name__}: {error}"
+            own = self.plan.set.get(pending[0].detector)
+            return f"{type(error).__name__}: {error}" + (f" (with the settings {dict(own)})" if own else "")
         return ""
 
     def _fit_published(self, drawn: dict[Cell, Drawn]) -> Predict:
@@ -177,15 +188,11 @@ class Evaluation:
     def _fit_anomalib(self, drawn: dict[Cell, Drawn]) -> Predict:
         from lightning.pytorch import seed_everything
 
-        from training.evaluation import anomalib_models as models  # importing anomalib takes seconds
+        from training.evaluation import anomalib_models as models
 
         plan, first = self.plan, next(iter(drawn))
-        detector, own = DETECTORS[first.detector], plan.set.get(first.detector, {})
         seed_everything(first.seed, verbose=False)
-        without = dict.fromkeys(("pre_processor", "post_processor", "evaluator", "visualizer"), False)
-        with models.quietly():
-            own = {"features": first.features, **plan.preparation, **own}
-            model = detector.kind(plan.bundle, variant=first.variant or None, **own, **without)
+        model = self.model(first)
         extractor = model.features.extractor
         extractor.set_submodule("backbone", EncodedBackbone(extractor.backbone, list(map(self.encoded, drawn))))
         banks = {}
@@ -194,7 +201,7 @@ class Evaluation:
             encoded.encode(encoded.places(images.train).tolist())
             bank = encoded.bank(encoded.places(images.references).tolist())
             banks[cell] = bank, [row.image for row in images.references]
-        if detector.serves_all:
+        if DETECTORS[first.detector].serves_all:
             of_path = {one.image: banks[cell] for cell, images in drawn.items() for one in images.train}
             model.install_features(models.CategoryFeatures(model.features, of_path))
         models.give_textures(model, self._textures(first))

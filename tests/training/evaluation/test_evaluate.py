@@ -207,16 +207,23 @@ def test_a_detectors_own_settings_are_given_by_name(
         ("patchcore.coreset=0.5", "patchcore has no setting coreset: expected some of width, coreset_sampling_ratio, "),
         ("patchcore.variant=norm", "patchcore has no setting variant"),
         ("nothing.a=1", "unknown detectors nothing"),
-        ("patchcore.coreset_sampling_ratio=-1", "coreset_sampling_ratio is -1, expected a share in (0, 1]"),
-        ("patchcore.coreset_sampling_ratio=half", "coreset_sampling_ratio is 'half', expected a share"),
+        ("patchcore.coreset_sampling_ratio=-1", "coreset_sampling_ratio is -1, expected a number in (0, 1]"),
+        ("patchcore.coreset_sampling_ratio=half", "coreset_sampling_ratio is 'half', expected a number"),
         ("patchcore.width=0", "width is 0, expected an integer >= 1"),
+        ("patchcore.seed=x", "seed is 'x', expected a whole number"),
+        ("padim.regularization=abc", "regularization is 'abc', expected a number > 0"),
+        ("padim.regularization=-1", "regularization is -1, expected a number > 0"),
+        ("anomalib_patchcore.levels=[99]", "levels are [99], expected some of [1, 2, 3, 4]"),
+        ("anomalib_padim.n_features=100000", "n_features is 100000, expected a number from 1 to the levels'"),
     ],
 )
-def test_settings_that_there_are_not_are_refused(
+def test_settings_that_there_are_not_are_refused_before_the_first_result(
     plan_values: dict[str, Any], capsys: pytest.CaptureFixture[str], setting: str, message: str
 ) -> None:
+    plan_values["detectors"] = ["featurenorm", "patchcore", "padim", "anomalib_patchcore", "anomalib_padim"]
     assert main([*words(plan_values), "--set", setting]) == 1
     assert message in capsys.readouterr().err
+    assert not load_results(plan_values["output"])
 
 
 def test_settings_of_detectors_that_are_not_run_are_told(

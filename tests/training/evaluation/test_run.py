@@ -315,6 +315,15 @@ def test_an_image_that_cannot_be_used_costs_the_cells_of_its_category(
     assert cell.category == "bolt" and re.search(r"^ImageError: .*bolt/test/good/00\d\.png cannot be read", reason)
 
 
+def test_why_a_cell_failed_names_the_settings_that_it_had(make_plan: MakePlan) -> None:
+    plan = make_plan(detectors="uniad", features="raw", set={"uniad": {"jitter_scale": "abc"}})
+    run(plan)
+    assert all(
+        reason.endswith("(with the settings {'jitter_scale': 'abc'})") for reason in load_failures(plan.output).values()
+    )
+    assert len(load_failures(plan.output)) == 2
+
+
 def test_each_seed_has_a_core_set_of_its_own(make_plan: MakePlan) -> None:
     plan = make_plan(detectors="patchcore", features="raw", categories="nut", seeds=[0, 1])
     run(plan)
