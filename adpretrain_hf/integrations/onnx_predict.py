@@ -9,9 +9,10 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import onnxruntime
@@ -31,14 +32,20 @@ class Predictor:
     Attributes:
         about: how images are prepared, the product, and its calibration.
         size: H and W of prepared images.
+
+    Raises:
+        ValueError: the file is none that `adpretrain export` wrote.
     """
 
     def __init__(self, path: str) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # it warns of an input that has a default
         providers = onnxruntime.get_available_providers()
-        self.session = onnxruntime.InferenceSession(path, options, providers=providers)
-        self.about: dict[str, Any] = json.loads(self.session.get_modelmeta().custom_metadata_map["adpretrain"])
+        try:
+            self.session = onnxruntime.InferenceSession(path, options, providers=providers)
+            self.about: dict[str, Any] = json.loads(self.session.get_modelmeta().custom_metadata_map["adpretrain"])
+        except Exception as error:  # onnxruntime's own kinds have no other base
+            raise ValueError(f"{path} is no ONNX file of `adpretrain export` that can be read: {error!r}") from error
         (images,) = self.session.get_inputs()
         self.size, self._dtype = tuple(images.shape[2:]), np.float16 if "float16" in images.type else np.float32
 
@@ -114,31 +121,64 @@ def list_images(paths: Sequence[Path]) -> Iterator[Path]:
         yield from images if path.is_dir() else [path]
 
 
+def finite(text: str) -> float:
+    """A number, neither infinite nor NaN.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not math.isfinite(number := float(text)):
+        raise ValueError
+    return number
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Writes a line for each image, and returns the exit code: 0, or 1 where an image could not be used."""
+    """Writes a line for each image, and returns the exit code: 0, or 1 where an image could not be used.
+
+    Raises:
+        SystemExit: 2, an argument is wrong; standard error says which.
+    """
     parser = argparse.ArgumentParser(description="Score images by an ONNX file that `adpretrain export` wrote.")
     parser.add_argument("model", help="the ONNX file")
     parser.add_argument("images", type=Path, nargs="+", help="image files, or folders of them")
     parser.add_argument("--output", type=Path, help="the CSV file to write; to the terminal by default")
-    parser.add_argument("--threshold", type=float, help="the score that an anomalous image exceeds")
+    parser.add_argument("--threshold", type=finite, help="the score that an anomalous image exceeds")
     args = parser.parse_args(argv)
-    predictor, failed = Predictor(args.model), False
-    header = ("image", "score", "anomalous", "confidence")[: 2 + len(predictor.decide(0.0))]
-    if args.threshold is not None and len(header) == 2:
-        parser.error("--threshold needs a model that was exported with a calibrated reference")
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-    with args.output.open("w", newline="", encoding="utf-8") if args.output else nullcontext(sys.stdout) as file:
+    try:
+        return write_scores(Predictor(args.model), args.images, args.output, args.threshold)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+
+
+def write_scores(predictor: Predictor, paths: Sequence[Path], output: Path | None, threshold: float | None) -> int:
+    """What ``main`` does; an error in its arguments is a ValueError or an OSError."""
+    header, failed = ("image", "score", "anomalous", "confidence")[: 2 + len(predictor.decide(0.0))], False
+    if threshold is not None and len(header) == 2:
+        raise ValueError("--threshold needs a model that was exported with a calibrated reference")
+    if not (images := list(list_images(paths))):
+        raise ValueError(f"no images in {', '.join(map(str, paths))}: expected files that end in {', '.join(SUFFIXES)}")
+    with open_table(output) as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(header)
-        for path in list_images(args.images):
+        for path in images:
             try:
                 score = predictor.score(path)
-                table.writerow((path, score, *predictor.decide(score, args.threshold)))
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
                 print(f"{path} cannot be used: {error}", file=sys.stderr)
                 failed = True
+            else:
+                table.writerow((path, score, *predictor.decide(score, threshold)))
     return int(failed)
+
+
+def open_table(output: Path | None) -> AbstractContextManager[TextIO]:
+    """The CSV file, or standard output: of text that takes the names of files, which may be any bytes."""
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        return output.open("w", newline="", encoding="utf-8", errors="backslashreplace")
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    return nullcontext(sys.stdout)
 
 
 if __name__ == "__main__":

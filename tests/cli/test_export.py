@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -116,6 +118,42 @@ def test_another_threshold_and_an_image_that_cannot_be_used(exported: Path, tmp_
         assert f"{tmp_path / 'b.png'} cannot be used: cannot identify image file" in done.stderr
         assert f"{tmp_path / 'c.png'} cannot be used: it holds more than 8 bits" in done.stderr
         assert f"{tmp_path / 'd.tif'} cannot be used: " in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "why"), [(None, "NO_SUCHFILE"), (b"junk", "INVALID_PROTOBUF"), (b"another's", "KeyError('adpretrain')")]
+)
+def test_a_model_that_the_program_cannot_use_is_told(
+    exported: Path, tmp_path: Path, content: bytes | None, why: str
+) -> None:
+    shutil.copy(exported / "predict.py", tmp_path)
+    if content:
+        model = (exported / "screw.onnx").read_bytes().replace(b"adpretrain", b"adpretrein")
+        (tmp_path / "screw.onnx").write_bytes(content if content == b"junk" else model)
+    done = predict(tmp_path, tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "screw.onnx is no ONNX file of `adpretrain export` that can be read" in done.stderr and why in done.stderr
+
+
+def test_arguments_that_the_program_cannot_use_are_told(exported: Path, tmp_path: Path) -> None:
+    random_image(1).save(tmp_path / "a.png")
+    (tmp_path / "empty").mkdir()
+    for arguments, message in (
+        ([tmp_path / "empty"], "no images in "),
+        ([tmp_path, "--threshold", "nan"], "--threshold: invalid finite value: 'nan'"),
+        ([tmp_path, "--output", tmp_path], "Is a directory"),
+        ([tmp_path, "--output", tmp_path / "a.png" / "scores.csv"], "a.png"),
+    ):
+        done = predict(exported, *arguments)
+        assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_name_of_an_image_may_be_any_bytes(exported: Path, tmp_path: Path) -> None:
+    random_image(1).save(tmp_path / os.fsdecode(b"\xff.png"))
+    assert predict(exported, tmp_path, "--output", tmp_path / "scores.csv").returncode == 0
+    (to_file,) = rows_of((tmp_path / "scores.csv").read_text(encoding="utf-8"))
+    (to_terminal,) = rows_of(predict(exported, tmp_path).stdout)
+    assert to_file == to_terminal == f"{tmp_path}/\\udcff.png"
 
 
 def test_whole_images_without_a_calibration(bundle: Path, tmp_path: Path) -> None:
