@@ -289,7 +289,7 @@ def _from_array(array: np.ndarray, name: str) -> Image.Image:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
-        expected = "(H, W), (H, W, 1), (H, W, 3) or (H, W, 4)"
+        expected = "(H, W), (H, W, 1), (H, W, 3) or (H, W, 4); give a stack of grey images as a list of them"
         raise ImageError(f"{name} is an array of shape {array.shape}, expected {expected}")
     if 0 in array.shape:
         raise ImageError(f"{name} is an array of shape {array.shape}, without a pixel")

@@ -19,6 +19,7 @@ from torch import Tensor
 from adpretrain_hf.errors import InputError, check_count
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.images import is_prepared, named_sources
+from adpretrain_hf.reference import IS_OWN
 
 
 class ADPretrainTransformer(TransformerMixin, BaseEstimator):
@@ -69,6 +70,8 @@ class ADPretrainTransformer(TransformerMixin, BaseEstimator):
             InputError: no images, or a parameter is out of its range.
             ImageError: an image cannot be used.
         """
+        if not isinstance(self.bundle, (str, Path)):
+            raise InputError(f"bundle is {self.bundle!r}, expected the id of a repository or a folder")
         for name in ("num_references", "num_patches"):
             check_count(name, getattr(self, name))
         images = _indexable(images)
@@ -95,7 +98,11 @@ class ADPretrainTransformer(TransformerMixin, BaseEstimator):
                 f"got {number} reference image to fit a detector with: expected at least 2 images and "
                 "num_references >= 2, for every reference is described by what it is against the others"
             )
-        return self._describe(images)  # the extractor knows its references again, and leaves each out for itself
+        (bank,) = self.extractor_.references.values()
+        bank.said.add(IS_OWN)  # here it is meant
+        described = self._describe(images)  # the extractor knows its references again, and leaves each out for itself
+        bank.said.discard(IS_OWN)
+        return described
 
     def transform(self, images: Any) -> Any:
         """Describes images against all references: (n, L * C), float32.

@@ -5,5 +5,5 @@ from adpretrain_hf.reference.coreset import choose_core, choose_images, describe
 from adpretrain_hf.reference.folder import bank_files, read_references, write_references
 from adpretrain_hf.reference.gathered import Batches
 from adpretrain_hf.reference.mixin import Banks, ReferencesMixin
-from adpretrain_hf.reference.notice import RunNotice, check_category, copies_among, say
+from adpretrain_hf.reference.notice import IS_OWN, RunNotice, check_category, copies_among, say
 from adpretrain_hf.reference.per_image import residuals_per_image

@@ -7,6 +7,7 @@ from adpretrain_hf.errors import InputError, one_of
 from adpretrain_hf.images import PreparedImage, digests
 from adpretrain_hf.reference.bank import ReferenceBank, ReferenceImage
 
+IS_OWN = "%s is a reference itself: such images are compared with the other references"
 _LOG = logging.getLogger(__name__)
 _UNSEEN = 0.02  # a share of an image that rounding does not explain
 
@@ -73,7 +74,7 @@ class RunNotice:
         if not bank.leaves_out:
             say(bank, "%s is a reference itself, and compared with itself: its score says nothing", image.name)
             return None
-        say(bank, "%s is a reference itself: such images are compared with the other references", image.name)
+        say(bank, IS_OWN, image.name)
         return place
 
 

@@ -62,6 +62,13 @@ class TestDescriptors:
         # Also later: against itself a reference would be perfectly normal, more than any new image.
         np.testing.assert_allclose(transformer.transform(seen)[2], given[2], atol=1e-6)
 
+    def test_of_references_it_warns_only_where_they_are_not_meant_to_be_described(self, fitted, caplog):
+        transformer, seen = clone(fitted), images(0, 6)
+        transformer.fit_transform(seen)
+        assert "is a reference itself" not in caplog.text
+        transformer.transform(seen)
+        assert caplog.text.count("is a reference itself") == 1
+
     def test_mean_over_some_patches(self, fitted):
         transformer = clone(fitted).set_params(num_patches=1000).fit(images(0, 6))
         extractor = ADPretrainFeatureExtractor.from_pretrained(fitted.bundle)
@@ -142,6 +149,16 @@ class TestErrors:
         for call in (ADPretrainTransformer("acme/tiny").transform, ADPretrainTransformer("x").get_feature_names_out):
             with pytest.raises(NotFittedError, match="This ADPretrainTransformer instance is not fitted yet"):
                 call(images(0, 1))
+
+    def test_no_bundle(self):
+        with pytest.raises(InputError, match="bundle is None, expected the id of a repository or a folder"):
+            ADPretrainTransformer(None).fit(images(0, 2))
+
+    def test_a_stack_of_grey_images(self, fitted):
+        stack = np.zeros((3, 40, 40), dtype=np.uint8)
+        with pytest.raises(ImageError, match="give a stack of grey images as a list of them"):
+            fitted.transform(stack)
+        assert fitted.transform(list(stack)).shape == (3, 128)
 
     def test_no_images(self, fitted):
         for call in (clone(fitted).fit, clone(fitted).fit_transform, fitted.transform):
