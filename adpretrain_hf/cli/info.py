@@ -31,7 +31,10 @@ def run(args: argparse.Namespace) -> int:
 
     if str(args.path).endswith(".safetensors"):
         bank = ReferenceBank.load(args.path)
-        print(json.dumps(_bank_facts(bank), indent=2) if args.json else bank)
+        if args.json:
+            print(json.dumps(_bank_facts(bank) | _judging_facts(bank), indent=2))
+        else:
+            print(bank, *(f"{name:22} {value}" for name, value in _judging_facts(bank).items()), sep="\n")
         return 0
     config, names = describe_bundle(args.path)
     config = config.replace(**preparation(args))
@@ -63,3 +66,21 @@ def _bank_facts(bank: Any) -> dict[str, Any]:
     if bank.tiles:
         about |= {"tiles": bank.tiles.to_dict(), "tile_reference": bank.tile_reference}
     return about | {"patches": patches, "levels": len(bank.patches), "channels": channels, "dtype": dtype}
+
+
+def _judging_facts(bank: Any) -> dict[str, Any]:
+    """By what a bank's product is judged."""
+    from adpretrain_hf.scoring import region_mask
+
+    judgement, calibration = bank.judgement, bank.judgement.calibration
+    facts = {"core_set": bank.compacted, "augment_references": bank.augmentation or "none"}
+    facts |= {name: value for name, value in bank.options.items() if name in ("image_score", "top")}
+    counting = None if judgement.region is None else float(region_mask(judgement.region).float().mean())
+    facts["region"] = counting and f"{counting:.1%} of the image count"
+    facts["calibration"] = calibration and {
+        "images": len(calibration.scores),
+        "false_alarms": calibration.false_alarms,
+        "threshold": calibration.threshold(),
+        "approximate": calibration.approximate,
+    }
+    return facts

@@ -691,6 +691,30 @@ def test_info_describes_a_bank_as_json(
     facts = json.loads(capsys.readouterr().out)
     assert facts["category"] == "screw" and facts["fingerprint"] == extractor.config.fingerprint
     assert len(facts["images"]) == 3
+    assert (facts["core_set"], facts["augment_references"]) == (False, "none")
+    assert (facts["image_score"], facts["top"], facts["region"]) == ("max", None, None)
+
+
+def test_info_tells_how_a_product_is_judged(
+    extractor: ADPretrainFeatureExtractor, normal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"image_score": "top", "top": 0.1, "augment_references": "flips", "calibrate": True}
+    bank = extractor.make_reference(normal, region=np.arange(48) < np.full((40, 1), 12), **options)
+    bank.save(tmp_path / "own.safetensors")
+    assert run("info", tmp_path / "own.safetensors", "--json") == 0
+    facts, calibration = json.loads(capsys.readouterr().out), bank.judgement.calibration
+    assert facts["region"] == "25.0% of the image count" and facts["augment_references"] == "flips"
+    assert (facts["image_score"], facts["top"]) == ("top", 0.1)
+    assert calibration is not None and facts["calibration"] == {
+        "images": 3, "false_alarms": 0.25, "threshold": calibration.threshold(), "approximate": True,
+    }  # fmt: skip
+    assert run("info", tmp_path / "own.safetensors") == 0
+    text = capsys.readouterr().out
+    assert str(calibration.threshold()) in text and "25.0% of the image" in text
+    bank.compact(0.5).save(tmp_path / "own.safetensors")
+    assert run("info", tmp_path / "own.safetensors", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["core_set"] is True and facts["calibration"] is None
 
 
 # Damaged bundles
