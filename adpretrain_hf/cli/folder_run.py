@@ -4,13 +4,15 @@ Also what a run needs before it starts and says when it ends: the extractor that
 results depend on, the list of what failed.
 """
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -30,12 +32,14 @@ from adpretrain_hf.quantization import quantize
 from adpretrain_hf.reference import ReferenceBank, bank_files, is_bank, write_references
 from adpretrain_hf.scoring import BY_MAXIMUM
 
+_TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.(npz|png|safetensors|csv|json)")
+
 
 @dataclass
 class FolderRun:
     """One run: which image goes to which file, which are done, and which failed.
 
-    Results of images that were removed since the last time are removed too.
+    Results of images that were removed since the last time are removed too, and what a killed run left half written.
 
     Args:
         images: what to work through.
@@ -60,6 +64,9 @@ class FolderRun:
         self._done = DoneList(self.output / "done.jsonl")
         for name in self._done.gone(self.images.names.values()):
             self._remove(name)
+        paths = (self._path(name, subfolder) for name in self.images.names.values() for subfolder in self.files)
+        for folder in {self.output, *(path.parent for path in paths)}:
+            _remove_leftovers(folder)
 
     def result_path(self, image: str, subfolder: str | None = None) -> Path:
         """Where an image's result goes, or what else is written of it."""
@@ -91,7 +98,7 @@ class FolderRun:
         images = [(image, partial(self.images.source, image)) for image in pending]
         categories = [self.images.categories[image] for image in pending] if self.images.categories else None
         options: dict[str, Any] = {"categories": categories, "batch_size": batch_size}
-        with closing(stream(images, **options, on_error=self.note_failure)) as results:
+        with contextlib.closing(stream(images, **options, on_error=self.note_failure)) as results:
             for image, result in results:  # closed, so that the progress bar ends before an error is told
                 with atomic_path(self.result_path(image)) as path:
                     save(result, path)
@@ -123,6 +130,14 @@ class FolderRun:
         if self.images.settings:  # a data set, which cannot change
             return True
         return state is not None and self._done.holds(name, image, state, self.images.categories.get(image, ""))
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Removes the temporary files of ``atomic_path`` that are an hour old: others may be writing now."""
+    for path in folder.glob(".*"):
+        with contextlib.suppress(OSError):
+            if _TEMPORARY.fullmatch(path.name) and path.is_file() and path.stat().st_mtime < time.time() - 3600:
+                path.unlink()
 
 
 def keep_settings(output: Path, settings: Mapping[str, Any]) -> None:

@@ -4,9 +4,12 @@ A verb's file says its help and its arguments, and imports what it needs only wh
 """
 
 import argparse
+import contextlib
 import difflib
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from adpretrain_hf import __version__
@@ -20,8 +23,8 @@ VERBS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb and returns its exit code.
 
-    0: done. 1: something the user can mend, said in one line, or with ``--debug`` a traceback. 2: wrong usage. 130:
-    stopped.
+    0: done. 1: something the user can mend, said in one line, or with ``--debug`` a traceback. 2: wrong usage. 130 or
+    143: stopped by Ctrl-C or by SIGTERM.
     """
     args = build_parser().parse_args(argv)
 
@@ -29,7 +32,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_environment()
         return args.run(args)
 
-    return run_program("adpretrain", run, debug=args.debug)
+    with _terminated_like_interrupted() as terminated:
+        code = run_program("adpretrain", run, debug=args.debug)
+        return 128 + signal.SIGTERM if terminated else code
+
+
+@contextlib.contextmanager
+def _terminated_like_interrupted() -> Iterator[list[int]]:
+    """SIGTERM ends what runs inside as Ctrl-C does, without half files; a list has it then."""
+    terminated: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_DFL)  # a second one does not wait
+        terminated.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # which alone hears of signals
+        yield terminated
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield terminated
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -147,6 +147,17 @@ def test_a_half_written_result_does_not_count(image_folder: Path, tmp_path: Path
     assert str(image_folder / "0.png") in one.pending()
 
 
+def test_temporary_files_of_a_killed_run_are_removed_when_they_are_old(image_folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    old = [output / name for name in (".0123abcd.csv", "maps/.89f47e21.npz", "overlays/sub/.89f47e21.png")]
+    kept = [output / name for name in ("maps/.89f47e22.npz", ".gitignore", "maps/.hidden.npz", "sub/.89f47e21.png")]
+    for path in (*old, *kept):
+        write_text(path, "half")
+        os.utime(path, (0, time.time() - (3000 if path == kept[0] else 4000)))
+    start(image_folder, output)
+    assert [path.exists() for path in (*old, *kept)] == [False] * 3 + [True] * 4
+
+
 def test_failures_are_noted_by_name(image_folder: Path, tmp_path: Path) -> None:
     one = start(image_folder, tmp_path / "out")
     error = ImageError("broken")
@@ -593,15 +604,16 @@ def test_killed_run_leaves_whole_files_and_goes_on(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="interrupts are sent otherwise")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_run_shows_progress_and_says_how_to_go_on(
-    bundle: Path, bank: Path, many_images: Path, tmp_path: Path
+    bundle: Path, bank: Path, many_images: Path, tmp_path: Path, number: int
 ) -> None:
     bundle, output = bundle.rename(tmp_path / "mein Bündel"), tmp_path / "Ergebnisse № 1"
     arguments = ("extract", bundle, many_images, "--reference", bank, "--output", output, "--batch-size", 1)
     with started(output, *arguments, results_to_wait_for=3) as process:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (130, "")
+    assert (process.returncode, out) == (128 + number, "")
     *progress, last = err.splitlines()
     assert last == "adpretrain: stopped; the same command goes on from here" and "Traceback" not in err
     assert all(line.startswith("extract: ") for line in progress if line)
