@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adpretrain_hf.cli.arguments import add_preparation, preparation
-from adpretrain_hf.errors import InputError, MissingPathError
+from adpretrain_hf.errors import ImageError, InputError, MissingPathError
 
 if TYPE_CHECKING:
     from adpretrain_hf.extractor import ADPretrainFeatureExtractor
@@ -48,18 +48,23 @@ def run(args: argparse.Namespace) -> int:
     extractor = ADPretrainFeatureExtractor.from_pretrained(args.bundle, **preparation(args))
     table, sheet = args.output / "scores.csv", args.output / "contact_sheet.png"
     entries: dict[Row, SheetEntry] = {}
+    errors = dict[str, ImageError]()
     for category in categories:
-        own = _score_category(extractor, category, args.output)
+        own = _score_category(extractor, category, args.output, errors)
         print(_summary(category.name, own))
         entries |= own
     write_csv(table, ("category", "image", "label", "score"), list(entries))
     with atomic_path(sheet) as temporary:
         contact_sheet(list(entries.values())).save(temporary)
     print(f"{len(entries)} images: see {sheet} and {table}")
-    return 0
+    if errors:
+        print(f"{len(errors)} images could not be used:", *errors.values(), sep="\n  ", file=sys.stderr)
+    return 1 if errors else 0
 
 
-def _score_category(extractor: "ADPretrainFeatureExtractor", category: Path, output: Path) -> "dict[Row, SheetEntry]":
+def _score_category(
+    extractor: "ADPretrainFeatureExtractor", category: Path, output: Path, errors: "dict[str, ImageError]"
+) -> "dict[Row, SheetEntry]":
     from adpretrain_hf.files import atomic_path
     from adpretrain_hf.images import list_images, read_image
     from adpretrain_hf.overlays import SheetEntry, calibrated_colours, colour_range, overlay
@@ -69,12 +74,15 @@ def _score_category(extractor: "ADPretrainFeatureExtractor", category: Path, out
     extractor.set_reference(extractor.calibrate(bank, normal) if bank.leaves_out else bank)
     paths = list_images(category / "test")
     print(f"{category.name}: {len(paths)} images", file=sys.stderr)
-    results = list(extractor.score_stream(paths))
+    results = list(extractor.score_stream(paths, on_error=errors.__setitem__))
+    if not results:
+        return {}
     maps = [result.full_size_map().numpy() for result in results]
     calibration = results[0].judgement.calibration
     colours = calibrated_colours(calibration) if calibration else colour_range(maps)
     entries = {}
-    for path, result, anomaly in zip(paths, results, maps, strict=True):
+    for result, anomaly in zip(results, maps, strict=True):
+        path = Path(result.image.name)
         name = path.relative_to(category / "test")
         image, label = read_image(path, str(path)), name.parts[0]
         with atomic_path(output / "overlays" / category.name / f"{name}.png") as temporary:

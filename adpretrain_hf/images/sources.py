@@ -37,9 +37,17 @@ def list_images(folder: str | Path) -> list[Path]:
         InputError: no image in it, or a folder in it cannot be read.
     """
     paths = find_images(folder)
+    if not paths and _is_dataset(Path(folder)):
+        raise InputError(f"{folder} is a saved data set: expected a folder of images, or image files")
     if not paths:
         raise InputError(f"no images in {folder}: expected files ending in {', '.join(sorted(SUFFIXES))}")
     return paths
+
+
+def _is_dataset(folder: Path) -> bool:
+    """Whether ``Dataset.save_to_disk`` or DatasetDict's wrote it."""
+    saved = [("state.json", "dataset_info.json"), ("dataset_dict.json",)]
+    return any(all((folder / name).is_file() for name in names) for names in saved)
 
 
 def images_outside(folder: Path, output: Path) -> list[Path]:
@@ -211,8 +219,7 @@ def open_images(images: str | Path | Sequence[str | Path], output: Path, column:
         InputError: no images, two of the same name, ``datasets`` is not installed, or the data set is damaged.
     """
     paths = [Path(path) for path in ([images] if isinstance(images, (str, Path)) else images)]
-    saved = [("state.json", "dataset_info.json"), ("dataset_dict.json",)]  # by Dataset.save_to_disk and DatasetDict's
-    if len(paths) == 1 and any(all((paths[0] / name).is_file() for name in names) for names in saved):
+    if len(paths) == 1 and _is_dataset(paths[0]):
         return dataset_images(_load_dataset(paths[0]), column)
     if column is not None:
         raise InputError(f"an image column ({column!r}) was given, but the images are files: expected a data set")
@@ -261,6 +268,8 @@ def _relative_names(images: Sequence[Path], output: Path) -> dict[str, str]:
     for path in images:
         if not path.exists():
             raise MissingPathError(f"no such image or folder: {path}")
+        if len(images) > 1 and path.is_dir():
+            raise InputError(f"{path} is one of several paths, and a folder: give one common folder, or image files")
     if not images:
         raise InputError("no images were given: expected a folder or image files")
     if len(images) == 1 and images[0].is_dir():

@@ -181,10 +181,24 @@ def test_category_without_images_is_named(
     assert str(photos / emptied) in message
 
 
-@pytest.mark.parametrize("name", ["train/good/1.png", "test/bent/0.png"])
-def test_damaged_photograph_is_named(
-    name: str, bundle: Path, photos: Path, output: Path, capsys: pytest.CaptureFixture[str]
+def test_damaged_normal_photograph_is_named(
+    bundle: Path, photos: Path, output: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (photos / "nut" / name).write_bytes(b"")
+    (photos / "nut" / "train" / "good" / "1.png").write_bytes(b"")
     message = refused(capsys, "--bundle", bundle, "--photos", photos, "--output", output)
-    assert str(photos / "nut" / name) in message
+    assert str(photos / "nut" / "train" / "good" / "1.png") in message
+
+
+def test_damaged_test_photographs_cost_no_others(
+    bundle: Path, photos: Path, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--bundle", bundle, "--photos", photos, "--output", output)
+    bent, *rest = sorted((photos / "nut" / "test").rglob("*.png"))
+    bent.write_bytes(b"")
+    assert run_demo(*arguments) == 1
+    assert f"1 images could not be used:\n  {bent} cannot be read" in capsys.readouterr().err
+    assert len(rows_of(output)) == 6
+    for path in rest:
+        path.write_bytes(b"")
+    assert run_demo(*arguments) == 1
+    assert {row["category"] for row in rows_of(output)} == {*TEST_IMAGES} - {"nut"}

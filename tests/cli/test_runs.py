@@ -88,6 +88,11 @@ def test_two_files_of_one_name_are_refused(image_folder: Path, tmp_path: Path) -
     assert names(start(image_folder, tmp_path / "out")).count("sub/0.png") == 1
 
 
+def test_several_folders_are_refused(image_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="sub is one of several paths, and a folder: give one common folder"):
+        start([image_folder / "0.png", image_folder / "sub"], tmp_path / "out")
+
+
 def test_one_file_given_twice_is_one_image(image_folder: Path, tmp_path: Path) -> None:
     one = start([image_folder / "0.png"] * 2, tmp_path / "out")
     assert names(one) == ["0.png"]

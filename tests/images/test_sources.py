@@ -259,6 +259,14 @@ def test_other_data_set_or_column_is_refused(
 # What is refused
 
 
+def test_a_data_set_is_no_folder_of_images(
+    bundle: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    two_columns(images).save_to_disk(tmp_path / "data")
+    assert run("reference", bundle, tmp_path / "data", "--output", tmp_path / "bank.safetensors") == 1
+    assert "data is a saved data set: expected a folder of images, or image files" in capsys.readouterr().err
+
+
 def test_column_has_to_be_named_where_there_are_several(images: Path) -> None:
     rows = two_columns(images)
     with pytest.raises(InputError, match=r"several columns of images, \['photo', 'more'\]: name one"):
