@@ -34,7 +34,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from adpretrain_hf.bundle import BundlePusher, check_rights
-from adpretrain_hf.errors import run_program
+from adpretrain_hf.errors import InputError, run_program
 from adpretrain_hf.extractor import ADPretrainFeatureExtractor
 from adpretrain_hf.images import choose_device, to_device
 from training.data.augment import augment
@@ -49,9 +49,10 @@ from training.run import distributed
 from training.run.distributed import StopRequest
 from training.run.folder import RunFolder
 from training.run.graph import graphed
-from training.run.reporting import Reporter
+from training.run.reporting import Reporter, check_tracker
 from training.run.state import Progress, TrainingState, initialise
 from training.settings import PretrainSettings, parse, settings_of
+from training.synthetic.defects import MIN_SIDE
 
 _LOG = logging.getLogger(__name__)
 
@@ -123,12 +124,12 @@ def train(parts: Parts, state: TrainingState, reporter: Reporter) -> int:
                 unreadable, losses = [], torch.zeros_like(losses)
                 if state.is_done:  # before a stop, which would leave the last step unjudged
                     break
-                if stopping:
+                if stopping or state.checkpoint_is_due():
+                    reporter.end_steps()  # which no loss passes that is not finite: its weights are not kept
                     state.save_checkpoint(reporter.say)
+                if stopping:
                     reporter.say(f"stopped after {state.progress.steps_done} steps: --resume goes on")
                     return stop.signal or SIGTERM
-                if state.checkpoint_is_due():
-                    state.save_checkpoint(reporter.say)
             reporter.end_steps()
             parts.validation.end_epoch(state.progress, reporter, state.progress.unreadable)
             state.end_epoch()
@@ -151,6 +152,7 @@ def pretrain(settings: PretrainSettings, output: str | Path, *, resume: bool = F
     Raises:
         InputError: data, backbone or settings cannot be used; a run is there already, or one with other settings.
     """
+    check_tracker(settings.tracker)
     run = RunFolder(output)
     run.check(settings, resume=resume)
     parts, state = begin(settings, run)
@@ -171,6 +173,9 @@ def begin(settings: PretrainSettings, run: RunFolder) -> tuple[Parts, TrainingSt
         InputError: data, backbone or checkpoint cannot be used.
     """
     extractor = make_extractor(settings)  # before the data, which may take minutes to come
+    if settings.paint_defects and extractor.config.image_size < MIN_SIDE:
+        expected = f"at least {MIN_SIDE} px for --paint-defects"
+        raise InputError(f"--image-size is {extractor.config.image_size}, expected {expected}")
     if distributed.rank() == 0:
         run.lock()
     # What autocast leaves in float32: the similarities of the losses.

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import sys
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 from adpretrain_hf.errors import InputError
 
 Settings = TypeVar("Settings")
+_OF_BUNDLE = ("reference_tokens", "init_scale", "normalize_tokens", "scale_residuals")
 _EMPTY = ("", "null", "~")  # as YAML writes it
 
 
@@ -104,6 +105,8 @@ class PretrainSettings:
             self._require(getattr(self, name) >= 0, name, "a number >= 0")
         for name in ("learning_rate", "temperature", "margin", "checkpoint_minutes"):
             self._require(getattr(self, name) > 0, name, "a number > 0")
+        self._require(self.seed < 2**64, "seed", "a number below 2**64")
+        self._require(self.pool_size != 1, "pool_size", "0 or at least 2: images are compared with others")
         self._require(0 <= self.paint_defects <= 1, "paint_defects", "a share from 0 to 1")
         self._require(0 <= self.ema < 1, "ema", "a number from 0 to below 1")
         self._require(bool(self.data), "data", "at least one source")
@@ -116,8 +119,8 @@ class PretrainSettings:
         self._require(self.tracker in trackers, "tracker", f"one of {', '.join(trackers)}")
         parts = self.accumulate
         self._require(self.batch_size % parts == 0, "batch_size", f"a multiple of accumulate={parts}")
-        fixed = ("backbone", "upstream", "levels")
-        given = [name for name in fixed if self.init_from and getattr(self, name)]
+        fixed = ("backbone", "upstream", "levels", *_OF_BUNDLE)
+        given = [_flag(one) for one in fixed if self.init_from and getattr(self, one) != getattr(PretrainSettings, one)]
         self._require(not given, "init_from", f"no --{' and --'.join(given)} beside it: the bundle has its own")
 
     def _require(self, condition: bool, name: str, expected: str) -> None:
@@ -155,6 +158,7 @@ def parse(kind: type[Settings], parser: ArgumentParser, argv: Sequence[str] | No
         InputError: the file cannot be read as one of settings, or a word is no ``name=value``.
     """
     kinds = typing.get_type_hints(kind)
+    known = {action.dest for action in parser._actions} | kinds.keys()
     parser.add_argument("--config", action="config", help="YAML file of settings, named as the flags; flags win")
     for field in dataclasses.fields(kind):  # type: ignore[arg-type] # which has no name for dataclasses
         default = {} if field.default is dataclasses.MISSING else field.default
@@ -162,7 +166,7 @@ def parse(kind: type[Settings], parser: ArgumentParser, argv: Sequence[str] | No
         if kinds[field.name] is bool:
             own = {"action": ActionYesNo(no_prefix="no-")}
         parser.add_argument(f"--{_flag(field.name)}", default=default, help=field.metadata["help"], **own)
-    return parser.parse_args(_words(sys.argv[1:] if argv is None else argv, kinds))
+    return parser.parse_args(_words(sys.argv[1:] if argv is None else argv, kinds, known))
 
 
 def settings_of(kind: type[Settings], values: Namespace) -> Settings:
@@ -181,7 +185,7 @@ def _flag(name: str) -> str:
     return name.replace("_", "-")
 
 
-def _words(argv: Sequence[str], kinds: Mapping[str, Any]) -> list[str]:
+def _words(argv: Sequence[str], kinds: Mapping[str, Any], known: Collection[str]) -> list[str]:
     """The words as jsonargparse takes them: lists and mappings as JSON, and the file before the flags that win."""
     groups: list[list[str]] = [[]]  # a flag and what follows it
     for word in argv:
@@ -196,7 +200,7 @@ def _words(argv: Sequence[str], kinds: Mapping[str, Any]) -> list[str]:
         kind = typing.get_origin(kinds.get(name))
         if name == "config" and values:
             for value in values:
-                of_file |= _read_config(value, kinds)
+                of_file |= _read_config(value, kinds, known)
         elif kind is Mapping:
             mappings.setdefault(name, []).extend(values)
         elif kind is tuple:
@@ -224,7 +228,7 @@ def _mapping(flag: str, words: Sequence[str], before: Mapping[str, Any]) -> dict
     return mapping
 
 
-def _read_config(file: str, kinds: Mapping[str, Any]) -> dict[str, Any]:
+def _read_config(file: str, kinds: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
     """A YAML file of settings, all values texts as those of flags; one that stands for a list is one."""
     try:
         values = yaml.load(Path(file).read_text(encoding="utf-8"), yaml.BaseLoader)  # noqa: S506 # makes texts alone
@@ -233,9 +237,11 @@ def _read_config(file: str, kinds: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"{file} holds {values!r:.80}, expected settings such as 'batch_size: 32'")
     settings = {str(name).replace("-", "_"): value for name, value in values.items() if value not in _EMPTY}
-    if unknown := sorted(settings.keys() - kinds.keys()):
+    if unknown := sorted(settings.keys() - {*known}):
         raise InputError(f"{file} names {unknown}, which are no settings: expected some of {sorted(kinds)}")
     for name, value in settings.items():
-        if typing.get_origin(kinds[name]) is tuple and isinstance(value, str):
-            settings[name] = [value]
+        if typing.get_origin(kinds.get(name)) is tuple and isinstance(value, str):
+            settings[name] = [value] if name == "data" else value.split(",")
+        elif name not in kinds and value in ("true", "false"):  # of the program: a text, whichever, would be true
+            settings[name] = value == "true"
     return settings

@@ -12,7 +12,8 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-from huggingface_hub.hf_api import ModelInfo, RepoSibling
+from huggingface_hub.hf_api import DatasetInfo, ModelInfo, RepoSibling
+from huggingface_hub.utils import validate_repo_id
 
 from adpretrain_hf.backbones import without_path
 from adpretrain_hf.bundle.layout import LAYOUT, files_in, read_config, variants_among
@@ -217,21 +218,27 @@ class BundlePusher:
         return with_retries(partial(call, self.repo_id, **arguments), f"{what} ({self.repo_id})")
 
 
-def check_rights(repo_id: str, *, private: bool | None = None, token: str | bool | None = None) -> None:
+def check_rights(
+    repo_id: str, *, private: bool | None = None, token: str | bool | None = None, repo_type: str = "model"
+) -> None:
     """Checks that a push will be let in, for work that takes long before it has anything to push; writes nothing.
 
     Args:
         repo_id, private, token: see ``push_to_hub``.
+        repo_type: ``"model"`` or ``"dataset"``.
 
     Raises:
-        BundleError: no access, no connection, no right to write there or to make the repository, or a public repository
-            where a private one was asked for.
+        BundleError: no name of a repository, no access, no connection, no right to write there or to make the
+            repository, or a public one where a private one was asked for.
     """
     api = HfApi(token=token)
     with explained(repo_id, None, doing="pushing to"):
+        validate_repo_id(repo_id)
         try:
-            with_retries(partial(api.auth_check, repo_id, write=True), f"asking for rights ({repo_id})")
-            found: ModelInfo = with_retries(partial(api.model_info, repo_id), f"looking up the repository ({repo_id})")
+            ask = partial(api.auth_check, repo_id, write=True, repo_type=repo_type)
+            with_retries(ask, f"asking for rights ({repo_id})")
+            look_up = partial(api.repo_info, repo_id, repo_type=repo_type)
+            found: Any = with_retries(look_up, f"looking up the repository ({repo_id})")
         except RepositoryNotFoundError:
             me = with_retries(api.whoami, "asking who the token is of")
         else:
@@ -246,7 +253,7 @@ def check_rights(repo_id: str, *, private: bool | None = None, token: str | bool
         )
 
 
-def _check_private(found: ModelInfo, private: bool | None) -> None:
+def _check_private(found: ModelInfo | DatasetInfo, private: bool | None) -> None:
     """Raises BundleError if a repository is public and a private one was asked for."""
     if private and not found.private:
         raise BundleError(

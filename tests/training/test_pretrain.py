@@ -368,6 +368,7 @@ def test_pushes_at_the_end_and_later(flags, tmp_path, hub, capsys, monkeypatch):
         ("hf_other", "acme/there", "there is no repository acme/there, and the token, of mallory, may not make it"),
         ("hf_owner", "acme/public", "acme/public is public, and a private repository was asked for"),
         ("hf_nobody", "acme/there", "no token, or one that the Hub does not accept"),
+        ("hf_owner", "acme/two words", "acme/two words is no id of a repository, expected owner/name"),
     ],
 )
 def test_the_right_to_push_is_asked_for_before_anything_is_trained(
@@ -449,12 +450,50 @@ def test_a_signal_in_the_last_step_leaves_a_bundle(flags, tmp_path, monkeypatch)
 
 def test_training_goes_on_from_a_bundle(whole, flags, tmp_path, capsys):
     backbone = flags.index("--backbone")
-    rest = [*flags[:backbone], "--init-from", str(whole / "bundle"), *flags[backbone + 4 :]]
+    rest = [*flags[:backbone], "--init-from", str(whole / "bundle"), *flags[backbone + 6 :]]
     assert main(["--output", str(tmp_path / "run"), *rest, "--max-steps", "1", "--learning-rate", "1e-9"]) == 0
     before, after = (ADPretrainFeatureExtractor.from_pretrained(run / "bundle") for run in (whole, tmp_path / "run"))
     assert after.config.residual_scale == before.config.residual_scale
     for name, tensor in before.projectors.state_dict().items():
         torch.testing.assert_close(after.projectors.state_dict()[name], tensor, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--image-size", "56", "--paint-defects", "0.5"], "--image-size is 56, expected at least 64 px for --paint"),
+        (["--tracker", "wandb"], "--tracker wandb needs its library: pip install wandb"),
+    ],
+)
+def test_what_cannot_be_run_is_told_before_anything_is_encoded(words, message, flags, tmp_path, capsys):
+    assert main(["--output", str(tmp_path / "run"), *flags, *words]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_diverged_run_ends_and_keeps_its_last_checkpoint(flags, tmp_path, capsys):
+    words = ["--output", str(tmp_path / "run"), *flags, "--learning-rate", "1e30", "--checkpoint-minutes", "1e-9"]
+    assert main(words) == 1
+    assert "the loss is not finite after some" in capsys.readouterr().err
+    kept = load_file(tmp_path / "run" / "checkpoint.safetensors")
+    assert all(tensor.isfinite().all() for tensor in kept.values())
+
+
+def test_printed_settings_are_a_file_of_them(tmp_path, capsys):
+    file = tmp_path / "settings.yaml"
+    with pytest.raises(SystemExit, match="0"):
+        main(["--output", str(tmp_path / "run"), "--data", "a", "--seed", "7", "--print_config"])
+    lists, text = "references:\n- 1\n- 4\n- 8\n", capsys.readouterr().out
+    file.write_text(text.replace(lists, "references: 1,4\n"))
+    assert lists in text
+    parser = ArgumentParser()
+    parser.add_argument("--output")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--push")
+    parser.add_argument("--public", action="store_true")
+    values = parse(PretrainSettings, parser, ["--config", str(file)])
+    assert settings_of(PretrainSettings, values) == PretrainSettings(data=("a",), seed=7, references=(1, 4))
+    assert values.output == str(tmp_path / "run") and (values.resume, values.public) == (False, False)
 
 
 def test_untrained_residuals_stand_beside_every_epoch(whole):
@@ -594,6 +633,9 @@ def test_settings_that_differ_name_their_flags():
         ({"patch_labels": "both"}, "--patch-labels is 'both', expected coverage or published"),
         ({"tracker": "none of these"}, "--tracker is .*, expected one of tensorboard, wandb, mlflow, none"),
         ({"init_from": "org/bundle", "levels": (1,), "image_size": 32}, "expected no --levels beside it"),
+        ({"init_from": "org/bundle", "normalize_tokens": False}, "expected no --normalize-tokens beside it"),
+        ({"seed": 2**64}, r"--seed is \d+, expected a number below 2\*\*64"),
+        ({"pool_size": 1}, "--pool-size is 1, expected 0 or at least 2"),
     ],
 )
 def test_settings_out_of_range_name_their_flag(change, message):

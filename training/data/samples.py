@@ -177,16 +177,9 @@ def epoch_batches(
         anomalous: positions of anomalous images, of which every batch is to hold at least a quarter; where there are
             too few they come more than once an epoch, and some normal images not at all. None leaves it to chance.
 
-    Raises:
-        InputError: a batch that cannot be shared evenly.
     """
-    batch_size, shares = settings.batch_size, settings.accumulate * world_size
-    if batch_size % shares:
-        raise InputError(
-            f"--batch-size {batch_size} cannot be shared by {world_size} processes in {settings.accumulate} parts: "
-            f"expected a multiple of {shares}"
-        )
-    random, steps = generator(settings.seed, "order", epoch), len(positions) // batch_size
+    batch_size, random = settings.batch_size, generator(settings.seed, "order", epoch)
+    steps = len(positions) // batch_size
     order = random.permutation(positions)[: steps * batch_size].reshape(steps, batch_size)
     if anomalous is not None:
         order = _balance(order, np.asarray(anomalous), random)

@@ -20,9 +20,9 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Value, concatenate_datasets
 from datasets.exceptions import DatasetsError
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.errors import EntryNotFoundError
 
+from adpretrain_hf.bundle import check_rights
 from adpretrain_hf.errors import BundleError, InputError
 from adpretrain_hf.images import read_image
 from training import synthetic
@@ -101,10 +101,10 @@ def load_training_data(settings: PretrainSettings, synthetic_folder: Path) -> Tr
     categories, is_anomalous = list(dataset["category"]), list(dataset["is_anomalous"])
     groups = [[number for number, name in enumerate(categories) if name in own] for own in trained]
     anomalous = [position for group in groups for position in group if is_anomalous[position]]
-    if not anomalous and not settings.paint_defects:
+    if not anomalous and (settings.balanced or not settings.paint_defects):
         raise InputError(
             f"none of the {sum(map(len, groups))} training images is anomalous, so that there is nothing to learn: "
-            "give anomalous images with masks, or --paint-defects 0.5"
+            "give anomalous images with masks, or --paint-defects 0.5 without --balanced"
         )
     if settings.weights and not all(groups):
         empty = settings.data[[bool(group) for group in groups].index(False)]
@@ -173,6 +173,8 @@ def _choose(names: Sequence[str], settings: PretrainSettings) -> list[str]:
     _check_known("exclude-categories", settings.exclude_categories, names)
     excluded = set(settings.exclude_categories)
     chosen = [name for name in settings.categories or names if name not in excluded]
+    if not chosen:
+        raise InputError(f"--categories and --exclude-categories leave none of {sorted(names)}")
     _check_known("validation-categories", settings.validation_categories, chosen)
     return chosen
 
@@ -297,12 +299,9 @@ def push_sources(
         public: a new one is private otherwise.
 
     Raises:
-        InputError: see ``open_sources``; an image or a mask cannot be used, or no repository can have that name.
+        InputError: see ``open_sources`` and ``check_rights``; an image or a mask cannot be used.
     """
-    try:
-        validate_repo_id(repository)
-    except HFValidationError as error:
-        raise InputError(f"{repository!r} is no name of a repository: expected owner/name ({error})") from error
+    check_rights(repository, repo_type="dataset")
     with TemporaryDirectory() as folder:
         opened = open_sources(sources, resolution, strict, Path(folder) / "synthetic")
         table = concatenate_datasets([source.load(source.categories) for source in opened])

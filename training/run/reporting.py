@@ -106,6 +106,9 @@ class Reporter:
         if arrived is not None:
             arrived.synchronize()
         self._arriving = None
+        if not losses.isfinite().all():
+            advice = "lower --learning-rate, or give --clip-norm; the last checkpoint is intact"
+            raise InputError(f"the loss is not finite after some {self._bar.n} images: {advice}")
         self._epoch_losses.append(losses)
         means = _means(losses)
         self._bar.set_postfix({name: f"{mean:.3f}" for name, mean in means.items()})
@@ -155,6 +158,12 @@ def _mlflow(folder: Path) -> tuple[Log, Callable[[], None]]:
     begun = mlflow.search_runs(filter_string=f'attributes.run_name = "{name}"', output_format="list", max_results=1)
     mlflow.start_run(begun[0].info.run_id if begun else None, run_name=name)  # one that is resumed goes on
     return lambda values, images: mlflow.log_metrics(dict(values), step=images), mlflow.end_run
+
+
+def check_tracker(name: str) -> None:
+    """Raises InputError if the library of a tracker that was asked for is not installed."""
+    if name in ("wandb", "mlflow"):
+        _library(name)
 
 
 def _library(name: str) -> Any:

@@ -43,7 +43,7 @@ class TrainingState:
         is_new: whether there was no checkpoint.
 
     Raises:
-        InputError: a checkpoint that is damaged, or of other data.
+        InputError: a batch that cannot be shared evenly, a checkpoint that is damaged, or of other data.
     """
 
     def __init__(
@@ -60,6 +60,9 @@ class TrainingState:
         self.steps_per_epoch = images // size
         if not self.steps_per_epoch:
             raise InputError(f"{images} training images do not fill one batch of {size}: lower --batch-size")
+        if size % (shares := settings.accumulate * distributed.world_size()):
+            processes = f"{distributed.world_size()} processes in {settings.accumulate} parts"
+            raise InputError(f"--batch-size {size} cannot be shared by {processes}: expected a multiple of {shares}")
         self.total_steps = settings.epochs * self.steps_per_epoch
         if settings.max_steps:
             self.total_steps = min(self.total_steps, settings.max_steps)

@@ -137,8 +137,7 @@ def scenes(ground: Surface, part: Surface | None, rng: Rng, size: int) -> dict[s
 
 
 def _lit_part(part: Surface, azimuth: float, elevation: float, size: int) -> tuple[Image.Image, ...]:
-    assert part.inside is not None
-    inside, reach = part.inside, size * 0.025
+    inside, reach = np.asarray(part.inside), size * 0.025
     away = (-math.sin(azimuth) * reach, -math.cos(azimuth) * reach)
     shadow = ndimage.gaussian_filter(ndimage.shift(inside, away, order=1), reach * 0.6)
     dark = np.clip(0.55 * shadow + 0.3 * ndimage.gaussian_filter(inside, reach * 0.5), 0, 0.75)

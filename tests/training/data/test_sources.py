@@ -69,6 +69,8 @@ def test_one_category_may_be_the_folder_itself(tmp_path):
 def test_anomalous_images_without_masks_are_left_out_and_told(tmp_path, caplog):
     root = make_mvtecad(tmp_path)
     shutil.rmtree(root / "bottle" / "ground_truth")
+    with pytest.raises(InputError, match="none of the 5 training images .* or --paint-defects 0.5 without --balanced"):
+        load_data(root, paint_defects=0.5, balanced=True)
     with pytest.raises(InputError, match="none of the 5 training images is anomalous, .* nothing to learn"):
         load_data(root)
     data = load_data(root, paint_defects=0.5)
@@ -283,11 +285,17 @@ def test_what_cannot_be_trained_on_is_not_pushed(tmp_path, hub, capsys, monkeypa
     for arguments, message in (
         (["acme/own", "--data", str(root)], f"the mask {mask} has 5 x 5 pixels, its image "),
         (["acme/own", "--data", str(root), str(root)], "are in more than one of --data"),
-        (["acme own", "--data", str(root)], "'acme own' is no name of a repository: expected owner/name"),
+        (["acme own", "--data", str(root)], "acme own is no id of a repository, expected owner/name"),
     ):
         assert push_data(["push", *arguments]) == 1
         assert message in capsys.readouterr().err
     assert not HfApi(token=OWNER).repo_exists("acme/own", repo_type="dataset")
+
+
+def test_the_right_to_push_is_asked_for_before_anything_is_read(tmp_path, hub, capsys, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_nobody")
+    assert push_data(["push", "acme/own", "--data", str(tmp_path / "nowhere")]) == 1
+    assert "no token, or one that the Hub does not accept" in capsys.readouterr().err
 
 
 def test_a_mask_of_several_images_is_refused(tmp_path):

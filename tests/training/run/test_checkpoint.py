@@ -11,6 +11,7 @@ import torch
 from adpretrain_hf import ADPretrainConfig
 from adpretrain_hf.errors import InputError
 from adpretrain_hf.projector import Projectors
+from training.run import distributed
 from training.run.reporting import Reporter
 from training.run.state import Progress, TrainingState
 from training.settings import PretrainSettings
@@ -122,3 +123,9 @@ def test_images_per_second_leave_validation_out(tmp_path, monkeypatch):
         reporter.end_steps()
         now += 100  # validation
         assert reporter.end_epoch(0, {})["images_per_second"] == pytest.approx(8)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    with pytest.raises(InputError, match=r"--batch-size 8 cannot be shared by 3 processes .* multiple of 3"):
+        make(tmp_path / "checkpoint.safetensors", batch_size=8)
