@@ -135,7 +135,7 @@ class StreamsMixin(ReferencesMixin):
         if map_size is not None and not maps:
             raise InputError(f"map_size is {map_size!r}, and maps=False: expected one or the other")
         size = None if map_size is None else check_sides("map_size", map_size)
-        stack = MapStack()
+        found = MapStack()
         scores: list[float] = []
         calibrations: list[Calibration | None] = []
         products: list[str] = []
@@ -145,11 +145,11 @@ class StreamsMixin(ReferencesMixin):
             calibrations.append(scored.judgement.calibration)
             products.append(scored.category)
             if maps:
-                stack.add(scored.map_at(size or scored.image.size))
+                found.add(scored.map_at(size or scored.image.size))
         if not scores:
             raise InputError("no images were given: expected at least one")
         as_tensor = torch.tensor(scores, dtype=torch.float32)  # whatever torch's default is
-        return AnomalyScores(stack.maps() if maps else None, as_tensor, calibrations, products)
+        return AnomalyScores(found.maps() if maps else None, as_tensor, calibrations, products)
 
     def score_stream(
         self,

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import sys
 import typing
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -158,7 +158,7 @@ def parse(kind: type[Settings], parser: ArgumentParser, argv: Sequence[str] | No
         InputError: the file cannot be read as one of settings, or a word is no ``name=value``.
     """
     kinds = typing.get_type_hints(kind)
-    known = {action.dest for action in parser._actions} | kinds.keys()
+    known = {action.dest: action.default for action in parser._actions} | dict.fromkeys(kinds)
     parser.add_argument("--config", action="config", help="YAML file of settings, named as the flags; flags win")
     for field in dataclasses.fields(kind):  # type: ignore[arg-type] # which has no name for dataclasses
         default = {} if field.default is dataclasses.MISSING else field.default
@@ -185,7 +185,7 @@ def _flag(name: str) -> str:
     return name.replace("_", "-")
 
 
-def _words(argv: Sequence[str], kinds: Mapping[str, Any], known: Collection[str]) -> list[str]:
+def _words(argv: Sequence[str], kinds: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
     """The words as jsonargparse takes them: lists and mappings as JSON, and the file before the flags that win."""
     groups: list[list[str]] = [[]]  # a flag and what follows it
     for word in argv:
@@ -228,7 +228,7 @@ def _mapping(flag: str, words: Sequence[str], before: Mapping[str, Any]) -> dict
     return mapping
 
 
-def _read_config(file: str, kinds: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+def _read_config(file: str, kinds: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
     """A YAML file of settings, all values texts as those of flags; one that stands for a list is one."""
     try:
         values = yaml.load(Path(file).read_text(encoding="utf-8"), yaml.BaseLoader)  # noqa: S506 # makes texts alone
@@ -237,11 +237,11 @@ def _read_config(file: str, kinds: Mapping[str, Any], known: Collection[str]) ->
     if not isinstance(values, dict):
         raise InputError(f"{file} holds {values!r:.80}, expected settings such as 'batch_size: 32'")
     settings = {str(name).replace("-", "_"): value for name, value in values.items() if value not in _EMPTY}
-    if unknown := sorted(settings.keys() - {*known}):
+    if unknown := sorted(settings.keys() - known.keys()):
         raise InputError(f"{file} names {unknown}, which are no settings: expected some of {sorted(kinds)}")
     for name, value in settings.items():
         if typing.get_origin(kinds.get(name)) is tuple and isinstance(value, str):
             settings[name] = [value] if name == "data" else value.split(",")
-        elif name not in kinds and value in ("true", "false"):  # of the program: a text, whichever, would be true
-            settings[name] = value == "true"
+        elif known[name] is False:  # a flag of the program, which any text would raise, ``public: no`` as well
+            settings[name] = yaml.safe_load(value) is True
     return settings

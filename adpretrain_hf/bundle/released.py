@@ -14,7 +14,7 @@ from adpretrain_hf.bundle.load import Parts, new, projectors_of
 from adpretrain_hf.bundle.save import check_no_foreign_files, save, write_projectors
 from adpretrain_hf.config import ADPretrainConfig
 from adpretrain_hf.errors import InputError
-from adpretrain_hf.files import check_names
+from adpretrain_hf.files import check_names, remove
 from adpretrain_hf.hub import RepositoryFiles
 
 # The released scores are numpy scalars, pickled under numpy 1; under numpy 2 the function has another home.
@@ -137,6 +137,7 @@ def convert(
     }
     parts = Parts(config, backbone, projectors.pop(default), default)
     check_no_foreign_files(Path(output), config, default)
+    remove(Path(output) / LAYOUT.config)
     for variant, others in projectors.items():
         write_projectors(others, Path(output) / LAYOUT.weights_of(variant, config))
     save(parts, Path(output))  # last, for the configuration that it writes is what makes a bundle of the folder

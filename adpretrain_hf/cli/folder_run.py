@@ -64,8 +64,8 @@ class FolderRun:
         self._done = DoneList(self.output / "done.jsonl")
         for name in self._done.gone(self.images.names.values()):
             self._remove(name)
-        paths = (self._path(name, subfolder) for name in self.images.names.values() for subfolder in self.files)
-        for folder in {self.output, *(path.parent for path in paths)}:
+        below = {os.path.dirname(name) for name in self.images.names.values()}
+        for folder in (self.output, *(self.output / one / part for one in self.files for part in below)):
             _remove_leftovers(folder)
 
     def result_path(self, image: str, subfolder: str | None = None) -> Path:

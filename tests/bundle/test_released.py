@@ -60,6 +60,12 @@ def test_both_variants_in_one_bundle(tmp_path):
     torch.testing.assert_close(difference, torch.ones(2048, 48), atol=0.02, rtol=0)
 
 
+def test_both_variants_take_the_place_of_one_of_another_configuration(tmp_path):
+    convert(BACKBONE, {"angle": RELEASED}, tmp_path)
+    config = convert(BACKBONE, {"angle": RELEASED, "norm": RELEASED}, tmp_path)
+    assert ADPretrainFeatureExtractor.from_pretrained(tmp_path, variant="norm").config == config
+
+
 def test_stopped_between_the_variants_there_is_no_bundle_yet(tmp_path, monkeypatch):
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")

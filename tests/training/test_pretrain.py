@@ -494,6 +494,12 @@ def test_printed_settings_are_a_file_of_them(tmp_path, capsys):
     values = parse(PretrainSettings, parser, ["--config", str(file)])
     assert settings_of(PretrainSettings, values) == PretrainSettings(data=("a",), seed=7, references=(1, 4))
     assert values.output == str(tmp_path / "run") and (values.resume, values.public) == (False, False)
+    file.write_text("data: a\npublic: no\nresume: yes\n")
+    parser = ArgumentParser()
+    for flag in ("--resume", "--public"):
+        parser.add_argument(flag, action="store_true")
+    values = parse(PretrainSettings, parser, ["--config", str(file)])
+    assert (values.resume, values.public) == (True, False)
 
 
 def test_untrained_residuals_stand_beside_every_epoch(whole):
